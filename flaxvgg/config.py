@@ -1,0 +1,203 @@
+"""The architectures as data: every layer of a VGG, in order, by name."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+Kind = Literal[
+    "conv", "batch_norm", "relu", "max_pool", "avg_pool", "flatten", "linear", "dropout", "softmax"
+]
+
+# Convolutions in each of the five blocks (Simonyan & Zisserman 2015, table 1: columns A, B, D, E).
+_BLOCKS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+_WIDTHS = (64, 128, 256, 512, 512)
+
+ARCHITECTURES = tuple(_BLOCKS) + tuple(f"{arch}_bn" for arch in _BLOCKS)
+POOLED_SIZE = 7  # the classifier sees a 7x7 map, whatever the size of the image
+SMALLEST_IMAGE = 32  # five halvings leave one pixel
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One named layer.
+
+    `name` is the paper's name (`conv5_3`), `torch` the name of the same module in torchvision
+    (`features.28`), or "" where torchvision has no module for it. `inputs` and `outputs` count
+    channels. A linear layer with `kernel` 7 reads a flattened 7x7 map of `inputs` channels, so it
+    is the same arithmetic as a 7x7 convolution without padding.
+    """
+
+    name: str
+    kind: Kind
+    torch: str = ""
+    inputs: int = 0
+    outputs: int = 0
+    kernel: int = 1
+    rate: float = 0.0
+
+
+def _conv_layers(arch: str) -> tuple[Layer, ...]:
+    batch_norm = arch.endswith("_bn")
+    layers: list[Layer] = []
+
+    def add(name: str, kind: Kind, **sizes: int) -> None:
+        layers.append(Layer(name, kind, f"features.{len(layers)}", **sizes))
+
+    channels = 3
+    for block, (repeats, width) in enumerate(
+        zip(_BLOCKS[arch.removesuffix("_bn")], _WIDTHS, strict=True), start=1
+    ):
+        for i in range(1, repeats + 1):
+            add(f"conv{block}_{i}", "conv", inputs=channels, outputs=width, kernel=3)
+            if batch_norm:
+                add(f"bn{block}_{i}", "batch_norm", inputs=width, outputs=width)
+            add(f"relu{block}_{i}", "relu")
+            channels = width
+        add(f"pool{block}", "max_pool")
+    return tuple(layers)
+
+
+def classifier_layers(num_classes: int = 1000, dropout: float = 0.5) -> tuple[Layer, ...]:
+    """The layers of torchvision's classifier, from the adaptive pooling to the probabilities."""
+    return (
+        Layer("avgpool", "avg_pool", "avgpool"),
+        Layer("flatten", "flatten"),
+        Layer("fc6", "linear", "classifier.0", inputs=512, outputs=4096, kernel=POOLED_SIZE),
+        Layer("relu6", "relu", "classifier.1"),
+        Layer("drop6", "dropout", "classifier.2", rate=dropout),
+        Layer("fc7", "linear", "classifier.3", inputs=4096, outputs=4096),
+        Layer("relu7", "relu", "classifier.4"),
+        Layer("drop7", "dropout", "classifier.5", rate=dropout),
+        Layer("fc8", "linear", "classifier.6", inputs=4096, outputs=num_classes),
+        Layer("prob", "softmax"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class VGGConfig:
+    """A whole network: one of the eight convolution stacks, and a head.
+
+    `head` is empty for weights that have convolutions only; `no_head_because` then says why, and
+    is what somebody who asks for logits is told.
+    """
+
+    arch: str
+    head: tuple[Layer, ...]
+    no_head_because: str = ""
+
+    def __post_init__(self) -> None:
+        check_arch(self.arch)
+
+    @classmethod
+    def classifier(cls, arch: str, *, num_classes: int = 1000, dropout: float = 0.5) -> "VGGConfig":
+        """torchvision's network of that name, e.g. `vgg16_bn`."""
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {dropout}")
+        return cls(arch, classifier_layers(num_classes, dropout))
+
+    @classmethod
+    def features_only(cls, arch: str, because: str) -> "VGGConfig":
+        """The convolution stack of that architecture, without a head."""
+        return cls(arch, (), because)
+
+    @cached_property
+    def conv_stack(self) -> tuple[Layer, ...]:
+        """The layers from conv1_1 to pool5."""
+        return _conv_layers(self.arch)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every layer, in the order of the forward pass."""
+        return self.conv_stack + self.head
+
+    @cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """The paper's name of every layer, in the order of the forward pass."""
+        return tuple(layer.name for layer in self.layers)
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """PyTorch's and Keras's layer names, each with the name of the layer it stands for.
+
+        A Keras convolution or dense layer includes its ReLU, so `block5_conv3` is `relu5_3`,
+        `fc1` is `relu6`, and `predictions`, which includes the softmax, is `prob`.
+        """
+        found = {layer.torch: layer.name for layer in self.layers if layer.torch}
+        found["features"] = "pool5"
+        for layer in self.layers:
+            if layer.kind == "relu" and "_" in layer.name:
+                block, i = layer.name.removeprefix("relu").split("_")
+                found[f"block{block}_conv{i}"] = layer.name
+            elif layer.kind == "max_pool":
+                found[f"block{layer.name.removeprefix('pool')}_pool"] = layer.name
+        keras_head = {"fc1": "relu6", "fc2": "relu7", "predictions": "prob", "classifier": "fc8"}
+        found |= {alias: name for alias, name in keras_head.items() if name in self.layer_names}
+        return found
+
+    def resolve(self, name: str) -> str:
+        """The paper's name of the layer that `name` (a name or an alias) stands for.
+
+        Raises ValueError for a name that no layer has, with the nearest names.
+        """
+        if name in self.layer_names:
+            return name
+        if name in self.aliases:
+            return self.aliases[name]
+        if not self.head and name in VGGConfig.classifier(self.arch).all_names:
+            raise ValueError(f"this model has no layer {name!r}: {self.no_head_because}")
+        near = difflib.get_close_matches(name, self.all_names, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "see model.config.layer_names"
+        raise ValueError(f"{self.arch} has no layer {name!r}; {hint}")
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """Every name and alias that `resolve` takes."""
+        return self.layer_names + tuple(self.aliases)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits; 0 without a head."""
+        return self.head_output.outputs if self.head else 0
+
+    @property
+    def head_output(self) -> Layer:
+        """The layer whose output is the logits. Raises ValueError where there is no head."""
+        if not self.head:
+            raise ValueError(
+                f"this model has no logits: {self.no_head_because}. "
+                "Use model.features(images) or model.gap(images)."
+            )
+        return [layer for layer in self.head if layer.kind == "linear"][-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value from which `from_json` makes an equal configuration."""
+        head = [
+            {
+                field.name: getattr(layer, field.name)
+                for field in dataclasses.fields(layer)
+                if getattr(layer, field.name) != field.default
+            }
+            for layer in self.head
+        ]
+        return {"arch": self.arch, "head": head, "no_head_because": self.no_head_because}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "VGGConfig":
+        """The configuration that `to_json` wrote."""
+        head = tuple(Layer(**layer) for layer in value["head"])
+        return cls(value["arch"], head, value["no_head_because"])
+
+
+def check_arch(arch: str) -> None:
+    """Raise ValueError unless `arch` names one of the eight architectures."""
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {arch!r}: choose from {', '.join(ARCHITECTURES)}")

@@ -1,0 +1,101 @@
+"""The arithmetic of one layer where Flax has none, or where PyTorch's differs from Flax's."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flaxvgg.config import POOLED_SIZE
+
+
+@jax.custom_jvp
+def _first_maximum(a: Array, b: Array) -> Array:
+    return jnp.maximum(a, b)
+
+
+@_first_maximum.defjvp
+def _first_maximum_jvp(primals, tangents):
+    # Where two values tie, PyTorch sends the whole gradient to the first; JAX would halve it.
+    # After a ReLU ties at zero are the rule, and Grad-CAM++ squares the gradients.
+    (a, b), (da, db) = primals, tangents
+    return jnp.maximum(a, b), jnp.where(a >= b, da, db)
+
+
+def max_pool_2x2(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
+    """Maximum over 2x2 windows with stride 2; an odd last row or column is dropped, as in PyTorch.
+
+    Written with strided slices because on a CPU `lax.reduce_window` costs up to a third of the
+    whole forward pass.
+    """
+    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    top = _first_maximum(x[:, 0:h:2, 0:w:2], x[:, 0:h:2, 1:w:2])
+    bottom = _first_maximum(x[:, 1:h:2, 0:w:2], x[:, 1:h:2, 1:w:2])
+    return _first_maximum(top, bottom)
+
+
+def _windows(size: int, out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Membership (out, size) of each adaptive window, and the number of rows in each (out,)."""
+    start = [math.floor(i * size / out) for i in range(out)]
+    stop = [math.ceil((i + 1) * size / out) for i in range(out)]
+    position = np.arange(size)
+    member = (position >= np.array(start)[:, None]) & (position < np.array(stop)[:, None])
+    return member, member.sum(axis=1)
+
+
+def adaptive_avg_pool(x: Float[Array, "n h w c"], out: int = POOLED_SIZE) -> Float[Array, "n o o c"]:
+    """`torch.nn.AdaptiveAvgPool2d((out, out))`, exact at every size.
+
+    Window i covers rows floor(i*h/out) to ceil((i+1)*h/out): windows overlap where h is no multiple
+    of `out`, and repeat where h is smaller. Sums are at least float32.
+    """
+    h, w = x.shape[1:3]
+    if h == w == out:
+        return x
+    (rows, row_counts), (columns, column_counts) = _windows(h, out), _windows(w, out)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    sums = jnp.einsum(
+        "ih,jw,nhwc->nijc",
+        jnp.asarray(rows, dtype),
+        jnp.asarray(columns, dtype),
+        x.astype(dtype),
+        precision="highest",
+    )
+    counts = (row_counts[:, None] * column_counts[None, :])[None, :, :, None]
+    return (sums / jnp.asarray(counts, dtype)).astype(x.dtype)
+
+
+class BatchNorm(nnx.BatchNorm):
+    """`nnx.BatchNorm` with the running statistics of `torch.nn.BatchNorm2d`.
+
+    Two differences: the running variance is the unbiased one, and the number of batches seen is
+    kept, so that a PyTorch state dict survives the way here and back unchanged.
+    """
+
+    def __init__(self, features: int, *, dtype, param_dtype, rngs: nnx.Rngs):
+        super().__init__(
+            features,
+            use_running_average=True,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            use_fast_variance=False,  # E[x^2] - E[x]^2 cancels
+            rngs=rngs,
+        )
+        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x, use_running_average=None, *, mask=None):
+        training = not (
+            self.use_running_average if use_running_average is None else use_running_average
+        )
+        before = self.var[...]
+        y = super().__call__(x, use_running_average, mask=mask)
+        if training:
+            count = math.prod(x.shape[:-1])
+            kept = self.momentum * before
+            self.var[...] = kept + (self.var[...] - kept) * (count / max(count - 1, 1))
+            self.num_batches_tracked[...] += 1
+        return y

@@ -1,0 +1,201 @@
+"""VGG: a convolution stack, its named layers, and a head."""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from flaxvgg.config import SMALLEST_IMAGE, Layer, VGGConfig
+from flaxvgg.layers import BatchNorm, adaptive_avg_pool, max_pool_2x2
+from flaxvgg.provenance import Preprocessing, Provenance
+
+# torchvision's initialisation: He et al. 2015 with fan_out for convolutions, N(0, 0.01) for linear.
+_CONV_INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+_LINEAR_INIT = nnx.initializers.normal(0.01)
+
+
+class LayerStack(nnx.Module):
+    """A run of named layers; those with parameters are attributes of the same name."""
+
+    def __init__(
+        self,
+        layers: tuple[Layer, ...],
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        precision: jax.lax.PrecisionLike,
+        rngs: nnx.Rngs,
+    ):
+        self.layers = layers
+        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        for layer in layers:
+            match layer.kind:
+                case "conv":
+                    module = nnx.Conv(
+                        layer.inputs,
+                        layer.outputs,
+                        (layer.kernel, layer.kernel),
+                        padding=layer.kernel // 2,
+                        kernel_init=_CONV_INIT,
+                        precision=precision,
+                        **kwargs,
+                    )
+                case "linear":
+                    module = nnx.Linear(
+                        layer.inputs * layer.kernel**2,
+                        layer.outputs,
+                        kernel_init=_LINEAR_INIT,
+                        precision=precision,
+                        **kwargs,
+                    )
+                case "batch_norm":
+                    module = BatchNorm(layer.outputs, **kwargs)
+                case "dropout":
+                    # No rngs of its own: under jax.jit a stored stream would give one mask for ever.
+                    module = nnx.Dropout(layer.rate, deterministic=True)
+                case _:
+                    continue
+            setattr(self, layer.name, module)
+
+    def apply(self, layer: Layer, x: Array, rngs: nnx.Rngs | jax.Array | None) -> Array:
+        """The output of one layer of this stack for the input `x`."""
+        match layer.kind:
+            case "relu":
+                return jax.nn.relu(x)
+            case "max_pool":
+                return max_pool_2x2(x)
+            case "avg_pool":
+                return adaptive_avg_pool(x)
+            case "flatten":
+                return x.reshape(x.shape[0], -1)
+            case "softmax":
+                return jax.nn.softmax(x, axis=-1)
+            case "dropout":
+                dropout = getattr(self, layer.name)
+                if rngs is None and not dropout.deterministic and dropout.rate > 0:
+                    raise ValueError(
+                        "dropout is on (model.train() was called): pass rngs=nnx.Rngs(dropout=seed), "
+                        "or call model.eval()"
+                    )
+                return dropout(x, rngs=rngs)
+            case _:
+                return getattr(self, layer.name)(x)
+
+
+class VGG(nnx.Module):
+    """A VGG network (Simonyan & Zisserman 2015, arXiv:1409.1556) as torchvision defines it.
+
+    A model is a pytree whose leaves are its parameters (and BatchNorm statistics), so it can be
+    handed to `jax.jit`, `jax.grad` and `jax.vmap` as it is. It starts in evaluation mode;
+    `model.train()` switches dropout and batch statistics on, `model.eval()` off again.
+
+    Images are float arrays of shape (N, H, W, 3) with H, W >= 32, normalised by `preprocessing`
+    (see `flaxvgg.load_images`). Any other number of leading axes works alike.
+    """
+
+    def __init__(
+        self,
+        config: VGGConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: jax.lax.PrecisionLike = "highest",
+        provenance: Provenance = Provenance(),
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.provenance = provenance
+        kwargs = {
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "precision": precision,
+            "rngs": rngs,
+        }
+        self.conv_stack = LayerStack(config.conv_stack, **kwargs)
+        self.head = LayerStack(config.head, **kwargs)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The recipe that the weights expect, for `flaxvgg.load_images`."""
+        return self.provenance.preprocessing
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits; empty where they are not known."""
+        return self.provenance.classes
+
+    def __call__(
+        self, images: Float[Array, "*n h w 3"], *, rngs: nnx.Rngs | jax.Array | None = None
+    ) -> Float[Array, "*n classes"]:
+        """Logits (N, classes) of images (N, H, W, 3).
+
+        `rngs` feeds dropout in training mode. Raises ValueError for a model without a classifier.
+        """
+        name = self.config.head_output.name
+        return self.activations(images, [name], rngs=rngs)[name]
+
+    def features(self, images: Float[Array, "*n h w 3"]) -> Float[Array, "*n h//32 w//32 512"]:
+        """The last feature map, pool5: (N, H//32, W//32, 512) of images (N, H, W, 3)."""
+        return self.activations(images, ["pool5"])["pool5"]
+
+    def gap(self, images: Float[Array, "*n h w 3"]) -> Float[Array, "*n 512"]:
+        """Global average pooling: the mean of pool5 over space, (N, 512), summed in float32."""
+        features = self.features(images)
+        dtype = jnp.promote_types(features.dtype, jnp.float32)
+        return features.mean(axis=(-3, -2), dtype=dtype).astype(features.dtype)
+
+    def activations(
+        self,
+        images: Float[Array, "*n h w 3"],
+        layers: Iterable[str],
+        *,
+        rngs: nnx.Rngs | jax.Array | None = None,
+    ) -> dict[str, Float[Array, "..."]]:
+        """The outputs of the named layers, keyed by the names as they were asked for.
+
+        `layers` holds the paper's names (`conv5_3`, `relu5_3`, `pool5`, `fc6`), PyTorch's
+        (`features.29`) or Keras's (`block5_conv3`, which includes its ReLU); see
+        `model.config.all_names`. Maps are (N, h, w, channels), vectors (N, units). Layers after the
+        last one asked for are not computed. Raises ValueError for an unknown name.
+        """
+        if isinstance(layers, str):
+            raise ValueError(f"layers must be a list of names: [{layers!r}]")
+        wanted = {name: self.config.resolve(name) for name in layers}
+        _check_images(images)
+        lead = images.shape[:-3]
+        x = images.reshape(-1, *images.shape[-3:])
+        missing = set(wanted.values())
+        found = {}
+        for stack in (self.conv_stack, self.head):
+            for layer in stack.layers:
+                if not missing:
+                    break
+                x = stack.apply(layer, x, rngs)
+                if layer.name in missing:
+                    found[layer.name] = x.reshape(*lead, *x.shape[1:])
+                    missing.remove(layer.name)
+        return {name: found[layer] for name, layer in wanted.items()}
+
+
+def flatten_chw(features: Float[Array, "*n h w c"]) -> Float[Array, "*n c*h*w"]:
+    """Flatten maps (N, h, w, C) to (N, C*h*w) in the order of `torch.flatten` on NCHW maps."""
+    return jnp.moveaxis(features, -1, -3).reshape(*features.shape[:-3], -1)
+
+
+def _check_images(images: Array) -> None:
+    shape = tuple(images.shape)
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images are {images.dtype}: the network takes normalised floats (flaxvgg.load_images)"
+        )
+    if len(shape) < 3 or shape[-1] != 3:
+        hint = "; channels come last in JAX: transpose (0, 2, 3, 1)" if 3 in shape[-3:-2] else ""
+        raise ValueError(f"images must have shape (N, H, W, 3), not {shape}{hint}")
+    if min(shape[-3:-1]) < SMALLEST_IMAGE:
+        raise ValueError(
+            f"images of {shape[-3]}x{shape[-2]} are too small: at least "
+            f"{SMALLEST_IMAGE}x{SMALLEST_IMAGE} survive five poolings"
+        )
