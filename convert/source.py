@@ -1,14 +1,13 @@
 """What every reader gives: weights under torchvision's names, and where they come from."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flaxvgg.provenance import Provenance
+from flaxvgg.weights import sha256 as sha256
 
 
 class SourceError(ValueError):
@@ -23,7 +22,8 @@ class Source:
     with fc7 and fc8 alike); values are tensors or arrays, views where a view will do. `notes` says
     what was left out and why, a line each. `layer_outputs`, where the source can be run as it is,
     computes the float32 outputs (N, h, w, c) of its layers, by the paper's names, from images
-    (N, H, W, 3) that were preprocessed already; `runs_with` names what it runs with.
+    (N, H, W, 3) that were preprocessed already; `runs_with` names what it runs with. `release`
+    gives the memory of an array back that was mapped from the file.
     """
 
     arch: str
@@ -32,9 +32,4 @@ class Source:
     notes: tuple[str, ...] = ()
     layer_outputs: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
     runs_with: str = ""
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    release: Callable[[np.ndarray], None] = lambda array: None

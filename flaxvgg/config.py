@@ -94,20 +94,29 @@ class VGGConfig:
 
     def __post_init__(self) -> None:
         check_arch(self.arch)
+        for layer in self.head:
+            if not 0 <= layer.rate < 1:
+                raise ValueError(f"dropout must be in [0, 1), not {layer.rate}")
 
     @classmethod
     def classifier(cls, arch: str, *, num_classes: int = 1000, dropout: float = 0.5) -> "VGGConfig":
         """torchvision's network of that name, e.g. `vgg16_bn`."""
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {dropout}")
         return cls(arch, classifier_layers(num_classes, dropout))
 
     @classmethod
     def features_only(cls, arch: str, because: str) -> "VGGConfig":
         """The convolution stack of that architecture, without a head."""
         return cls(arch, (), because)
+
+    def with_dropout(self, rate: float) -> "VGGConfig":
+        """The same network with another dropout rate."""
+        head = tuple(
+            dataclasses.replace(layer, rate=rate) if layer.kind == "dropout" else layer
+            for layer in self.head
+        )
+        return dataclasses.replace(self, head=head)
 
     @cached_property
     def conv_stack(self) -> tuple[Layer, ...]:

@@ -1,0 +1,120 @@
+"""python -m convert SOURCE --out PATH: weights from elsewhere to a checkpoint, and back."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+console = Console()
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@contextlib.contextmanager
+def _step(what: str) -> Iterator[list[str]]:
+    """Show a spinner while a step runs, and one line with its time and what it found after it."""
+    found: list[str] = []
+    start = time.perf_counter()
+    with console.status(f"{what} ..."):
+        yield found
+    seconds = time.perf_counter() - start
+    console.print(f"[green]done[/] {what:<11} {seconds:5.1f} s  {', '.join(found)}", highlight=False)
+
+
+@app.command()
+def main(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A .pth, .safetensors, .onnx, .h5, .weights.h5 or .keras file, a checkpoint of "
+            "flaxvgg, a torchvision name (VGG16_Weights.IMAGENET1K_V1), or DISTRIBUTION:FILE for a "
+            "file in an installed Python package."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="An Orbax directory; a .safetensors file (read by flaxvgg and by PyTorch); or a "
+            ".pth file for torchvision's load_state_dict."
+        ),
+    ],
+    arch: Annotated[
+        str | None, typer.Option(help="vgg11 ... vgg19_bn; told from the weights unless given.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Round the weights to float32, bfloat16 or float16.")
+    ] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option(help="torchvision, features or keras; told from the source.")
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Run every layer beside PyTorch or ONNX Runtime, and write only if all agree.",
+        ),
+    ] = False,
+) -> None:
+    """Convert VGG weights to a checkpoint of flaxvgg, or a checkpoint back to PyTorch.
+
+    Exit code 0: written, and verified where that was asked for. 1: the verification failed, and
+    nothing was written. 2: bad input, and nothing was written.
+    """
+    try:
+        agreed = _convert(source, out, arch, dtype, preprocessing, verify)
+    except (ValueError, OSError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print(f"interrupted: {out} is as it was")
+        raise typer.Exit(130) from None
+    raise typer.Exit(0 if agreed else 1)
+
+
+def _convert(
+    name: str,
+    out: Path,
+    arch: str | None,
+    dtype: str | None,
+    preprocessing: str | None,
+    verify: bool,
+) -> bool:
+    from convert.report import print_summary, print_verification
+    from convert.sources import read_source
+    from convert.target import check_out, convert, write
+    from flaxvgg.config import check_arch
+
+    if arch is not None:
+        check_arch(arch)
+    check_out(out)
+    with _step("reading") as found:
+        source = read_source(name, arch, preprocessing)
+        found += [source.arch, source.provenance.source]
+    with _step("converting") as found:
+        model = convert(source, dtype)
+        found.append(f"{len(model.config.layers)} layers")
+    if verify:
+        from convert.verify import verification_images
+        from convert.verify import verify as run
+
+        with _step("verifying") as found:
+            images, what = verification_images(model.preprocessing)
+            checks = run(model, read_source(name, arch, preprocessing), images)
+            found += [*checks, f"on {what}"]
+        print_verification(console, checks)
+        if not all(check.holds for peer in checks.values() for check in peer):
+            Console(stderr=True).print(f"not verified: {out} was not written", style="red")
+            return False
+    with _step("writing") as found:
+        write(model, out)
+        found.append(str(out))
+    print_summary(console, model, source.notes, out)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(app())

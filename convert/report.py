@@ -1,0 +1,95 @@
+"""What the conversion says at its end: two tables."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from convert.verify import MAX_RATIO, LayerCheck
+from flaxvgg.mapping import model_arrays
+from flaxvgg.model import VGG
+
+
+def print_verification(console: Console, checks: Mapping[str, Sequence[LayerCheck]]) -> None:
+    """One row a layer: our error beside each framework's, and the zeros."""
+    table = Table(
+        title="float32 error against float64, relative to the size of the layer's output",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("layer", "output", "zeros", "ours"):
+        table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
+    for peer in checks:
+        table.add_column(peer.replace("Runtime", "RT"), justify="right", no_wrap=True)
+        table.add_column("ratio", justify="right", no_wrap=True)
+    table.add_column("flips", justify="right", no_wrap=True)
+    for row in _by_layer(checks):
+        first = next(check for check in row if check is not None)
+        shape = "x".join(map(str, first.shape[1:]))
+        cells = [first.layer, shape, f"{first.zeros:.1%}", f"{first.error:.1e}"]
+        for check in row:
+            cells += ["", ""] if check is None else [f"{check.peer_error:.1e}", f"{check.ratio:.2f}"]
+        holds = all(check is None or check.holds for check in row)
+        table.add_row(*cells, _flips(first), style=None if holds else "bold red")
+    console.print(table)
+    for peer, layers in checks.items():
+        failed = [check.layer for check in layers if not check.holds]
+        worst = max(layers, key=lambda check: check.ratio)
+        verdict = f"FAILED at {', '.join(failed)}" if failed else "holds"
+        console.print(
+            f"against {peer}: {verdict}; the largest ratio is {worst.ratio:.2f} at {worst.layer} "
+            f"(at most {MAX_RATIO[peer]} allowed); zeros flipped: "
+            f"{sum(check.flips for check in layers)}, beyond rounding: "
+            f"{sum(check.unexplained for check in layers)}",
+            style="bold red" if failed else "green",
+            highlight=False,
+        )
+
+
+def _by_layer(checks: Mapping[str, Sequence[LayerCheck]]) -> list[list[LayerCheck | None]]:
+    rows: dict[str, list[LayerCheck | None]] = {}
+    for i, peer in enumerate(checks.values()):
+        for check in peer:
+            rows.setdefault(check.layer, [None] * len(checks))[i] = check
+    return list(rows.values())
+
+
+def _flips(check: LayerCheck) -> str:
+    if check.unexplained:
+        return f"{check.flips} ({check.unexplained} beyond rounding)"
+    return str(check.flips) if check.layer.startswith("relu") else ""
+
+
+def print_summary(console: Console, model: VGG, notes: Sequence[str], out: Path) -> None:
+    """What was written, and what the checkpoint records."""
+    provenance, config = model.provenance, model.config
+    arrays = model_arrays(model).values()
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = {
+        "architecture": f"{config.arch}, {sum(a.size for a in arrays):,} parameters, "
+        f"{sum(a.nbytes for a in arrays) / 2**20:.0f} MiB",
+        "source": provenance.source,
+        "sha256": provenance.sha256 or "none: not read from a file",
+        "preprocessing": provenance.preprocessing.name,
+        "classes": _classes(model),
+        "dtype": str(model.conv_stack.conv1_1.param_dtype),
+        "versions": ", ".join(f"{name} {version}" for name, version in provenance.versions),
+        "note": "\n".join(notes),
+        "written": str(out),
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    console.print(table, highlight=False)
+
+
+def _classes(model: VGG) -> str:
+    if not model.config.head:
+        return f"no logits: {model.config.no_head_because}"
+    if model.classes:
+        return f"{len(model.classes)}: {', '.join(model.classes[:3])} ..."
+    return f"{model.config.num_classes}, without names"

@@ -1,0 +1,299 @@
+"""Layer by layer: our float32 outputs and zeros beside another framework's, against float64.
+
+The rule: at every layer our error against the float64 truth is at most 1.5 times PyTorch's own
+float32 error (4 times ONNX Runtime's, whose error is about a third of PyTorch's); every output of a
+ReLU is >= 0; and where the truth and we disagree about which activations are zero, the true
+pre-activation is within rounding of zero.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from convert.source import Source, SourceError
+from flaxvgg.config import Layer, VGGConfig
+from flaxvgg.images import load_images, normalise
+from flaxvgg.mapping import as_numpy, build, model_arrays
+from flaxvgg.model import VGG
+from flaxvgg.provenance import Preprocessing
+from flaxvgg.samples import sample_photos
+
+MAX_RATIO = {"PyTorch": 1.5, "ONNX Runtime": 4.0}
+ROUNDING = 16  # a flip is explained where |z| <= 16 eps (sum |w||x| + |b|)
+
+
+class Reference(NamedTuple):
+    """One layer as others compute it, in our layout: the float64 truth and a peer's float32."""
+
+    layer: str
+    truth: np.ndarray
+    output: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCheck:
+    """One layer's verdict. Errors are root mean squares relative to that of the truth."""
+
+    layer: str
+    peer: str
+    shape: tuple[int, ...]
+    error: float
+    peer_error: float
+    negatives: int
+    zeros: float
+    flips: int
+    unexplained: int
+    flipped: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """Our error in units of the peer's; 0 where both are exact."""
+        if self.error == 0:
+            return 0.0
+        return self.error / self.peer_error if self.peer_error else float("inf")
+
+    @property
+    def holds(self) -> bool:
+        """Whether the layer keeps the rule."""
+        return self.ratio <= MAX_RATIO[self.peer] and not self.negatives and not self.unexplained
+
+
+def compare(
+    config: VGGConfig,
+    parameters: Mapping[tuple[str, ...], np.ndarray],
+    images: np.ndarray,
+    ours: dict[str, Any],
+    peer: str,
+    references: Iterable[Reference],
+) -> Iterator[LayerCheck]:
+    """Check every layer of `references`, in the order of the forward pass.
+
+    `parameters` are the model's (Flax path -> array), `images` (N, H, W, 3) what all were fed,
+    `ours` our float32 outputs by layer (emptied on the way); `peer` is a key of MAX_RATIO. Raises KeyError where we miss a layer.
+    """
+    layers = {layer.name: layer for layer in config.layers}
+    rooms = {layer.name: "conv_stack" for layer in config.conv_stack}
+    inputs = np.asarray(images, np.float64)  # of the last convolution or linear layer
+    before = inputs  # the truth of the layer before this one
+    weighted: Layer | None = None
+    norm: Layer | None = None
+    for name, truth, other in references:
+        layer, output = layers[name], np.asarray(ours.pop(name))
+        if layer.kind in ("conv", "linear"):
+            inputs, weighted, norm = before, layer, None
+        elif layer.kind == "batch_norm":
+            norm = layer
+        flipped: list[tuple[int, ...]] = []
+        unexplained = negatives = 0
+        if layer.kind == "relu":
+            assert weighted is not None
+            negatives = int((output < 0).sum())
+            places = np.argwhere((output == 0) != (truth == 0))
+            flipped = [tuple(int(i) for i in place) for place in places]
+            scale = _Rounding(parameters, rooms.get(weighted.name, "head"), weighted, norm)
+            for place in flipped:
+                bound = ROUNDING * np.finfo(output.dtype).eps * scale(inputs, place)
+                unexplained += not abs(before[place]) <= bound
+        yield LayerCheck(
+            layer=name,
+            peer=peer,
+            shape=output.shape,
+            error=relative_error(output, truth),
+            peer_error=relative_error(other, truth),
+            negatives=negatives,
+            zeros=float((output == 0).mean()),
+            flips=len(flipped),
+            unexplained=unexplained,
+            flipped=tuple(flipped),
+        )
+        before = truth
+
+
+def relative_error(output: np.ndarray, truth: np.ndarray) -> float:
+    """Root mean square of output - truth, relative to that of truth; infinite for another shape."""
+    if output.shape != truth.shape:
+        return float("inf")
+    size = float(np.linalg.norm(truth.ravel())) or 1.0
+    difference = np.subtract(output, truth, dtype=np.float64)
+    return float(np.linalg.norm(difference.ravel())) / size
+
+
+class _Rounding:
+    """The magnitude that rounding errors of one pre-activation are relative to.
+
+    That is sum |w||x| + |b| over its window, carried through the BatchNorm where one follows.
+    """
+
+    def __init__(self, parameters, room: str, layer: Layer, norm: Layer | None):
+        self.layer = layer
+        kernel = np.asarray(parameters[room, layer.name, "kernel"])
+        self.kernel = kernel.reshape(layer.kernel, layer.kernel, layer.inputs, layer.outputs)
+        self.bias = np.asarray(parameters[room, layer.name, "bias"], np.float64)
+        self.norm = None
+        if norm is not None:
+            self.norm = {
+                name: np.asarray(parameters[room, norm.name, name], np.float64)
+                for name in ("scale", "bias", "mean", "var")
+            }
+
+    def __call__(self, inputs: np.ndarray, place: tuple[int, ...]) -> float:
+        channel = place[-1]
+        weights = np.abs(self.kernel[..., channel].astype(np.float64))
+        if self.layer.kind == "conv":
+            n, row, column, _ = place
+            pad, (h, w) = self.layer.kernel // 2, inputs.shape[1:3]
+            top, left = max(row - pad, 0), max(column - pad, 0)
+            window = np.abs(inputs[n, top : row + pad + 1, left : column + pad + 1])
+            k = weights[top - row + pad :, left - column + pad :]
+            weights = k[: window.shape[0], : window.shape[1]]
+        else:
+            window = np.abs(inputs[place[0]]).reshape(weights.shape)
+        size = float((weights * window).sum() + abs(self.bias[channel]))
+        if self.norm is not None:
+            scale, bias, mean, var = (
+                self.norm[name][channel] for name in ("scale", "bias", "mean", "var")
+            )
+            size = abs(scale) / np.sqrt(var + 1e-5) * (size + abs(mean)) + abs(bias)
+        return size
+
+
+def torch_references(
+    arch: str, state_dict: Mapping[str, Any], images: np.ndarray
+) -> Iterator[Reference]:
+    """Every layer of torchvision's own network, in float64 and in float32, one at a time.
+
+    `images` is (N, H, W, 3). Without a classifier in `state_dict` it stops at pool5.
+    """
+    import torch
+    import torchvision
+
+    layers = VGGConfig.classifier(arch).layers
+    if "classifier.6.weight" not in state_dict:
+        layers = VGGConfig.features_only(arch, "").layers
+    networks = [_torch_network(arch, state_dict, dtype) for dtype in (np.float64, np.float32)]
+    with torch.inference_mode():
+        outputs = [torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)] * 2
+        outputs = [x.to(next(n.parameters()).dtype) for x, n in zip(outputs, networks, strict=True)]
+        for layer in layers:
+            if layer.torch:
+                modules = [network.get_submodule(layer.torch) for network in networks]
+            else:
+                kinds = {"flatten": torch.nn.Flatten(), "softmax": torch.nn.Softmax(dim=1)}
+                modules = [kinds[layer.kind]] * 2
+            # Our flattening is channels-last: the same numbers in another order.
+            views = [_channels_last(x) for x in outputs] if layer.kind == "flatten" else []
+            outputs = [module(x) for module, x in zip(modules, outputs, strict=True)]
+            arrays = [x.flatten(1) for x in views] or [_channels_last(x) for x in outputs]
+            yield Reference(layer.name, *(x.numpy() for x in arrays))
+
+
+def _channels_last(x):
+    return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+def _torch_network(arch: str, state_dict: Mapping[str, Any], dtype: type[np.floating]):
+    import torch
+    import torchvision
+
+    head = state_dict.get("classifier.6.weight")
+    with torch.device("meta"):
+        network = getattr(torchvision.models, arch)(num_classes=1 if head is None else head.shape[0])
+    if head is None:
+        network.classifier = torch.nn.Sequential()
+    tensors = {
+        name: torch.from_numpy(
+            as_numpy(state_dict[name])
+            .reshape(tensor.shape)
+            .astype(np.int64 if tensor.dtype == torch.int64 else dtype)
+        )
+        for name, tensor in network.state_dict().items()
+    }
+    network.load_state_dict(tensors, strict=True, assign=True)
+    for module in network.modules():
+        if isinstance(module, torch.nn.ReLU):
+            module.inplace = False  # or it would overwrite the pre-activations already given away
+    return network.eval()
+
+
+def jax_truth(model: VGG, images: np.ndarray, layers: list[str]) -> dict[str, np.ndarray]:
+    """The model's own layers computed in float64, the truth where PyTorch is not installed."""
+    with jax.enable_x64(True):
+        arrays = {
+            path: np.asarray(value, np.int32 if value.ndim == 0 else np.float64)
+            for path, value in model_arrays(model).items()
+        }
+        double = build(model.config, arrays, dtype=jnp.float64, param_dtype=jnp.float64)
+        activations = jax.jit(lambda model, x: model.activations(x, layers))
+        outputs = activations(double, jnp.asarray(images, jnp.float64))
+        return {name: np.asarray(value) for name, value in outputs.items()}
+
+
+def verification_images(preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
+    """Two images to verify on, (2, 224, 224, 3), and what they are.
+
+    Real photos where scikit-image is installed, else noise with a photo's spectrum.
+    """
+    photos = sample_photos(2)
+    if photos:
+        images = np.asarray(load_images(photos, preprocessing=preprocessing))
+        return images, " and ".join(photo.stem for photo in photos)
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(224), np.fft.fftfreq(224)))
+    spectrum = np.fft.fft2(rng.standard_normal((2, 3, 224, 224))) / np.maximum(frequency, 1 / 224)
+    noise = np.moveaxis(np.fft.ifft2(spectrum).real, 1, -1)
+    noise = (noise - noise.min()) / np.ptp(noise) * 255
+    return np.asarray(normalise(noise.astype(np.uint8), preprocessing)), "noise of 1/f spectrum"
+
+
+def verify(model: VGG, source: Source, images: np.ndarray) -> dict[str, list[LayerCheck]]:
+    """Check the model against every framework at hand that can run its source.
+
+    `source` is read anew: what is compared is what the file says, not what became of it. Returns
+    the checks by the name of the framework; PyTorch takes part where torch and torchvision are
+    installed, ONNX Runtime where the source is an ONNX file. Raises SourceError where none can.
+    """
+    config = model.config
+    parameters = {path: np.asarray(value) for path, value in model_arrays(model).items()}
+    names = list(config.layer_names)
+    ours = jax.jit(lambda model, x: model.activations(x, names))(model, jnp.asarray(images))
+    checks: dict[str, list[LayerCheck]] = {}
+
+    def check(peer: str, references: Iterable[Reference]) -> None:
+        checks[peer] = list(compare(config, parameters, images, dict(ours), peer, references))
+
+    truth: dict[str, np.ndarray] = {}
+    if _has_torch():
+        rounded = _rounded(source.state_dict, parameters["conv_stack", "conv1_1", "kernel"].dtype)
+        if not config.head:
+            rounded = {k: v for k, v in rounded.items() if not k.startswith("classifier.")}
+        references = list(torch_references(config.arch, rounded, images))
+        truth = {reference.layer: reference.truth for reference in references}
+        check("PyTorch", references)
+    if source.layer_outputs is not None:
+        outputs = source.layer_outputs(images)
+        layers = [name for name in names if name in outputs]
+        truth = truth or jax_truth(model, images, layers)
+        check("ONNX Runtime", [Reference(name, truth[name], outputs[name]) for name in layers])
+    if not checks:
+        raise SourceError(
+            "nothing to verify against: install torch and torchvision, or onnxruntime for ONNX files"
+        )
+    return checks
+
+
+def _has_torch() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
+
+
+def _rounded(state_dict: Mapping[str, Any], dtype: np.dtype) -> dict[str, np.ndarray]:
+    """The state dict as `--dtype` stores it: both sides then run the same weights."""
+    arrays = {name: as_numpy(value) for name, value in state_dict.items()}
+    return {
+        name: array if "running_" in name or array.ndim == 0 else array.astype(dtype)
+        for name, array in arrays.items()
+    }

