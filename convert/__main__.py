@@ -1,28 +1,14 @@
 """python -m convert SOURCE --out PATH: weights from elsewhere to a checkpoint, and back."""
 
-import contextlib
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console()
+from flaxvgg.console import clear_errors, console, errors, step
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-
-@contextlib.contextmanager
-def _step(what: str) -> Iterator[list[str]]:
-    """Show a spinner while a step runs, and one line with its time and what it found after it."""
-    found: list[str] = []
-    start = time.perf_counter()
-    with console.status(f"{what} ..."):
-        yield found
-    seconds = time.perf_counter() - start
-    console.print(f"[green]done[/] {what:<11} {seconds:5.1f} s  {', '.join(found)}", highlight=False)
 
 
 @app.command()
@@ -64,14 +50,8 @@ def main(
     Exit code 0: written, and verified where that was asked for. 1: the verification failed, and
     nothing was written. 2: bad input, and nothing was written.
     """
-    try:
+    with clear_errors(f"{out} is as it was"):
         agreed = _convert(source, out, arch, dtype, preprocessing, verify)
-    except (ValueError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        Console(stderr=True).print(f"interrupted: {out} is as it was")
-        raise typer.Exit(130) from None
     raise typer.Exit(0 if agreed else 1)
 
 
@@ -91,25 +71,25 @@ def _convert(
     if arch is not None:
         check_arch(arch)
     check_out(out)
-    with _step("reading") as found:
+    with step("reading") as found:
         source = read_source(name, arch, preprocessing)
         found += [source.arch, source.provenance.source]
-    with _step("converting") as found:
+    with step("converting") as found:
         model = convert(source, dtype)
         found.append(f"{len(model.config.layers)} layers")
     if verify:
         from convert.verify import verification_images
         from convert.verify import verify as run
 
-        with _step("verifying") as found:
+        with step("verifying") as found:
             images, what = verification_images(model.preprocessing)
             checks = run(model, read_source(name, arch, preprocessing), images)
             found += [*checks, f"on {what}"]
         print_verification(console, checks)
         if not all(check.holds for peer in checks.values() for check in peer):
-            Console(stderr=True).print(f"not verified: {out} was not written", style="red")
+            errors.print(f"not verified: {out} was not written", style="red")
             return False
-    with _step("writing") as found:
+    with step("writing") as found:
         write(model, out)
         found.append(str(out))
     print_summary(console, model, source.notes, out)

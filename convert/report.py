@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from convert.verify import MAX_RATIO, LayerCheck
-from flaxvgg.mapping import model_arrays
 from flaxvgg.model import VGG
+from flaxvgg.tables import facts, model_facts
 
 
 def print_verification(console: Console, checks: Mapping[str, Sequence[LayerCheck]]) -> None:
@@ -64,32 +64,5 @@ def _flips(check: LayerCheck) -> str:
 
 def print_summary(console: Console, model: VGG, notes: Sequence[str], out: Path) -> None:
     """What was written, and what the checkpoint records."""
-    provenance, config = model.provenance, model.config
-    arrays = model_arrays(model).values()
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    rows = {
-        "architecture": f"{config.arch}, {sum(a.size for a in arrays):,} parameters, "
-        f"{sum(a.nbytes for a in arrays) / 2**20:.0f} MiB",
-        "source": provenance.source,
-        "sha256": provenance.sha256 or "none: not read from a file",
-        "preprocessing": provenance.preprocessing.name,
-        "classes": _classes(model),
-        "dtype": str(model.conv_stack.conv1_1.param_dtype),
-        "versions": ", ".join(f"{name} {version}" for name, version in provenance.versions),
-        "note": "\n".join(notes),
-        "written": str(out),
-    }
-    for name, value in rows.items():
-        if value:
-            table.add_row(name, value)
-    console.print(table, highlight=False)
-
-
-def _classes(model: VGG) -> str:
-    if not model.config.head:
-        return f"no logits: {model.config.no_head_because}"
-    if model.classes:
-        return f"{len(model.classes)}: {', '.join(model.classes[:3])} ..."
-    return f"{model.config.num_classes}, without names"
+    rows = model_facts(model) | {"note": "\n".join(notes), "written": str(out)}
+    console.print(facts(rows), highlight=False)

@@ -74,7 +74,8 @@ def compare(
     """Check every layer of `references`, in the order of the forward pass.
 
     `parameters` are the model's (Flax path -> array), `images` (N, H, W, 3) what all were fed,
-    `ours` our float32 outputs by layer (emptied on the way); `peer` is a key of MAX_RATIO. Raises KeyError where we miss a layer.
+    `ours` our float32 outputs by layer (emptied on the way); `peer` is a key of MAX_RATIO. Raises
+    KeyError where we miss a layer.
     """
     layers = {layer.name: layer for layer in config.layers}
     rooms = {layer.name: "conv_stack" for layer in config.conv_stack}
@@ -93,8 +94,9 @@ def compare(
         if layer.kind == "relu":
             assert weighted is not None
             negatives = int((output < 0).sum())
-            places = np.argwhere((output == 0) != (truth == 0))
-            flipped = [tuple(int(i) for i in place) for place in places]
+            if output.shape == truth.shape:  # else the error says so already
+                places = np.argwhere((output == 0) != (truth == 0))
+                flipped = [tuple(int(i) for i in place) for place in places]
             scale = _Rounding(parameters, rooms.get(weighted.name, "head"), weighted, norm)
             for place in flipped:
                 bound = ROUNDING * np.finfo(output.dtype).eps * scale(inputs, place)
@@ -119,8 +121,11 @@ def relative_error(output: np.ndarray, truth: np.ndarray) -> float:
     if output.shape != truth.shape:
         return float("inf")
     size = float(np.linalg.norm(truth.ravel())) or 1.0
-    difference = np.subtract(output, truth, dtype=np.float64)
-    return float(np.linalg.norm(difference.ravel())) / size
+    differences = [  # of one image after the other, to need less memory
+        np.linalg.norm(np.subtract(a, b, dtype=np.float64).ravel())
+        for a, b in zip(output, truth, strict=True)
+    ]
+    return float(np.linalg.norm(differences)) / size
 
 
 class _Rounding:
@@ -146,7 +151,7 @@ class _Rounding:
         weights = np.abs(self.kernel[..., channel].astype(np.float64))
         if self.layer.kind == "conv":
             n, row, column, _ = place
-            pad, (h, w) = self.layer.kernel // 2, inputs.shape[1:3]
+            pad = self.layer.kernel // 2
             top, left = max(row - pad, 0), max(column - pad, 0)
             window = np.abs(inputs[n, top : row + pad + 1, left : column + pad + 1])
             k = weights[top - row + pad :, left - column + pad :]
@@ -162,62 +167,64 @@ class _Rounding:
         return size
 
 
-def torch_references(
-    arch: str, state_dict: Mapping[str, Any], images: np.ndarray
-) -> Iterator[Reference]:
-    """Every layer of torchvision's own network, in float64 and in float32, one at a time.
+def torch_networks(config: VGGConfig, state_dict: Mapping[str, Any]) -> tuple[Any, Any]:
+    """torchvision's own network with these weights, in float64 and in float32.
 
-    `images` is (N, H, W, 3). Without a classifier in `state_dict` it stops at pool5.
+    The float32 one shares its memory with `state_dict` where that is float32. What `config` has no
+    head for stops at pool5.
     """
     import torch
     import torchvision
 
-    layers = VGGConfig.classifier(arch).layers
-    if "classifier.6.weight" not in state_dict:
-        layers = VGGConfig.features_only(arch, "").layers
-    networks = [_torch_network(arch, state_dict, dtype) for dtype in (np.float64, np.float32)]
-    with torch.inference_mode():
-        outputs = [torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)] * 2
-        outputs = [x.to(next(n.parameters()).dtype) for x, n in zip(outputs, networks, strict=True)]
-        for layer in layers:
-            if layer.torch:
-                modules = [network.get_submodule(layer.torch) for network in networks]
-            else:
-                kinds = {"flatten": torch.nn.Flatten(), "softmax": torch.nn.Softmax(dim=1)}
-                modules = [kinds[layer.kind]] * 2
-            # Our flattening is channels-last: the same numbers in another order.
-            views = [_channels_last(x) for x in outputs] if layer.kind == "flatten" else []
-            outputs = [module(x) for module, x in zip(modules, outputs, strict=True)]
-            arrays = [x.flatten(1) for x in views] or [_channels_last(x) for x in outputs]
-            yield Reference(layer.name, *(x.numpy() for x in arrays))
+    def network(dtype: type[np.floating]):
+        with torch.device("meta"):
+            empty = getattr(torchvision.models, config.arch)(num_classes=max(config.num_classes, 1))
+        if not config.head:
+            empty.classifier = torch.nn.Sequential()
+        tensors = {}
+        for name, tensor in empty.state_dict().items():
+            array = as_numpy(state_dict[name]).reshape(tensor.shape)
+            of = dtype if tensor.dtype.is_floating_point else np.int64
+            # PyTorch takes no read-only memory, which a weights file may be mapped as.
+            tensors[name] = torch.from_numpy(np.require(array, of, "W"))
+        empty.load_state_dict(tensors, strict=True, assign=True)
+        for module in empty.modules():
+            if isinstance(module, torch.nn.ReLU):
+                module.inplace = False  # or it would overwrite pre-activations already given away
+        return empty.eval()
+
+    return network(np.float64), network(np.float32)
+
+
+def torch_references(
+    config: VGGConfig, networks: tuple[Any, Any], images: np.ndarray, *, nchw: bool = False
+) -> Iterator[Reference]:
+    """Every layer of `torch_networks`, one at a time, on images (N, H, W, 3).
+
+    PyTorch is given its images channels-last in memory, as ours are; with `nchw` channels-first,
+    where its float32 kernels are others, and round less.
+    """
+    import torch
+
+    kinds = {"flatten": torch.nn.Flatten(), "softmax": torch.nn.Softmax(dim=1)}
+    tensor = torch.from_numpy(np.array(images, np.float32)).permute(0, 3, 1, 2)
+    outputs = [tensor.double(), tensor.contiguous() if nchw else tensor]
+    for layer in config.layers:
+        # Our flattening is channels-last: the same numbers in another order.
+        views = [_channels_last(x).flatten(1) for x in outputs] if layer.kind == "flatten" else None
+        for i, network in enumerate(networks):
+            module = network.get_submodule(layer.torch) if layer.torch else kinds[layer.kind]
+            with torch.inference_mode():
+                if layer.kind == "conv" and i == 0:
+                    # In float64 PyTorch unrolls its input ninefold, the whole batch at once.
+                    outputs[i] = torch.cat([module(image) for image in outputs[i].split(1)])
+                else:
+                    outputs[i] = module(outputs[i])
+        yield Reference(layer.name, *(_channels_last(x).numpy() for x in views or outputs))
 
 
 def _channels_last(x):
-    return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
-
-
-def _torch_network(arch: str, state_dict: Mapping[str, Any], dtype: type[np.floating]):
-    import torch
-    import torchvision
-
-    head = state_dict.get("classifier.6.weight")
-    with torch.device("meta"):
-        network = getattr(torchvision.models, arch)(num_classes=1 if head is None else head.shape[0])
-    if head is None:
-        network.classifier = torch.nn.Sequential()
-    tensors = {
-        name: torch.from_numpy(
-            as_numpy(state_dict[name])
-            .reshape(tensor.shape)
-            .astype(np.int64 if tensor.dtype == torch.int64 else dtype)
-        )
-        for name, tensor in network.state_dict().items()
-    }
-    network.load_state_dict(tensors, strict=True, assign=True)
-    for module in network.modules():
-        if isinstance(module, torch.nn.ReLU):
-            module.inplace = False  # or it would overwrite the pre-activations already given away
-    return network.eval()
+    return x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x
 
 
 def jax_truth(model: VGG, images: np.ndarray, layers: list[str]) -> dict[str, np.ndarray]:
@@ -269,9 +276,7 @@ def verify(model: VGG, source: Source, images: np.ndarray) -> dict[str, list[Lay
     truth: dict[str, np.ndarray] = {}
     if _has_torch():
         rounded = _rounded(source.state_dict, parameters["conv_stack", "conv1_1", "kernel"].dtype)
-        if not config.head:
-            rounded = {k: v for k, v in rounded.items() if not k.startswith("classifier.")}
-        references = list(torch_references(config.arch, rounded, images))
+        references = list(torch_references(config, torch_networks(config, rounded), images))
         truth = {reference.layer: reference.truth for reference in references}
         check("PyTorch", references)
     if source.layer_outputs is not None:
@@ -281,7 +286,8 @@ def verify(model: VGG, source: Source, images: np.ndarray) -> dict[str, list[Lay
         check("ONNX Runtime", [Reference(name, truth[name], outputs[name]) for name in layers])
     if not checks:
         raise SourceError(
-            "nothing to verify against: install torch and torchvision, or onnxruntime for ONNX files"
+            "nothing to verify against: install torch and torchvision, "
+            "or onnxruntime for ONNX files"
         )
     return checks
 

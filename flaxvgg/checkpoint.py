@@ -109,9 +109,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     check_target(path)
     with _temporary(path, "new") as new, _temporary(path, "old") as old:
         write(new)
-        if path.is_dir():
-            path.rename(old)  # a directory cannot be renamed over another
-        new.replace(path)
+        try:
+            if path.is_dir():
+                path.rename(old)  # a directory cannot be renamed over another
+            new.replace(path)
+        except BaseException:  # an interruption between the two
+            if old.exists() and not path.exists():
+                old.rename(path)
+            raise
 
 
 @contextlib.contextmanager
@@ -218,20 +223,28 @@ def _orbax_save(target: Path, model: VGG, header: dict[str, Any]) -> None:
 def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
     from orbax.checkpoint import v1 as ocp
 
-    if not ocp.is_orbax_checkpoint(path):
-        raise CheckpointError(f"{path} is no Orbax checkpoint")
-    metadata = ocp.metadata(path)
+    try:  # ocp.is_orbax_checkpoint is true of any directory
+        metadata = ocp.metadata(path)
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is no Orbax checkpoint, or a damaged one: {_reason(error)}"
+        ) from None
     header = _checked_header(path, (metadata.custom_metadata or {}).get("flaxvgg"))
 
     def arrays(config: VGGConfig) -> dict[tuple[str, ...], Any]:
-        # Read as NumPy arrays, which JAX then adopts: restoring to JAX arrays takes 2.5 times as long.
+        # Read as NumPy arrays, which JAX adopts: restoring to JAX arrays takes 2.5 times as long.
         stored = jax.tree.map(
             lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), metadata.metadata
         )
         try:
             return dict(nnx.traversals.flatten_mapping(ocp.load(path, stored)))
         except (ValueError, OSError, KeyError) as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from None
+            raise CheckpointError(f"{path} is damaged: {_reason(error)}") from None
 
     return header, arrays
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error of Orbax, without the specification that tensorstore appends."""
+    return (str(error) or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec")[0]
 

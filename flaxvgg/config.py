@@ -141,6 +141,7 @@ class VGGConfig:
         `fc1` is `relu6`, and `predictions`, which includes the softmax, is `prob`.
         """
         found = {layer.torch: layer.name for layer in self.layers if layer.torch}
+        found.pop("avgpool", None)  # the only layer with the same name here and there
         found["features"] = "pool5"
         for layer in self.layers:
             if layer.kind == "relu" and "_" in layer.name:

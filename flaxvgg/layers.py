@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flaxvgg.config import POOLED_SIZE
@@ -36,6 +37,11 @@ def max_pool_2x2(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
     return _first_maximum(top, bottom)
 
 
+def sum_dtype(dtype: DTypeLike) -> np.dtype:
+    """What values of that dtype are summed in: at least float32, under strict promotion too."""
+    return np.dtype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)
+
+
 def _windows(size: int, out: int) -> tuple[np.ndarray, np.ndarray]:
     """Membership (out, size) of each adaptive window, and the number of rows in each (out,)."""
     start = [math.floor(i * size / out) for i in range(out)]
@@ -55,7 +61,7 @@ def adaptive_avg_pool(x: Float[Array, "n h w c"], out: int = POOLED_SIZE) -> Flo
     if h == w == out:
         return x
     (rows, row_counts), (columns, column_counts) = _windows(h, out), _windows(w, out)
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = sum_dtype(x.dtype)
     sums = jnp.einsum(
         "ih,jw,nhwc->nijc",
         jnp.asarray(rows, dtype),

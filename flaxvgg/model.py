@@ -1,16 +1,21 @@
 """VGG: a convolution stack, its named layers, and a head."""
 
+import math
 from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flaxvgg.config import SMALLEST_IMAGE, Layer, VGGConfig
-from flaxvgg.layers import BatchNorm, adaptive_avg_pool, max_pool_2x2
+from flaxvgg.layers import BatchNorm, adaptive_avg_pool, max_pool_2x2, sum_dtype
+from flaxvgg.products import conv_general_dilated, dot_general
 from flaxvgg.provenance import Preprocessing, Provenance
+
+AnyArray = Array | np.ndarray
 
 # torchvision's initialisation: He et al. 2015 with fan_out for convolutions, N(0, 0.01) for linear.
 _CONV_INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -41,6 +46,7 @@ class LayerStack(nnx.Module):
                         padding=layer.kernel // 2,
                         kernel_init=_CONV_INIT,
                         precision=precision,
+                        conv_general_dilated=conv_general_dilated,
                         **kwargs,
                     )
                 case "linear":
@@ -49,6 +55,7 @@ class LayerStack(nnx.Module):
                         layer.outputs,
                         kernel_init=_LINEAR_INIT,
                         precision=precision,
+                        dot_general=dot_general,
                         **kwargs,
                     )
                 case "batch_norm":
@@ -70,7 +77,7 @@ class LayerStack(nnx.Module):
             case "avg_pool":
                 return adaptive_avg_pool(x)
             case "flatten":
-                return x.reshape(x.shape[0], -1)
+                return x.reshape(x.shape[0], math.prod(x.shape[1:]))
             case "softmax":
                 return jax.nn.softmax(x, axis=-1)
             case "dropout":
@@ -80,6 +87,8 @@ class LayerStack(nnx.Module):
                         "dropout is on (model.train() was called): pass rngs=nnx.Rngs(dropout=seed), "
                         "or call model.eval()"
                     )
+                if isinstance(rngs, jax.Array):  # one key for all: each layer gets its own
+                    rngs = jax.random.fold_in(rngs, self.layers.index(layer))
                 return dropout(x, rngs=rngs)
             case _:
                 return getattr(self, layer.name)(x)
@@ -128,7 +137,7 @@ class VGG(nnx.Module):
         return self.provenance.classes
 
     def __call__(
-        self, images: Float[Array, "*n h w 3"], *, rngs: nnx.Rngs | jax.Array | None = None
+        self, images: Float[AnyArray, "*n h w 3"], *, rngs: nnx.Rngs | jax.Array | None = None
     ) -> Float[Array, "*n classes"]:
         """Logits (N, classes) of images (N, H, W, 3).
 
@@ -137,19 +146,19 @@ class VGG(nnx.Module):
         name = self.config.head_output.name
         return self.activations(images, [name], rngs=rngs)[name]
 
-    def features(self, images: Float[Array, "*n h w 3"]) -> Float[Array, "*n h//32 w//32 512"]:
+    def features(self, images: Float[AnyArray, "*n h w 3"]) -> Float[Array, "*n h//32 w//32 512"]:
         """The last feature map, pool5: (N, H//32, W//32, 512) of images (N, H, W, 3)."""
         return self.activations(images, ["pool5"])["pool5"]
 
-    def gap(self, images: Float[Array, "*n h w 3"]) -> Float[Array, "*n 512"]:
+    def gap(self, images: Float[AnyArray, "*n h w 3"]) -> Float[Array, "*n 512"]:
         """Global average pooling: the mean of pool5 over space, (N, 512), summed in float32."""
         features = self.features(images)
-        dtype = jnp.promote_types(features.dtype, jnp.float32)
-        return features.mean(axis=(-3, -2), dtype=dtype).astype(features.dtype)
+        pooled = features.mean(axis=(-3, -2), dtype=sum_dtype(features.dtype))
+        return pooled.astype(features.dtype)
 
     def activations(
         self,
-        images: Float[Array, "*n h w 3"],
+        images: Float[AnyArray, "*n h w 3"],
         layers: Iterable[str],
         *,
         rngs: nnx.Rngs | jax.Array | None = None,
@@ -166,7 +175,7 @@ class VGG(nnx.Module):
         wanted = {name: self.config.resolve(name) for name in layers}
         _check_images(images)
         lead = images.shape[:-3]
-        x = images.reshape(-1, *images.shape[-3:])
+        x = jnp.asarray(images).reshape(math.prod(lead), *images.shape[-3:])  # -1 fails on an empty batch
         missing = set(wanted.values())
         found = {}
         for stack in (self.conv_stack, self.head):
@@ -180,7 +189,7 @@ class VGG(nnx.Module):
         return {name: found[layer] for name, layer in wanted.items()}
 
 
-def flatten_chw(features: Float[Array, "*n h w c"]) -> Float[Array, "*n c*h*w"]:
+def flatten_chw(features: Float[AnyArray, "*n h w c"]) -> Float[Array, "*n c*h*w"]:
     """Flatten maps (N, h, w, C) to (N, C*h*w) in the order of `torch.flatten` on NCHW maps."""
     return jnp.moveaxis(features, -1, -3).reshape(*features.shape[:-3], -1)
 

@@ -6,7 +6,10 @@ import hashlib
 import importlib.resources
 import mmap
 import pickle
+import socket
 import sys
+import urllib.parse
+import urllib.request
 import zipfile
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -157,23 +160,38 @@ def fetch_hub(record: Published) -> Path:
 
     Raises WeightsError where that fails or the file differs from the digest the hub names it by.
     """
-    import httpx
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
 
+    # The hub's client speaks through httpx, under the name that its version brings along.
+    clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    failures = (OSError, HfHubHTTPError, *(client.HTTPError for client in clients))
+    file = "model.safetensors"
     try:
-        path = Path(hf_hub_download(record.hub, "model.safetensors"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        if not isinstance(try_to_load_from_cache(record.hub, file), str):
+            _check_online(constants.ENDPOINT)
+        path = Path(hf_hub_download(record.hub, file))
+    except failures as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(
             f"cannot download {record.title} ({reason}): try again with a network; or bring "
-            f"model.safetensors of {record.hub} or torchvision's {record.file} from elsewhere and "
-            f"pass its path as weights"
+            f"{file} of {record.hub} or torchvision's {record.file} from elsewhere, and give its "
+            "path as weights"
         ) from None
     blob = path.resolve().name  # the cache names large files by their SHA-256
     if len(blob) == 64 and sha256(path) != blob:
         raise WeightsError(f"{path.resolve()} is damaged: delete it and try again")
     return path
+
+
+def _check_online(endpoint: str) -> None:
+    """Raise OSError at once where the hub's name is not known; its client would try for 23 s."""
+    host = urllib.parse.urlsplit(endpoint).hostname
+    if not urllib.request.getproxies():
+        try:
+            socket.getaddrinfo(host, None)
+        except socket.gaierror as error:
+            raise OSError(f"{host}: {error.strerror}") from None
 
 
 def read_weights(path: Path) -> WeightsFile:

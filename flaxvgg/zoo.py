@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from flaxvgg.weights import (
 )
 
 
+@runtime_checkable  # so that the tests can check it
 class Architecture(Protocol):
     """What `vgg11` … `vgg19_bn` are."""
 

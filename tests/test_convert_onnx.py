@@ -1,7 +1,7 @@
 """The ONNX reader, against PyTorch, ONNX Runtime and a real third-party export."""
 
 import importlib.metadata
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -34,7 +34,9 @@ def _torch_model(arch: str) -> torchvision.models.VGG:
 
 
 def _export(model: torch.nn.Module, path: Path, size: int = 32, **kwargs) -> Path:
-    torch.onnx.export(model, (torch.zeros(1, 3, size, size),), path, dynamo=False, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this exporter is deprecated; the new one needs onnxscript
+        torch.onnx.export(model, (torch.zeros(1, 3, size, size),), path, dynamo=False, **kwargs)
     return path
 
 
@@ -63,7 +65,7 @@ def _assert_same_weights(source: Source, model: torch.nn.Module) -> None:
     assert list(source.state_dict) == list(expected)
     for name, tensor in expected.items():
         found = np.asarray(source.state_dict[name]).reshape(tensor.shape)
-        np.testing.assert_array_equal(found, tensor.numpy(), err_msg=name)
+        assert np.array_equal(found, tensor.numpy()), name
 
 
 def _assert_close(found: np.ndarray, expected: np.ndarray, name: str) -> None:
@@ -112,7 +114,8 @@ def test_real_file_reads_bit_for_bit_and_runs_at_any_size():
     graph = onnx.load(path).graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     convs = [node for node in graph.node if node.op_type == "Conv"]
-    assert len(convs) == 13 and len(source.state_dict) == 26
+    assert len(convs) == 13
+    assert len(source.state_dict) == 26
     arrays = iter(source.state_dict.values())
     for node in convs:
         np.testing.assert_array_equal(next(arrays), tensors[node.input[1]])
@@ -141,7 +144,6 @@ def test_given_preprocessing_is_taken_without_a_note():
 
 @pytest.mark.parametrize("arch", ["vgg11", "vgg11_bn", "vgg16"])
 def test_torch_export_reads_back_and_runs_like_torch(arch: str, tmp_path: Path):
-    model = _torch_model(arch)
     model = torch.nn.Sequential()
     model.add_module("features", _torch_model(arch).features)
     model.eval()
@@ -168,10 +170,10 @@ def test_folded_batch_norm_reads_as_the_plain_architecture(tmp_path: Path):
 
 
 def test_classifier_of_a_torch_export(vgg11: torchvision.models.VGG, tmp_path: Path):
-    path = _export(vgg11, tmp_path / "full.onnx", size=224)
+    path = _export(vgg11, tmp_path / "full.onnx", size=224, do_constant_folding=False)
     source = read_onnx(path)
     _assert_same_weights(source, vgg11)
-    images = _images(224, 224)
+    images = _images(224, 224)[:1]
     outputs = source.layer_outputs(images)
     expected = _hooked(vgg11, images)
     for name in ("classifier.0", "classifier.1", "classifier.3", "classifier.4", "classifier.6"):
@@ -191,7 +193,9 @@ class _Graph:
         self.state, self.nodes, self.weights, self.tensor = state, [], [], "image"
 
     def constant(self, array: np.ndarray) -> str:
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), f"w{len(self.weights)}"))
+        self.weights.append(
+            numpy_helper.from_array(np.ascontiguousarray(array), f"w{len(self.weights)}")
+        )
         return self.weights[-1].name
 
     def add(self, op: str, *inputs: str, **attributes) -> None:
@@ -239,51 +243,61 @@ def _nhwc_graph(state: dict[str, np.ndarray]) -> _Graph:
     return graph
 
 
-def test_nhwc_classifier_reads_like_its_nchw_twin(vgg11: torchvision.models.VGG, tmp_path: Path):
-    state = {name: tensor.numpy() for name, tensor in vgg11.state_dict().items()}
-    graph = _nhwc_graph(state)
+def test_nhwc_graph_reads_and_runs_like_its_nchw_twin(exported: Path, tmp_path: Path):
+    twin = read_onnx(exported)
+    graph = _nhwc_graph(twin.state_dict)
+    source = read_onnx(graph.save(tmp_path / "nhwc.onnx", ["n", 224, 224, 3]))
+    assert source.arch == "vgg11"
+    assert source.provenance.preprocessing == PREPROCESSING["keras"]
+    for name, array in twin.state_dict.items():
+        np.testing.assert_array_equal(source.state_dict[name], array)
+    expected = twin.layer_outputs(_images())
+    for name, array in source.layer_outputs(_images()).items():
+        _assert_close(array, expected[name], name)
+
+
+@pytest.fixture(scope="module")
+def half(vgg11: torchvision.models.VGG) -> dict[str, np.ndarray]:
+    """The whole classifier at half the size."""
+    return {name: tensor.half().numpy() for name, tensor in vgg11.state_dict().items()}
+
+
+def _assert_reads_as(state: dict[str, np.ndarray], path: Path) -> None:
+    source = read_onnx(path)
+    assert list(source.state_dict) == list(state)
+    for name, array in state.items():
+        found = source.state_dict[name].reshape(array.shape)
+        assert (found.view(np.uint16) == array.view(np.uint16)).all(), name  # bits: halves are slow
+    path.unlink()
+
+
+def test_classifier_behind_a_channels_last_flattening(half: dict[str, np.ndarray], tmp_path: Path):
+    graph = _nhwc_graph(half)
     shape = graph.side("Shape", graph.tensor)
     batch = graph.side("Gather", shape, graph.constant(np.array([0])))
     rest = graph.constant(np.array([-1]))
     graph.add("Reshape", graph.side("Concat", batch, rest, axis=0))
-    fc6 = state["classifier.0.weight"].reshape(4096, 512, 7, 7).transpose(2, 3, 1, 0)
-    kernels = (
-        fc6.reshape(25088, 4096),
-        state["classifier.3.weight"].T,
-        state["classifier.6.weight"].T,
-    )
-    for i, kernel in zip((0, 3, 6), kernels, strict=True):
+    fc6 = half["classifier.0.weight"].reshape(25088, 4096)  # any numbers will do
+    kernels = {0: fc6, 3: half["classifier.3.weight"].T, 6: half["classifier.6.weight"].T}
+    for i, kernel in kernels.items():
         graph.add("MatMul", graph.constant(kernel))
-        graph.add("Add", graph.constant(state[f"classifier.{i}.bias"]))
+        graph.add("Add", graph.constant(half[f"classifier.{i}.bias"]))
         graph.add("Relu" if i < 6 else "Softmax")
-    path = graph.save(tmp_path / "nhwc.onnx", ["n", 224, 224, 3])
-    source = read_onnx(path)
-    assert source.arch == "vgg11"
-    assert source.provenance.preprocessing == PREPROCESSING["keras"]
-    _assert_same_weights(source, vgg11)
-    images = _images(224, 224)
-    outputs = source.layer_outputs(images)
-    expected = _hooked(vgg11, images)
-    _assert_close(outputs["conv3_1"], expected["features.6"], "conv3_1")
-    _assert_close(outputs["fc6"], expected["classifier.0"], "fc6")
-    softmax = torch.from_numpy(expected["classifier.6"]).softmax(1).numpy()
-    _assert_close(outputs["prob"], softmax, "prob")
-    path.unlink()
+    chw = fc6.reshape(7, 7, 512, 4096).transpose(3, 2, 0, 1)
+    expected = half | {"classifier.0.weight": chw}
+    _assert_reads_as(expected, graph.save(tmp_path / "nhwc.onnx", ["n", 224, 224, 3]))
 
 
-def test_classifier_as_convolutions(vgg11: torchvision.models.VGG, tmp_path: Path):
-    state = {name: tensor.numpy() for name, tensor in vgg11.state_dict().items()}
-    graph = _nhwc_graph(state)
+def test_classifier_as_convolutions(half: dict[str, np.ndarray], tmp_path: Path):
+    graph = _nhwc_graph(half)
     graph.add("Transpose", perm=[0, 3, 1, 2])
     for i, k in ((0, 7), (3, 1), (6, 1)):
-        weight = state[f"classifier.{i}.weight"]
+        weight = half[f"classifier.{i}.weight"]
         kernel = graph.constant(weight.reshape(len(weight), -1, k, k))
-        graph.add("Conv", kernel, graph.constant(state[f"classifier.{i}.bias"]))
+        graph.add("Conv", kernel, graph.constant(half[f"classifier.{i}.bias"]))
         if i < 6:
             graph.add("Relu")
-    path = graph.save(tmp_path / "dense.onnx", ["n", "h", "w", 3])
-    _assert_same_weights(read_onnx(path), vgg11)
-    path.unlink()
+    _assert_reads_as(half, graph.save(tmp_path / "dense.onnx", ["n", "h", "w", 3]))
 
 
 def test_global_average_pooling_is_left_out(exported: Path, tmp_path: Path):
@@ -346,7 +360,8 @@ def test_weights_keep_their_dtype(dtype, exported: Path, tmp_path: Path):
         found = source.layer_outputs(_images())["pool1"]
         np.testing.assert_allclose(found, expected.layer_outputs(_images())["pool1"], atol=0.01)
     else:
-        assert source.layer_outputs is None and "ONNX Runtime" in source.notes[-1]
+        assert source.layer_outputs is None
+        assert "ONNX Runtime" in source.notes[-1]
 
 
 def test_another_epsilon_goes_into_the_variance(exported_bn: Path, tmp_path: Path):
@@ -407,6 +422,12 @@ def _without_relu(graph: onnx.GraphProto) -> None:
     graph.node.remove(relu)
 
 
+def _without_the_last_relu(graph: onnx.GraphProto) -> None:
+    relu = _nodes(graph, "Relu")[-1]
+    _nodes(graph, "MaxPool")[-1].input[0] = relu.input[0]
+    graph.node.remove(relu)
+
+
 def _to(op: str, changed_op: str, index: int, **attributes):
     def change(graph: onnx.GraphProto) -> None:
         node = _nodes(graph, op)[index]
@@ -453,22 +474,13 @@ def _sum_with_itself(graph: onnx.GraphProto) -> None:
         (_rounding_up_at_any_size, "pool2 .*rounds_up True"),
         (_shortcut, "comes a split into Relu and Add"),
         (_sum_with_itself, "after pool1 comes Add"),
-        (lambda graph: graph.node.remove(graph.node[-2]), "after conv5_2 comes"),
-        (lambda graph: _nodes(graph, "Conv")[2].input.append(""), None),
+        (_without_the_last_relu, r"after conv5_2 comes max_pool .*\(relu5_2\)"),
     ],
 )
-def test_another_network_is_refused(change, message: str | None, exported: Path, tmp_path: Path):
-    def changed(graph: onnx.GraphProto) -> None:
-        change(graph)
-        if change.__name__ == "<lambda>" and message:
-            graph.node[-1].input[0] = graph.node[-2].output[0]
-
-    path = _changed(exported, tmp_path, changed)
-    if message is None:
-        assert read_onnx(path).arch == "vgg11"  # an empty optional input changes nothing
-    else:
-        with pytest.raises(SourceError, match=message):
-            read_onnx(path)
+def test_another_network_is_refused(change, message: str, exported: Path, tmp_path: Path):
+    with pytest.raises(SourceError, match=message) as error:
+        read_onnx(_changed(exported, tmp_path, change))
+    assert "\n" not in str(error.value)
 
 
 def test_a_resnet_is_refused(tmp_path: Path):
@@ -495,7 +507,7 @@ def test_narrow_weights_are_refused(tmp_path: Path):
 
 
 @pytest.fixture
-def bad_files(exported: Path, tmp_path: Path) -> Iterator[dict[str, Path]]:
+def bad_files(exported: Path, tmp_path: Path) -> dict[str, Path]:
     whole = exported.read_bytes()
     contents = {
         "html": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
@@ -506,7 +518,7 @@ def bad_files(exported: Path, tmp_path: Path) -> Iterator[dict[str, Path]]:
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    yield {name: tmp_path / name for name in (*contents, "missing")}
+    return {name: tmp_path / name for name in (*contents, "missing")}
 
 
 @pytest.mark.parametrize("name", ["html", "pointer", "half", "short", "empty", "missing"])

@@ -20,7 +20,7 @@ _STACKS = {
     if not arch.endswith("_bn")  # Keras has none with BatchNormalization
 }
 _LINEAR = [layer for layer in classifier_layers() if layer.kind == "linear"]
-_CLASSIFIER = ["flatten", "linear", "relu", "linear", "relu", "linear"]
+_CLASSIFIER = ["flatten", "linear", "relu", "linear", "relu", "linear", "softmax"]
 
 
 def read_keras(path: Path, preprocessing: Preprocessing | None = None) -> Source:
@@ -44,11 +44,8 @@ def read_keras(path: Path, preprocessing: Preprocessing | None = None) -> Source
         state[f"{layer.torch}.bias"] = _bias(path, conv)
     notes = []
     head = [layer for layer in weights if layer.arrays[0].ndim == 2]
-    if (
-        _is_classifier(head)
-        and not norms
-        and head_kinds in (_CLASSIFIER, [*_CLASSIFIER, "softmax"])
-    ):
+    is_vgg = not norms and head_kinds in (_CLASSIFIER, _CLASSIFIER[:-1])
+    if is_vgg and _is_classifier(head):
         for layer, dense in zip(_LINEAR, head, strict=True):
             # The rows follow an HWC flattening; as four axes a view gives them PyTorch's order.
             maps = dense.arrays[0].reshape(layer.kernel, layer.kernel, layer.inputs, -1)

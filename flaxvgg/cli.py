@@ -1,0 +1,114 @@
+"""The command line: flaxvgg demo | features | info."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flaxvgg.console import clear_errors, console, step
+
+if TYPE_CHECKING:
+    from flaxvgg.model import VGG
+
+app = typer.Typer(
+    help="torchvision's VGG in JAX: features, zeros and maps of your photos.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_Weights = Annotated[
+    str,
+    typer.Option(
+        help="A checkpoint of flaxvgg, a .pth or .safetensors file, or published weights "
+        "(IMAGENET1K_V1, downloaded)."
+    ),
+]
+_Arch = Annotated[str, typer.Option(help="vgg11 ... vgg19_bn; a checkpoint tells its own.")]
+_Size = Annotated[str, typer.Option(help="HxW that every photo is brought to, e.g. 375x1242.")]
+
+
+@app.command()
+def features(
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    weights: _Weights = "IMAGENET1K_V1",
+    arch: _Arch = "vgg16",
+    layers: Annotated[
+        str, typer.Option(help="Comma-separated layers, by the paper's, PyTorch's or Keras's names.")
+    ] = "pool5",
+    size: _Size = "224x224",
+    out: Annotated[Path, typer.Option(help="Where the arrays go, as .npz.")] = Path("features.npz"),
+) -> None:
+    """Write the features of photos: one array a layer, and the GAP vectors, to an .npz file."""
+    with clear_errors(f"{out} is as it was"):
+        from flaxvgg.extraction import check_npz, extract, save_npz
+        from flaxvgg.images import find_images
+        from flaxvgg.tables import features_table
+
+        check_npz(out)
+        paths = find_images(photos)
+        model = _load(weights, arch)
+        arrays = extract(model, paths, layers.split(","), parse_size(size))
+        save_npz(out, arrays)
+        console.print(features_table(model, arrays))
+        console.print(f"written: {out}", highlight=False)
+
+
+@app.command()
+def demo(
+    photos: Annotated[
+        list[Path] | None, typer.Argument(help="Photos; by default those in scikit-image.")
+    ] = None,
+    weights: _Weights = "IMAGENET1K_V1",
+    arch: _Arch = "vgg16",
+    size: _Size = "224x224",
+    out: Annotated[Path, typer.Option(help="The folder for what is made.")] = Path("demo"),
+) -> None:
+    """Show what the network sees in a few photos: features, zeros by layer, and a picture."""
+    with clear_errors(f"{out} is as it was"):
+        from flaxvgg.demo import run_demo
+
+        run_demo(lambda: _load(weights, arch), photos, parse_size(size), out)
+
+
+@app.command()
+def info(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A checkpoint, to see what it records.")
+    ] = None,
+) -> None:
+    """Show versions and devices, or what a checkpoint records."""
+    with clear_errors("nothing was changed"):
+        from flaxvgg.tables import environment_facts, facts, model_facts
+
+        if checkpoint is None:
+            rows = environment_facts()
+        else:
+            from flaxvgg.checkpoint import load
+
+            rows = model_facts(load(checkpoint))
+        console.print(facts(rows), highlight=False)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(H, W) of a text such as "375x1242". Raises ValueError for anything else."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ValueError(f"--size is HxW, for example 224x224, not {text!r}")
+    return int(height), int(width)
+
+
+def _load(weights: str, arch: str) -> "VGG":
+    import flaxvgg
+    from flaxvgg.checkpoint import is_checkpoint
+    from flaxvgg.config import check_arch
+
+    check_arch(arch)
+    with step("loading") as found:
+        if is_checkpoint(Path(weights)):
+            model = flaxvgg.load(weights)
+        else:
+            model = getattr(flaxvgg, arch)(weights=weights)
+        found += [model.config.arch, model.provenance.source]
+    return model

@@ -1,0 +1,38 @@
+"""What every command shares: progress for the person who waits, and one clear line when it fails."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import typer
+from rich.console import Console
+
+console = Console()
+errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextlib.contextmanager
+def step(what: str) -> Iterator[list[str]]:
+    """Show a spinner while a step runs, then one line with its time and what was put in the list."""
+    found: list[str] = []
+    start = time.perf_counter()
+    with console.status(f"{what} ..."):
+        yield found
+    line = f"{time.perf_counter() - start:6.1f} s  {what:<12} {', '.join(found)}"
+    console.print(line, highlight=False, markup=False)
+
+
+@contextlib.contextmanager
+def clear_errors(unharmed: str) -> Iterator[None]:
+    """Turn bad input into one line and exit code 2, Ctrl-C into exit code 130.
+
+    `unharmed` says what was left as it was.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        errors.print(f"error: {error}", style="red")
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        errors.print(f"interrupted: {unharmed}")
+        raise typer.Exit(130) from None

@@ -1,0 +1,103 @@
+"""Pictures. matplotlib is imported when the first one is drawn."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _new_figure(**kwargs) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("pictures need matplotlib: pip install 'flaxvgg[plot]'") from None
+    return Figure(**kwargs)
+
+
+def enlarge(maps: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
+    """One map resized to (H, W), bicubic, for looking at."""
+    image = Image.fromarray(np.asarray(maps, np.float32))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def components_rgb(features: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w 3"]:
+    """The three principal components of feature vectors, over all maps, as colours in [0, 1].
+
+    Places with the same colour have similar features, within a photo and between photos.
+    """
+    n, h, w, c = features.shape
+    vectors = features.reshape(-1, c).astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-12
+    centred = vectors - vectors.mean(axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    scores = centred @ axes[:, :-4:-1]
+    # Ranks use every colour equally often, however the components are distributed.
+    ranks = scores.argsort(axis=0).argsort(axis=0) / max(len(scores) - 1, 1)
+    return ranks.reshape(n, h, w, 3)
+
+
+def demo_figure(
+    names: Sequence[str],
+    pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
+    maps: Mapping[str, np.ndarray],
+    zeros: Mapping[str, Float[np.ndarray, " n"]],
+    title: str,
+) -> "Figure":
+    """Photos, what their features have in common, where they are strong, and how many are zero.
+
+    `maps` are two layers' feature maps (N, h, w, channels), `zeros` the fraction of zeros of each
+    photo (N,) by layer.
+    """
+    columns = len(names)
+    figure = _new_figure(figsize=(max(1.75 * columns, 8), 8.8), dpi=110, layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[5.8, 3.0])
+    axes = top.subplots(3, columns, squeeze=False)
+    (alike, middle), (strong, last) = maps.items()
+    colours = components_rgb(middle)
+    energy = np.sqrt((last.astype(np.float64) ** 2).mean(axis=-1))
+    for i, (name, picture) in enumerate(zip(names, pictures, strict=True)):
+        size = picture.shape[:2]
+        rgb = np.stack([enlarge(colours[i, ..., k], size) for k in range(3)], axis=-1)
+        heat = enlarge(energy[i] / energy[i].max(), size)
+        grey = picture.mean(axis=-1) / 255
+        axes[0, i].imshow(picture)
+        axes[0, i].set_title(name.replace("_", " ")[:18], fontsize=9)
+        axes[1, i].imshow(np.clip(rgb, 0, 1))
+        axes[2, i].imshow(grey, cmap="gray", vmin=0, vmax=1)
+        axes[2, i].imshow(heat, cmap="inferno", alpha=np.clip(heat, 0, 1) * 0.75, vmin=0, vmax=1)
+    labels = ("photo", f"what is alike\n({alike})", f"where it is strong\n({strong})")
+    for row, label in zip(axes, labels, strict=True):
+        row[0].set_ylabel(label, fontsize=9)
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+    _zeros_axes(bottom.subplots(), names, zeros)
+    figure.suptitle(f"{title}: what it sees in {columns} photos", fontsize=12)
+    return figure
+
+
+def _zeros_axes(ax, names: Sequence[str], zeros: Mapping[str, np.ndarray]) -> None:
+    layers = list(zeros)
+    percent = 100 * np.array([zeros[layer] for layer in layers])
+    for i, name in enumerate(names):
+        ax.plot(percent[:, i], color=f"C{i}", linewidth=1, alpha=0.6, label=name.replace("_", " ")[:18])
+    ax.plot(percent.mean(axis=1), color="black", linewidth=2.5, marker="o", label="mean")
+    for i, layer in enumerate(layers):
+        if layer.startswith("pool"):
+            ax.axvspan(i - 0.5, i + 0.5, color="0.93", zorder=0)
+    ax.annotate(
+        f"{percent[-1].mean():.0f} % of {layers[-1]} is zero",
+        (len(layers) - 1, percent[-1].mean()),
+        xytext=(-130, -70),
+        textcoords="offset points",
+        arrowprops={"arrowstyle": "->"},
+    )
+    ax.set_xticks(range(len(layers)), layers, rotation=40, ha="right", fontsize=8)
+    ax.set(ylabel="zeros, %", ylim=(0, 100), xlim=(-0.5, len(layers) - 0.5))
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(fontsize=8, ncols=2, loc="upper left", frameon=False)

@@ -1,0 +1,90 @@
+"""What is printed: what a model is, what its photos gave, and what it runs on."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from flaxvgg import __version__
+from flaxvgg.config import ARCHITECTURES
+from flaxvgg.mapping import model_arrays
+from flaxvgg.model import VGG
+
+
+def facts(rows: Mapping[str, str]) -> Table:
+    """A table of names and values; rows without a value are left out."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    return table
+
+
+def model_facts(model: VGG) -> dict[str, str]:
+    """What a model is and where its weights come from, for `facts`."""
+    config, provenance = model.config, model.provenance
+    arrays = model_arrays(model).values()
+    megabytes = sum(array.nbytes for array in arrays) / 1e6
+    if not config.head:
+        classes = f"no logits: {config.no_head_because}"
+    elif model.classes:
+        classes = f"{len(model.classes)}: {', '.join(model.classes[:3])} ..."
+    else:
+        classes = f"{config.num_classes}, without names"
+    return {
+        "architecture": config.arch,
+        "parameters": f"{sum(array.size for array in arrays):,} ({megabytes:.0f} MB)",
+        "stored as": str(np.dtype(model.conv_stack.conv1_1.param_dtype)),
+        "source": provenance.source,
+        "sha256": provenance.sha256 or "none: not read from a file",
+        "preprocessing": provenance.preprocessing.name,
+        "classes": classes,
+        "converted by": ", ".join(f"{name} {version}" for name, version in provenance.versions),
+    }
+
+
+def environment_facts() -> dict[str, str]:
+    """Versions, devices and architectures, for `facts`."""
+    import jax
+
+    names = ("jax", "flax", "numpy", "orbax-checkpoint", "pillow")
+    devices = ", ".join(f"{device.device_kind} ({device.platform})" for device in jax.devices())
+    return {
+        "flaxvgg": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+        "devices": devices,
+        "architectures": ", ".join(ARCHITECTURES),
+    }
+
+
+def features_table(model: VGG, arrays: Mapping[str, np.ndarray]) -> Table:
+    """One row a photo: the fraction of zeros of each layer that was extracted."""
+    layers = [name for name in arrays if name not in ("photos", "gap")]
+    table = Table(title="zeros", caption=f"{model.config.arch}, {model.provenance.source}")
+    table.add_column("photo")
+    for layer in layers:
+        shape = "x".join(map(str, arrays[layer].shape[1:]))
+        table.add_column(f"{layer}\n{shape}", justify="right")
+    for i, photo in enumerate(arrays["photos"]):
+        table.add_row(Path(photo).name, *(f"{(arrays[name][i] == 0).mean():.1%}" for name in layers))
+    return table
+
+
+def zeros_table(photos: Sequence[str], zeros: Mapping[str, np.ndarray]) -> Table:
+    """Zeros by layer: one row a layer, the mean over photos and each photo (N,) in percent."""
+    table = Table(title="Zeros by layer, in percent", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("layer", no_wrap=True)
+    table.add_column("mean", justify="right", style="bold", no_wrap=True)
+    for photo in photos:
+        table.add_column(photo[:6], justify="right", no_wrap=True)
+    for layer, fractions in zeros.items():
+        cells = (f"{100 * fraction:.1f}" for fraction in fractions)
+        table.add_row(layer, f"{100 * np.mean(fractions):.1f}", *cells)
+    return table

@@ -1,0 +1,467 @@
+"""Checkpoints: bit for bit, whole or not at all, and one clear line for everything else."""
+
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+import torchvision
+from flax import nnx
+
+import flaxvgg
+from flaxvgg import checkpoint
+from flaxvgg.checkpoint import CheckpointError, is_checkpoint, write_atomically
+from flaxvgg.mapping import entries
+from flaxvgg.provenance import PREPROCESSING, Provenance
+from tests.helpers import random_images, torch_vgg
+
+FORMATS = ("orbax", "model.safetensors")
+PROVENANCE = Provenance(
+    source="weights.pth",
+    sha256="ab" * 32,
+    preprocessing=PREPROCESSING["features"],
+    classes=("cat", "dog, or “hound”"),
+    versions=(("flaxvgg", "0.1.0"), ("torch", "2.0")),
+)
+
+
+def _features(model_seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    state_dict = torch_vgg("vgg11_bn", seed=model_seed, num_classes=1).state_dict()
+    return {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in state_dict.items()
+        if name.startswith("features.")
+    }
+
+
+@pytest.fixture(scope="module")
+def model() -> flaxvgg.VGG:
+    return flaxvgg.from_torch("vgg11_bn", _features(0), provenance=PROVENANCE)
+
+
+@pytest.fixture(scope="module")
+def other() -> flaxvgg.VGG:
+    return flaxvgg.from_torch("vgg11_bn", _features(1))
+
+
+def _assert_same(a: flaxvgg.VGG, b: flaxvgg.VGG):
+    assert a.config == b.config
+    assert a.provenance == b.provenance
+    first, second = (nnx.to_flat_state(nnx.state(m)) for m in (a, b))
+    for (path, x), (other_path, y) in zip(first, second, strict=True):
+        assert path == other_path
+        assert type(x) is type(y)
+        assert x[...].dtype == y[...].dtype, path
+        assert np.asarray(x[...]).tobytes() == np.asarray(y[...]).tobytes(), path
+
+
+# There and back.
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_there_and_back_bit_for_bit(model, tmp_path, name):
+    flaxvgg.save(model, tmp_path / name)
+    back = flaxvgg.load(tmp_path / name)
+    _assert_same(back, model)
+    assert back.classes == ("cat", "dog, or “hound”")
+    assert back.preprocessing.name == "features"
+    assert os.listdir(tmp_path) == [name]
+    images = jnp.asarray(random_images(1, 32, 32))
+    np.testing.assert_array_equal(back.features(images), model.features(images))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_bfloat16_parameters_and_the_dtype_computed_in(tmp_path, name):
+    model = flaxvgg.from_torch("vgg11_bn", _features(0, torch.bfloat16), dtype=jnp.bfloat16)
+    flaxvgg.save(model, tmp_path / name)
+    back = flaxvgg.load(tmp_path / name)
+    _assert_same(back, model)
+    conv = back.conv_stack.conv1_1
+    assert conv.dtype == conv.param_dtype == conv.kernel[...].dtype == jnp.bfloat16
+    assert flaxvgg.load(tmp_path / name, dtype=jnp.float32).conv_stack.conv1_1.dtype == jnp.float32
+    assert (
+        flaxvgg.load(tmp_path / name, precision="default").conv_stack.conv1_1.precision == "default"
+    )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_whole_network_there_and_back_and_into_torchvision(tmp_path, name):
+    network = torch_vgg("vgg11_bn", num_classes=3)
+    model = flaxvgg.from_torch("vgg11_bn", network.state_dict(), dropout=0.25)
+    flaxvgg.save(model, tmp_path / name)
+    back = flaxvgg.load(tmp_path / name)
+    _assert_same(back, model)
+    assert [layer.rate for layer in back.config.head if layer.kind == "dropout"] == [0.25, 0.25]
+    if name.endswith(".safetensors"):
+        theirs = safetensors.torch.load_file(tmp_path / name)
+        with torch.device("meta"):
+            empty = torchvision.models.vgg11_bn(num_classes=3)
+        assert list(empty.state_dict()) == sorted(theirs, key=list(empty.state_dict()).index)
+        empty.load_state_dict(theirs, strict=True, assign=True)
+        for key, tensor in network.state_dict().items():
+            assert torch.equal(empty.state_dict()[key], tensor), key
+            assert empty.state_dict()[key].dtype == tensor.dtype
+
+
+def test_our_safetensors_are_those_of_the_library(model, tmp_path):
+    flaxvgg.save(model, tmp_path / "ours.safetensors")
+    found = safetensors.numpy.load_file(tmp_path / "ours.safetensors")
+    expected = flaxvgg.to_torch(model)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    content = (tmp_path / "ours.safetensors").read_bytes()
+    assert int.from_bytes(content[:8], "little") % 8 == 0
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_paths_may_be_relative_or_strings(model, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    flaxvgg.save(model, name)
+    (tmp_path / "below").mkdir()
+    flaxvgg.save(model, f"below/{name}")
+    monkeypatch.chdir(tmp_path / "below")
+    _assert_same(flaxvgg.load(f"../{name}"), model)
+    _assert_same(flaxvgg.load(Path(name)), model)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_names_with_spaces_and_dots(model, tmp_path, name):
+    path = tmp_path / f"a model, 100 %.v1 {name}"
+    flaxvgg.save(model, path)
+    _assert_same(flaxvgg.load(path), model)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_loaded_model_is_nobody_elses_memory(model, other, tmp_path, name):
+    flaxvgg.save(model, tmp_path / name)
+    back = flaxvgg.load(tmp_path / name)
+    flaxvgg.save(other, tmp_path / name)
+    shutil.rmtree(tmp_path / name) if name == "orbax" else (tmp_path / name).unlink()
+    _assert_same(back, model)
+
+
+def test_a_model_whose_parameters_were_trained(model, tmp_path):
+    trained = nnx.clone(model)
+    trained.train()
+    trained.features(jnp.asarray(random_images(2, 32, 32)))
+    trained.conv_stack.conv1_1.kernel[...] = trained.conv_stack.conv1_1.kernel[...] * 2
+    flaxvgg.save(trained, tmp_path / "trained")
+    back = flaxvgg.load(tmp_path / "trained")
+    _assert_same(back, trained)
+    assert int(back.conv_stack.bn1_1.num_batches_tracked[...]) == 8
+    assert back.conv_stack.bn1_1.use_running_average  # it is ready for evaluation
+
+
+# Whole or not at all.
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_saving_again_replaces(model, other, tmp_path, name):
+    flaxvgg.save(model, tmp_path / name)
+    flaxvgg.save(other, tmp_path / name)
+    _assert_same(flaxvgg.load(tmp_path / name), other)
+    assert os.listdir(tmp_path) == [name]
+
+
+def _interrupt_halfway(monkeypatch, name: str, error: BaseException):
+    """Make the writer of that format raise when half of its work is done."""
+    if name == "orbax":
+        whole = checkpoint._orbax_save
+
+        def half(target, model, header):
+            whole(target, model, header)
+            shutil.rmtree(next(p for p in target.iterdir() if p.is_dir()))
+            raise error
+
+        monkeypatch.setattr(checkpoint, "_orbax_save", half)
+    else:
+        whole = checkpoint.torch_stream
+
+        def half(model):
+            for i, item in enumerate(whole(model)):
+                if i == 20:
+                    yield (*item[:2], raising(item[2]))
+                else:
+                    yield item
+
+        def raising(blocks):
+            yield next(blocks)
+            raise error
+
+        monkeypatch.setattr(checkpoint, "torch_stream", half)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr
+)
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_interrupted_save_leaves_the_old_one_alone(
+    model, other, tmp_path, monkeypatch, name, error
+):
+    flaxvgg.save(model, tmp_path / name)
+    with monkeypatch.context() as patch:
+        _interrupt_halfway(patch, name, error)
+        with pytest.raises(type(error)):
+            flaxvgg.save(other, tmp_path / name)
+        with pytest.raises(type(error)):
+            flaxvgg.save(other, tmp_path / f"new-{name}")
+    assert os.listdir(tmp_path) == [name]
+    _assert_same(flaxvgg.load(tmp_path / name), model)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_interruption_at_the_last_moment_leaves_the_old_one(
+    model, other, tmp_path, monkeypatch, name
+):
+    flaxvgg.save(model, tmp_path / name)
+
+    def interrupted(self, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            flaxvgg.save(other, tmp_path / name)
+    assert os.listdir(tmp_path) == [name]
+    _assert_same(flaxvgg.load(tmp_path / name), model)
+
+
+_KILLED = """
+import os, signal, sys
+import jax.numpy as jnp
+from flax import nnx
+import flaxvgg
+from flaxvgg import checkpoint
+
+model = flaxvgg.load(sys.argv[1])
+conv = model.conv_stack.conv1_1
+conv.kernel[...] = jnp.zeros_like(conv.kernel[...])
+
+def kill(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def stream(model, whole=checkpoint.torch_stream, calls=[]):
+    calls.append(1)
+    for i, item in enumerate(whole(model)):
+        if len(calls) == 2 and i == 20:  # the first pass writes the table of contents
+            kill()
+        yield item
+
+def orbax_save(target, model, header, whole=checkpoint._orbax_save):
+    whole(target, model, header)
+    kill()
+
+checkpoint.torch_stream = stream
+checkpoint._orbax_save = orbax_save
+flaxvgg.save(model, sys.argv[1])
+"""
+
+
+def _killed_while_saving(path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(path)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_killed_process_leaves_the_old_one(model, other, tmp_path, name):
+    path = tmp_path / name
+    flaxvgg.save(model, path)
+    _killed_while_saving(path)
+    assert len(os.listdir(tmp_path)) == 2  # what it had written is still there, hidden
+    assert sorted(os.listdir(tmp_path))[0].startswith(".")
+    _assert_same(flaxvgg.load(path), model)
+    # And it is in nobody's way.
+    flaxvgg.save(other, path)
+    _assert_same(flaxvgg.load(path), other)
+
+
+def test_write_atomically_writes_any_file(tmp_path):
+    path = tmp_path / "table.csv"
+    write_atomically(path, lambda target: target.write_text("one"))
+    write_atomically(path, lambda target: target.write_text("two"))
+    assert path.read_text() == "two"
+
+    def write(target: Path):
+        target.write_text("half of thr")
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        write_atomically(path, write)
+    assert path.read_text() == "two"
+    assert os.listdir(tmp_path) == ["table.csv"]
+
+
+# Everything that is no checkpoint.
+
+
+def _refused(path: Path, message: str):
+    assert not is_checkpoint(path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        flaxvgg.load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_there(tmp_path, name):
+    _refused(tmp_path / name, "does not exist$")
+
+
+def test_directories_that_are_no_checkpoint(model, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    _refused(folder, "is no Orbax checkpoint, or a damaged one: ")
+    (folder / "cat.jpg").write_bytes(b"meow")
+    _refused(folder, "is no Orbax checkpoint, or a damaged one: ")
+    with pytest.raises(CheckpointError, match="is a directory and no checkpoint: choose"):
+        flaxvgg.save(model, folder)
+    folder.rename(tmp_path / "photos.safetensors")
+    with pytest.raises(CheckpointError, match="is a directory and no checkpoint: choose"):
+        flaxvgg.save(model, tmp_path / "photos.safetensors")
+    assert (tmp_path / "photos.safetensors" / "cat.jpg").read_bytes() == b"meow"
+
+
+def test_a_file_where_the_directory_is_to_be(model, tmp_path):
+    (tmp_path / "model").write_text("notes")
+    with pytest.raises(CheckpointError, match="model is a file: choose another name"):
+        flaxvgg.save(model, tmp_path / "model")
+    assert (tmp_path / "model").read_text() == "notes"
+    _refused(tmp_path / "model", "is no safetensors file")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_parent_that_does_not_exist(model, tmp_path, name):
+    with pytest.raises(CheckpointError, match=r"missing is no directory: create it first"):
+        flaxvgg.save(model, tmp_path / "missing" / name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_foreign_safetensors(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    safetensors.numpy.save_file({"weight": np.zeros(3, np.float32)}, path)
+    _refused(path, "was not written by flaxvgg: convert it with python -m convert")
+    safetensors.numpy.save_file({"w": np.zeros(3)}, path, metadata={"format": "pt"})
+    _refused(path, "was not written by flaxvgg")
+
+
+def test_a_foreign_orbax_checkpoint(tmp_path):
+    from orbax.checkpoint import v1 as ocp
+
+    ocp.save(tmp_path / "foreign", {"weight": jnp.zeros(3)})
+    _refused(tmp_path / "foreign", "was not written by flaxvgg")
+
+
+def test_another_version_of_the_format(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_FORMAT", 2)
+    for name in FORMATS:
+        flaxvgg.save(model, tmp_path / name)
+    monkeypatch.undo()
+    for name in FORMATS:
+        _refused(tmp_path / name, "has checkpoint format 2; this flaxvgg reads 1$")
+
+
+def test_a_truncated_safetensors_file(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    flaxvgg.save(model, path)
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    for length in (
+        0,
+        4,
+        8,
+        100,
+        header - 1,
+        header,
+        header + 1,
+        len(content) // 2,
+        len(content) - 1,
+    ):
+        path.write_bytes(content[:length])
+        _refused(path, "is no safetensors file")
+    path.write_bytes(content + b"\0")
+    _refused(path, "is no safetensors file")
+
+
+def test_a_safetensors_file_with_other_tensors(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    header = {"flaxvgg": json.dumps(checkpoint._header(model))}
+    tensors = flaxvgg.to_torch(model)
+    del tensors["features.0.bias"]
+    tensors["features.0.weight"] = tensors["features.0.weight"][:3]
+    safetensors.numpy.save_file(tensors, path, metadata=header)
+    with pytest.raises(CheckpointError, match="is damaged: this is no vgg11_bn") as caught:
+        flaxvgg.load(path)
+    assert "features.0.bias: missing, expected (64,)" in str(caught.value)
+    assert "features.0.weight: shape (3, 3, 3, 3), expected (64, 3, 3, 3)" in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def saved_orbax(model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "orbax"
+    flaxvgg.save(model, path)
+    return path
+
+
+def _reads_or_is_refused(path: Path, model: flaxvgg.VGG) -> bool:
+    """True for a checkpoint that is refused in one line; what is read must be the whole model."""
+    try:
+        back = flaxvgg.load(path)
+    except CheckpointError as error:
+        message = str(error)
+    else:
+        _assert_same(back, model)
+        return False
+    assert message.startswith(f"{path} ")
+    assert len(message.splitlines()) == 1
+    return True
+
+
+# Orbax warns of what it misses before it fails, and forgets tasks that failed beside the first.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")
+@pytest.mark.parametrize("damage", ["deleted", "cut in half", "emptied"])
+def test_a_damaged_orbax_directory(model, saved_orbax, tmp_path, damage):
+    files = [p.relative_to(saved_orbax) for p in saved_orbax.rglob("*") if p.is_file()]
+    refused = set()
+    for i, file in enumerate(files):
+        path = tmp_path / f"copy{i}"
+        shutil.copytree(saved_orbax, path)
+        content = (path / file).read_bytes()
+        (path / file).unlink()
+        if damage != "deleted":
+            (path / file).write_bytes(
+                content[: len(content) // 2 if damage == "cut in half" else 0]
+            )
+        if _reads_or_is_refused(path, model):
+            refused.add(str(file.parent / file.name[:9]))
+        shutil.rmtree(path)
+    gc.collect()  # the forgotten tasks, while their complaints are ignored
+    # The header, the table of contents, the index, and at least one file of data.
+    assert {"_CHECKPOI", "state/_METADATA", "state/manifest."} <= refused
+    assert any(name.startswith("state/ocdbt.process_0/d/") for name in refused)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_entries_and_checkpoint_agree(model, tmp_path, name):
+    flaxvgg.save(model, tmp_path / name)
+    back = flaxvgg.load(tmp_path / name)
+    paths = {path for path, _ in nnx.to_flat_state(nnx.state(back))}
+    assert paths == {entry.path for entry in entries(model.config)}
+    assert jax.tree.structure(back) == jax.tree.structure(model)

@@ -1,0 +1,166 @@
+"""The command line as a user meets it: features, demo, info, and what it says to bad input."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from convert.__main__ import app as convert
+from helpers import REAL_WEIGHTS
+from PIL import Image
+from typer.testing import CliRunner
+
+import flaxvgg
+from flaxvgg.cli import app, parse_size
+from flaxvgg.samples import sample_photos
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """The real VGG16 convolutions, converted."""
+    path = tmp_path_factory.mktemp("weights") / "real"
+    result = CliRunner().invoke(convert, [REAL_WEIGHTS, "--out", str(path)])
+    assert result.exit_code == 0, result.output
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for photo in sample_photos(3):
+        shutil.copy(photo, folder)
+    return folder
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_features_of_a_folder(tmp_path, weights, photos):
+    out = tmp_path / "features.npz"
+    layers = "block5_pool,features.29,conv1_1"
+    result = run("features", photos, "--weights", weights, "--size", "64x96", "--layers", layers,
+                 "--out", out)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    with np.load(out) as arrays:
+        assert set(arrays) == {"block5_pool", "features.29", "conv1_1", "gap", "photos"}
+        assert arrays["block5_pool"].shape == (3, 2, 3, 512)
+        assert arrays["conv1_1"].shape == (3, 64, 96, 64)
+        names = sorted(photo.name for photo in sample_photos(3))
+        assert [path.rpartition("/")[2] for path in arrays["photos"]] == names
+        model = flaxvgg.load(weights)
+        images = flaxvgg.load_images(list(arrays["photos"]), (64, 96), model.preprocessing)
+        expected = np.asarray(model.features(images))
+        np.testing.assert_allclose(arrays["block5_pool"], expected, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(arrays["gap"], expected.mean((1, 2)), rtol=1e-4, atol=1e-3)
+        zeros = f"{(arrays['block5_pool'][0] == 0).mean():.1%}"
+    assert zeros in result.stdout
+
+
+def test_a_last_batch_that_is_not_full(tmp_path, weights, photos):
+    for i in range(7):
+        shutil.copy(photos / "coffee.png", photos / f"more{i}.png")
+    out = tmp_path / "features.npz"
+    run("features", photos, "--weights", weights, "--size", "32x32", "--out", out)
+    with np.load(out) as arrays:
+        assert arrays["pool5"].shape == (10, 1, 1, 512)
+        more = [i for i, path in enumerate(arrays["photos"]) if "more" in path or "coffee" in path]
+        assert len(more) == 8
+        np.testing.assert_allclose(arrays["pool5"][more[1:]], arrays["pool5"][more[:1]].repeat(7, 0),
+                                   rtol=1e-5, atol=1e-4)  # fmt: skip
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".npz"] == ["features.npz"]
+
+
+def test_demo(tmp_path, weights, photos):
+    out = tmp_path / "demo"
+    result = run("demo", photos, "--weights", weights, "--size", "64x64", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["demo.png", "features.npz", "zeros.json"]
+    with Image.open(out / "demo.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert min(pixels.shape[:2]) > 600
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 5000  # photos, maps and curves
+    zeros = json.loads((out / "zeros.json").read_text())["zero_fraction"]
+    assert list(zeros)[:3] == ["relu1_1", "relu1_2", "pool1"]
+    assert len(zeros) == 18
+    assert set(zeros["pool5"]) == {"astronaut", "chelsea", "coffee"}
+    with np.load(out / "features.npz") as arrays:
+        for i, path in enumerate(arrays["photos"]):
+            name = path.rpartition("/")[2].partition(".")[0]
+            assert zeros["pool5"][name] == pytest.approx((arrays["pool5"][i] == 0).mean())
+
+
+def test_info(weights):
+    environment = run("info").stdout
+    assert flaxvgg.ARCHITECTURES[0] in environment
+    assert "flaxvgg" in environment
+    record = " ".join(run("info", weights).stdout.split())
+    assert "architecture vgg16" in record
+    assert "14,714,688" in record
+    assert "preprocessing keras" in record
+    assert "no logits: these weights come without a classifier" in record
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, weights, photos):
+    out = tmp_path / "features.npz"
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no photo")
+    for arguments, words in [
+        ((tmp_path / "nothing",), "no such file or folder"),
+        ((broken,), "broken.jpg"),
+        ((photos, "--size", "large"), "--size is HxW"),
+        ((photos, "--size", "16x16"), "at least (32, 32)"),
+        ((photos, "--layers", "conv9_9"), "has no layer 'conv9_9'"),
+        ((photos, "--layers", "fc6"), "no layer 'fc6': these weights come without a classifier"),
+        ((photos, "--arch", "vgg17"), "unknown architecture 'vgg17'"),
+        ((photos, "--weights", tmp_path / "none.pth"), "none.pth does not exist"),
+        ((photos, "--weights", photos), "is a directory"),
+    ]:
+        result = run("features", "--weights", weights, "--out", out, *arguments)
+        assert result.exit_code == 2, arguments
+        assert result.stderr.startswith("error: ")
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert words in result.stderr
+        assert not out.exists()
+    for name, words in [("out.txt", ".npz"), ("no/out.npz", "create it first")]:
+        result = run("features", photos, "--weights", weights, "--out", tmp_path / name)
+        assert result.exit_code == 2
+        assert words in result.stderr
+    result = run("demo", photos, "--weights", weights, "--out", broken)
+    assert result.exit_code == 2
+    assert broken.read_bytes() == b"no photo"
+    assert run("info", broken).exit_code == 2
+
+
+def test_demo_without_photos_says_what_to_do(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr("flaxvgg.demo.sample_photos", list)
+    result = run("demo", "--weights", weights, "--out", tmp_path / "demo")
+    assert result.exit_code == 2
+    assert "install scikit-image" in result.stderr
+    assert not (tmp_path / "demo").exists()
+
+
+def test_pictures_without_matplotlib_say_what_to_do(tmp_path, weights, photos, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    result = run("demo", photos, "--weights", weights, "--size", "32x32", "--out", tmp_path / "demo")
+    assert result.exit_code == 2
+    assert "flaxvgg[plot]" in result.stderr
+
+
+def test_parse_size():
+    assert parse_size("375x1242") == (375, 1242)
+    assert parse_size("224X224") == (224, 224)
+    for text in ("224", "x224", "224x", "-1x224", "2.5x3", ""):
+        with pytest.raises(ValueError, match="HxW"):
+            parse_size(text)
+
+
+def test_help_names_every_command():
+    result = run("--help")
+    assert result.exit_code == 0
+    assert all(command in result.stdout for command in ("features", "demo", "info"))
