@@ -30,7 +30,9 @@ def print_verification(console: Console, checks: Mapping[str, Sequence[LayerChec
         shape = "x".join(map(str, first.shape[1:]))
         cells = [first.layer, shape, f"{first.zeros:.1%}", f"{first.error:.1e}"]
         for check in row:
-            cells += ["", ""] if check is None else [f"{check.peer_error:.1e}", f"{check.ratio:.2f}"]
+            cells += (
+                ["", ""] if check is None else [f"{check.peer_error:.1e}", f"{check.ratio:.2f}"]
+            )
         holds = all(check is None or check.holds for check in row)
         table.add_row(*cells, _flips(first), style=None if holds else "bold red")
     console.print(table)

@@ -247,4 +247,3 @@ def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
 def _reason(error: Exception) -> str:
     """The first line of an error of Orbax, without the specification that tensorstore appends."""
     return (str(error) or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec")[0]
-

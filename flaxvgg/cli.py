@@ -35,7 +35,8 @@ def features(
     weights: _Weights = "IMAGENET1K_V1",
     arch: _Arch = "vgg16",
     layers: Annotated[
-        str, typer.Option(help="Comma-separated layers, by the paper's, PyTorch's or Keras's names.")
+        str,
+        typer.Option(help="Layers, comma-separated, by the paper's, PyTorch's or Keras's names."),
     ] = "pool5",
     size: _Size = "224x224",
     out: Annotated[Path, typer.Option(help="Where the arrays go, as .npz.")] = Path("features.npz"),

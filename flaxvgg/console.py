@@ -1,4 +1,4 @@
-"""What every command shares: progress for the person who waits, and one clear line when it fails."""
+"""What every command shares: progress for who waits, and one clear line when it fails."""
 
 import contextlib
 import time
@@ -13,7 +13,7 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 @contextlib.contextmanager
 def step(what: str) -> Iterator[list[str]]:
-    """Show a spinner while a step runs, then one line with its time and what was put in the list."""
+    """Show a spinner while a step runs, then a line with its time and what was put in the list."""
     found: list[str] = []
     start = time.perf_counter()
     with console.status(f"{what} ..."):

@@ -42,7 +42,9 @@ def run_demo(
     with step("writing") as found:
         kept = {name: arrays[name] for name in ("pool5", "gap")}
         save_npz(out / "features.npz", kept | {"photos": np.array([str(path) for path in paths])})
-        percent = {layer: dict(zip(names, map(float, z), strict=True)) for layer, z in zeros.items()}
+        percent = {
+            layer: dict(zip(names, map(float, z), strict=True)) for layer, z in zeros.items()
+        }
         text = json.dumps({"zero_fraction": percent}, indent=1)
         write_atomically(
             (out / "zeros.json").absolute(), lambda target: target.write_text(text, "utf-8")

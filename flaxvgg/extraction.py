@@ -74,4 +74,3 @@ def save_npz(out: Path, arrays: dict[str, np.ndarray]) -> None:
         for name, array in arrays.items()
     }
     write_atomically(out.absolute(), lambda target: np.savez(target, **known))
-

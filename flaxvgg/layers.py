@@ -51,7 +51,9 @@ def _windows(size: int, out: int) -> tuple[np.ndarray, np.ndarray]:
     return member, member.sum(axis=1)
 
 
-def adaptive_avg_pool(x: Float[Array, "n h w c"], out: int = POOLED_SIZE) -> Float[Array, "n o o c"]:
+def adaptive_avg_pool(
+    x: Float[Array, "n h w c"], out: int = POOLED_SIZE
+) -> Float[Array, "n o o c"]:
     """`torch.nn.AdaptiveAvgPool2d((out, out))`, exact at every size.
 
     Window i covers rows floor(i*h/out) to ceil((i+1)*h/out): windows overlap where h is no multiple
@@ -91,7 +93,8 @@ class BatchNorm(nnx.BatchNorm):
             use_fast_variance=False,  # E[x^2] - E[x]^2 cancels
             rngs=rngs,
         )
-        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
+        # A float, exact up to 2^24: jax.grad takes no model with an integer in it.
+        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.float32))
 
     def __call__(self, x, use_running_average=None, *, mask=None):
         training = not (

@@ -56,7 +56,10 @@ def _layer_entries(room: str, layer: Layer) -> list[Entry]:
             for torch, ours in _BATCH_NORM.items()
         ]
         count = "num_batches_tracked"
-        return [*entries, Entry(f"{layer.torch}.{count}", (), (room, layer.name, count), (), None, True)]
+        return [
+            *entries,
+            Entry(f"{layer.torch}.{count}", (), (room, layer.name, count), (), None, True),
+        ]
     layout = (out, layer.inputs, k, k)
     if layer.kind == "conv":
         torch_shape, shape = layout, (k, k, layer.inputs, out)
@@ -145,7 +148,9 @@ def _entry_problem(entry: Entry, value: np.ndarray, keep_dtype: bool) -> str | N
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return f"{entry.torch}: {value.dtype}, expected floating point"
     if keep_dtype and value.dtype == np.float64 and not jax.config.jax_enable_x64:
-        return f"{entry.torch}: float64 would lose digits; pass param_dtype, or enable jax_enable_x64"
+        return (
+            f"{entry.torch}: float64 would lose digits; pass param_dtype, or enable jax_enable_x64"
+        )
     return None
 
 
@@ -226,7 +231,7 @@ def arrays_from_torch(
         if entry.torch not in state_dict:
             # PyTorch before 0.4.1 kept no batch count, and nothing at inference reads it.
             if entry.integer:
-                found[entry.path] = np.zeros((), np.int32)
+                found[entry.path] = np.zeros((), np.float32)
             else:
                 problems.append(f"{entry.torch}: missing, expected {entry.torch_shape}")
             continue
@@ -247,8 +252,10 @@ def arrays_from_torch(
 def _dtype(path: Path, value: Any, param_dtype: DTypeLike | None) -> np.dtype:
     """What a parameter is stored in; running statistics are not rounded to `param_dtype`."""
     if path[2] == "num_batches_tracked":
-        return np.dtype(np.int32)
-    return np.dtype(value.dtype if param_dtype is None or path[2] in ("mean", "var") else param_dtype)
+        return np.dtype(np.float32)
+    return np.dtype(
+        value.dtype if param_dtype is None or path[2] in ("mean", "var") else param_dtype
+    )
 
 
 def build(config: VGGConfig, arrays: Mapping[Path, Any], **kwargs: Any) -> VGG:
@@ -335,7 +342,9 @@ def to_torch(model: VGG) -> dict[str, np.ndarray]:
     gives its convolutions only.
     """
     return {
-        entry.torch: np.concatenate([np.atleast_1d(block) for block in blocks]).reshape(entry.torch_shape)
+        entry.torch: np.concatenate([np.atleast_1d(block) for block in blocks]).reshape(
+            entry.torch_shape
+        )
         for entry, _, blocks in torch_stream(model)
     }
 

@@ -61,7 +61,7 @@ class LayerStack(nnx.Module):
                 case "batch_norm":
                     module = BatchNorm(layer.outputs, **kwargs)
                 case "dropout":
-                    # No rngs of its own: under jax.jit a stored stream would give one mask for ever.
+                    # No rngs of its own: under jax.jit a stored stream gives one mask for ever.
                     module = nnx.Dropout(layer.rate, deterministic=True)
                 case _:
                     continue
@@ -77,15 +77,15 @@ class LayerStack(nnx.Module):
             case "avg_pool":
                 return adaptive_avg_pool(x)
             case "flatten":
-                return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+                return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # -1 fails on no images
             case "softmax":
                 return jax.nn.softmax(x, axis=-1)
             case "dropout":
                 dropout = getattr(self, layer.name)
                 if rngs is None and not dropout.deterministic and dropout.rate > 0:
                     raise ValueError(
-                        "dropout is on (model.train() was called): pass rngs=nnx.Rngs(dropout=seed), "
-                        "or call model.eval()"
+                        "dropout is on (model.train() was called): pass "
+                        "rngs=nnx.Rngs(dropout=seed), or call model.eval()"
                     )
                 if isinstance(rngs, jax.Array):  # one key for all: each layer gets its own
                     rngs = jax.random.fold_in(rngs, self.layers.index(layer))
@@ -175,7 +175,7 @@ class VGG(nnx.Module):
         wanted = {name: self.config.resolve(name) for name in layers}
         _check_images(images)
         lead = images.shape[:-3]
-        x = jnp.asarray(images).reshape(math.prod(lead), *images.shape[-3:])  # -1 fails on an empty batch
+        x = jnp.asarray(images).reshape(-1, *images.shape[-3:])
         missing = set(wanted.values())
         found = {}
         for stack in (self.conv_stack, self.head):
@@ -194,7 +194,7 @@ def flatten_chw(features: Float[AnyArray, "*n h w c"]) -> Float[Array, "*n c*h*w
     return jnp.moveaxis(features, -1, -3).reshape(*features.shape[:-3], -1)
 
 
-def _check_images(images: Array) -> None:
+def _check_images(images: AnyArray) -> None:
     shape = tuple(images.shape)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(

@@ -85,7 +85,9 @@ def _zeros_axes(ax, names: Sequence[str], zeros: Mapping[str, np.ndarray]) -> No
     layers = list(zeros)
     percent = 100 * np.array([zeros[layer] for layer in layers])
     for i, name in enumerate(names):
-        ax.plot(percent[:, i], color=f"C{i}", linewidth=1, alpha=0.6, label=name.replace("_", " ")[:18])
+        ax.plot(
+            percent[:, i], color=f"C{i}", linewidth=1, alpha=0.6, label=name.replace("_", " ")[:18]
+        )
     ax.plot(percent.mean(axis=1), color="black", linewidth=2.5, marker="o", label="mean")
     for i, layer in enumerate(layers):
         if layer.startswith("pool"):

@@ -73,7 +73,9 @@ def features_table(model: VGG, arrays: Mapping[str, np.ndarray]) -> Table:
         shape = "x".join(map(str, arrays[layer].shape[1:]))
         table.add_column(f"{layer}\n{shape}", justify="right")
     for i, photo in enumerate(arrays["photos"]):
-        table.add_row(Path(photo).name, *(f"{(arrays[name][i] == 0).mean():.1%}" for name in layers))
+        table.add_row(
+            Path(photo).name, *(f"{(arrays[name][i] == 0).mean():.1%}" for name in layers)
+        )
     return table
 
 

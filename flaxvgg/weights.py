@@ -6,10 +6,8 @@ import hashlib
 import importlib.resources
 import mmap
 import pickle
-import socket
+import struct
 import sys
-import urllib.parse
-import urllib.request
 import zipfile
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -114,7 +112,7 @@ def published(arch: str, name: str) -> Published:
 
 @cache
 def imagenet_classes() -> tuple[str, ...]:
-    """The 1000 class names of ILSVRC 2012, in the order of the logits, as torchvision lists them."""
+    """The 1000 class names of ILSVRC 2012 in the order of the logits, as torchvision has them."""
     text = importlib.resources.files("flaxvgg").joinpath("imagenet_classes.txt").read_text("utf-8")
     return tuple(text.splitlines())
 
@@ -160,19 +158,22 @@ def fetch_hub(record: Published) -> Path:
 
     Raises WeightsError where that fails or the file differs from the digest the hub names it by.
     """
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     # The hub's client speaks through httpx, under the name that its version brings along.
     clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
     failures = (OSError, HfHubHTTPError, *(client.HTTPError for client in clients))
     file = "model.safetensors"
     try:
-        if not isinstance(try_to_load_from_cache(record.hub, file), str):
-            _check_online(constants.ENDPOINT)
-        path = Path(hf_hub_download(record.hub, file))
+        try:
+            path = Path(hf_hub_download(record.hub, file, local_files_only=True))
+        except LocalEntryNotFoundError:
+            # Without a network this fails at once; the download would try again for 23 s.
+            get_hf_file_metadata(hf_hub_url(record.hub, file))
+            path = Path(hf_hub_download(record.hub, file))
     except failures as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"cannot download {record.title} ({reason}): try again with a network; or bring "
             f"{file} of {record.hub} or torchvision's {record.file} from elsewhere, and give its "
@@ -182,16 +183,6 @@ def fetch_hub(record: Published) -> Path:
     if len(blob) == 64 and sha256(path) != blob:
         raise WeightsError(f"{path.resolve()} is damaged: delete it and try again")
     return path
-
-
-def _check_online(endpoint: str) -> None:
-    """Raise OSError at once where the hub's name is not known; its client would try for 23 s."""
-    host = urllib.parse.urlsplit(endpoint).hostname
-    if not urllib.request.getproxies():
-        try:
-            socket.getaddrinfo(host, None)
-        except socket.gaierror as error:
-            raise OSError(f"{host}: {error.strerror}") from None
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -266,6 +257,21 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
         raise WeightsError(f"{path} is no safetensors file, or truncated: {error}") from None
 
 
+# What PyTorch's reader runs into in a file that was cut off or spoiled.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OSError,
+    LookupError,
+    AssertionError,
+    TypeError,
+    AttributeError,
+    MemoryError,
+    struct.error,
+)
+
+
 def _read_pth(path: Path, mapped: bool) -> Mapping[str, Any]:
     torch = _import_torch(path.name)
     with path.open("rb") as file:
@@ -279,7 +285,7 @@ def _read_pth(path: Path, mapped: bool) -> Mapping[str, Any]:
             f"{path} holds more than tensors, or is no PyTorch file; it was not executed: save "
             f"model.state_dict() instead ({reason})"
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} is damaged or truncated: {reason}") from None
     for key in ("state_dict", "model_state_dict", "model"):

@@ -14,7 +14,6 @@ from flaxvgg.config import ARCHITECTURES, VGGConfig
 from flaxvgg.mapping import from_torch, rebuild
 from flaxvgg.model import VGG
 from flaxvgg.weights import (
-    PUBLISHED,
     fetch_hub,
     fetch_torchvision,
     provenance_of,
@@ -108,7 +107,8 @@ def _pretrained(
         if dropout is not None or param_dtype is not None:
             model = rebuild(model, dropout=dropout, param_dtype=param_dtype)
     else:
-        if weights in {record.name for record in PUBLISHED}:
+        # What is no path is meant as a name; `published` then lists those that there are.
+        if not path.exists() and path.name == str(weights) and not path.suffix:
             record = published(arch, str(weights))
             # The hub's safetensors need no torch.
             path = fetch_hub(record) if record.hub else fetch_torchvision(record)
@@ -129,8 +129,9 @@ def _pretrained(
     found = model.config
     if found.arch != arch:
         raise CheckpointError(f"{path} holds a {found.arch}, not a {arch}")
-    if num_classes not in (None, found.num_classes) and found.head:
-        raise CheckpointError(f"{path} has {found.num_classes} classes, not {num_classes}")
+    if num_classes not in (None, found.num_classes):
+        has = f"{found.num_classes} classes" if found.head else f"none: {found.no_head_because}"
+        raise CheckpointError(f"{num_classes} classes were asked for, and {path} has {has}")
     return model
 
 

@@ -1,8 +1,10 @@
-"""Strict everywhere: shapes are checked, implicit promotion is an error, and there are two devices."""
+"""Strict everywhere: shapes are checked, implicit promotion is an error, two devices are faked."""
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+)
 os.environ["KERAS_BACKEND"] = "jax"
 
 import jax

@@ -31,9 +31,9 @@ def torch_vgg(arch: str, seed: int = 0, **kwargs) -> torch.nn.Module:
         return network.eval()
 
 
-def random_images(*shape: int, seed: int = 0) -> np.ndarray:
-    """Standard normal images (N, H, W, 3), as float32."""
-    return np.random.default_rng(seed).standard_normal((*shape, 3)).astype(np.float32)
+def random_images(*shape: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """Standard normal images (N, H, W, channels), as float32."""
+    return np.random.default_rng(seed).standard_normal((*shape, channels)).astype(np.float32)
 
 
 @cache

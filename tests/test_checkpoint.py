@@ -24,7 +24,7 @@ from flaxvgg import checkpoint
 from flaxvgg.checkpoint import CheckpointError, is_checkpoint, write_atomically
 from flaxvgg.mapping import entries
 from flaxvgg.provenance import PREPROCESSING, Provenance
-from tests.helpers import random_images, torch_vgg
+from tests.helpers import torch_vgg
 
 FORMATS = ("orbax", "model.safetensors")
 PROVENANCE = Provenance(
@@ -77,8 +77,6 @@ def test_there_and_back_bit_for_bit(model, tmp_path, name):
     assert back.classes == ("cat", "dog, or “hound”")
     assert back.preprocessing.name == "features"
     assert os.listdir(tmp_path) == [name]
-    images = jnp.asarray(random_images(1, 32, 32))
-    np.testing.assert_array_equal(back.features(images), model.features(images))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -155,7 +153,7 @@ def test_a_loaded_model_is_nobody_elses_memory(model, other, tmp_path, name):
 def test_a_model_whose_parameters_were_trained(model, tmp_path):
     trained = nnx.clone(model)
     trained.train()
-    trained.features(jnp.asarray(random_images(2, 32, 32)))
+    trained.conv_stack.bn1_1(jax.random.normal(jax.random.key(0), (2, 4, 4, 64)))
     trained.conv_stack.conv1_1.kernel[...] = trained.conv_stack.conv1_1.kernel[...] * 2
     flaxvgg.save(trained, tmp_path / "trained")
     back = flaxvgg.load(tmp_path / "trained")

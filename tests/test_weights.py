@@ -207,7 +207,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path, kind, where):
     value = value if where == "instead" else {**STATE_DICT, "features.0.extra": value}
     path = tmp_path / "weights.pth"
     if kind == "pickle":
-        path.write_bytes(pickle.dumps(value))
+        path.write_bytes(pickle.dumps(value, protocol=2))
     else:
         _save(path, value, legacy=kind == "legacy")
     _refused(path, "it was not executed: save model.state_dict\\(\\) instead")
@@ -298,7 +298,7 @@ def test_weights_that_are_not_published():
     message = "^vgg11 has no published weights 'IMAGENET1K_FEATURES': choose from IMAGENET1K_V1$"
     with pytest.raises(WeightsError, match=message):
         published("vgg11", "IMAGENET1K_FEATURES")
-    with pytest.raises(WeightsError, match="choose from IMAGENET1K_V1, IMAGENET1K_FEATURES$"):
+    with pytest.raises(WeightsError, match=r"choose from IMAGENET1K_V1, IMAGENET1K_FEATURES$"):
         published("vgg16", "IMAGENET1K_V2")
 
 
@@ -433,7 +433,7 @@ def test_a_server_that_is_not_there(torch_cache, monkeypatch):
 def test_a_file_that_is_not_there(torch_cache, monkeypatch):
     with _server({}) as (url, _):
         record = _record(b"", url, monkeypatch)
-        with pytest.raises(WeightsError, match="cannot download VGG11_Weights.* 404"):
+        with pytest.raises(WeightsError, match=r"cannot download VGG11_Weights.* 404"):
             fetch_torchvision(record)
     assert os.listdir(torch_cache) == []
 
@@ -485,7 +485,7 @@ def test_the_hubs_file_is_downloaded_once(use_hub, safetensors_bytes):
         cache = use_hub(url)
         path = fetch_hub(HUB_RECORD)
         assert fetch_hub(HUB_RECORD) == path
-    assert [method for method, _ in requests].count("GET") == 1
+    assert requests.count(("GET", HUB_FILE)) == 1
     assert cache in path.parents
     assert path.resolve().name == digest
     found = read_weights(path)
@@ -518,13 +518,13 @@ def _refused_by_the_hub(reason: str, seconds: float) -> None:
 
 def test_a_hub_that_is_not_there(use_hub):
     use_hub(_closed_port())
-    _refused_by_the_hub("", seconds=10)
+    _refused_by_the_hub("Connection refused", seconds=5)
 
 
 def test_a_hub_without_the_file(use_hub):
     with _server({}) as (url, _):
         use_hub(url)
-        _refused_by_the_hub("404", seconds=10)
+        _refused_by_the_hub("404 .*", seconds=10)
 
 
 def test_a_server_that_is_no_hub(use_hub, safetensors_bytes):
@@ -540,7 +540,7 @@ def test_a_hub_that_hangs_up(use_hub, safetensors_bytes, monkeypatch):
     with _server({HUB_FILE: safetensors_bytes}, headers, cut=1000) as (url, _):
         cache = use_hub(url)
         _refused_by_the_hub("", seconds=60)
-    assert not [path for path in cache.rglob("model.safetensors")]
+    assert not list(cache.rglob("model.safetensors"))
 
 
 def test_a_network_that_is_switched_off(use_hub, monkeypatch):
@@ -549,7 +549,26 @@ def test_a_network_that_is_switched_off(use_hub, monkeypatch):
     _refused_by_the_hub("", seconds=10)
 
 
-# Without torch.
+# Damage of any kind, and no torch.
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+# An opcode of a later pickle protocol can come out of a spoiled byte.
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_spoiled_bytes_are_read_or_refused_but_never_anything_else(tmp_path, legacy):
+    content = _save(tmp_path / "whole.pth", legacy=legacy).read_bytes()
+    rng, path, refused = np.random.default_rng(0), tmp_path / "weights.pth", 0
+    for _ in range(300):
+        spoiled = bytearray(content)
+        spoiled[rng.integers(600)] = rng.integers(256)
+        path.write_bytes(spoiled)
+        try:
+            tensors = read_weights(path).tensors
+        except WeightsError:
+            refused += 1
+        else:
+            assert isinstance(tensors, dict)
+    assert refused > 50
 
 
 def test_without_torch(tmp_path, monkeypatch):

@@ -28,7 +28,9 @@ def find_published(name: str, arch: str | None) -> Published | None:
     if enum:
         arch = enum.removesuffix("_Weights").lower()
     if arch is None:
-        raise SourceError(f"{name} of which architecture? Say VGG16_Weights.{member}, or pass --arch")
+        raise SourceError(
+            f"{name} of which architecture? Say VGG16_Weights.{member} or pass --arch"
+        )
     try:
         return published(arch, member)
     except WeightsError as error:
@@ -51,8 +53,8 @@ def read_published(record: Published) -> Source:
 def read_torch(path: Path, arch: str | None = None) -> Source:
     """Weights of a .pth or .safetensors file in torchvision's or timm's naming.
 
-    The architecture is that with the nearest names unless given. Raises SourceError for a file that is
-    no weights file (a pickle is never executed) or that holds no VGG.
+    The architecture is that with the nearest names unless given. Raises SourceError for a file that
+    is no weights file (a pickle is never executed) or that holds no VGG.
     """
     try:
         file = read_weights(path)
