@@ -10,7 +10,7 @@ demo: .venv-demo/ready
 	@.venv-demo/bin/flaxvgg demo --weights build/vgg16-real --out build/demo
 
 test: .venv/ready
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 lint: .venv/ready
 	.venv/bin/ruff check

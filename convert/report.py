@@ -11,11 +11,14 @@ from convert.verify import MAX_RATIO, LayerCheck
 from flaxvgg.model import VGG
 from flaxvgg.tables import facts, model_facts
 
+_LISTED = 10
+
 
 def print_verification(console: Console, checks: Mapping[str, Sequence[LayerCheck]]) -> None:
     """One row a layer: our error beside each framework's, and the zeros."""
+    truth = "PyTorch" if "PyTorch" in checks else "flaxvgg"
     table = Table(
-        title="float32 error against float64, relative to the size of the layer's output",
+        title=f"float32 error, relative to the layer's output; the truth is {truth} in float64",
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
     )
@@ -34,8 +37,11 @@ def print_verification(console: Console, checks: Mapping[str, Sequence[LayerChec
                 ["", ""] if check is None else [f"{check.peer_error:.1e}", f"{check.ratio:.2f}"]
             )
         holds = all(check is None or check.holds for check in row)
-        table.add_row(*cells, _flips(first), style=None if holds else "bold red")
+        flips = str(first.flips) if first.layer.startswith("relu") else ""
+        table.add_row(*cells, flips, style=None if holds else "bold red")
     console.print(table)
+    for flip in _flips(next(iter(checks.values()))):
+        console.print(flip, highlight=False)
     for peer, layers in checks.items():
         failed = [check.layer for check in layers if not check.holds]
         worst = max(layers, key=lambda check: check.ratio)
@@ -58,10 +64,15 @@ def _by_layer(checks: Mapping[str, Sequence[LayerCheck]]) -> list[list[LayerChec
     return list(rows.values())
 
 
-def _flips(check: LayerCheck) -> str:
-    if check.unexplained:
-        return f"{check.flips} ({check.unexplained} beyond rounding)"
-    return str(check.flips) if check.layer.startswith("relu") else ""
+def _flips(checks: Sequence[LayerCheck]) -> list[str]:
+    """A line for each of the first flipped zeros: where it is, and how near to zero the truth."""
+    flips = [(check.layer, flip) for check in checks for flip in check.flipped]
+    lines = [
+        f"zero flipped at {layer} {flip.place}: the truth before the ReLU is {flip.truth:.1e}, "
+        f"{'within' if flip.explained else 'BEYOND'} rounding ({flip.bound:.1e})"
+        for layer, flip in flips[:_LISTED]
+    ]
+    return lines + [f"and {len(flips) - _LISTED} more"] * (len(flips) > _LISTED)
 
 
 def print_summary(console: Console, model: VGG, notes: Sequence[str], out: Path) -> None:

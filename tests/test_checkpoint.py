@@ -1,6 +1,5 @@
 """Checkpoints: bit for bit, whole or not at all, and one clear line for everything else."""
 
-import gc
 import json
 import os
 import shutil
@@ -417,40 +416,44 @@ def saved_orbax(model, tmp_path_factory) -> Path:
     return path
 
 
-def _reads_or_is_refused(path: Path, model: flaxvgg.VGG) -> bool:
-    """True for a checkpoint that is refused in one line; what is read must be the whole model."""
+# In a process of its own: Orbax forgets tasks that failed beside the first, and what those complain
+# of later would reach other tests.
+_DAMAGE = """
+import shutil, sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import flaxvgg
+
+saved, scratch, damage = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+whole = jax.tree.leaves(flaxvgg.load(saved))
+for i, file in enumerate(p.relative_to(saved) for p in saved.rglob("*") if p.is_file()):
+    path = scratch / f"copy{i}"
+    shutil.copytree(saved, path)
+    content = (path / file).read_bytes()
+    (path / file).unlink()
+    if damage != "deleted":
+        (path / file).write_bytes(content[: len(content) // 2 if damage == "cut in half" else 0])
     try:
-        back = flaxvgg.load(path)
-    except CheckpointError as error:
-        message = str(error)
-    else:
-        _assert_same(back, model)
-        return False
-    assert message.startswith(f"{path} ")
-    assert len(message.splitlines()) == 1
-    return True
+        back = jax.tree.leaves(flaxvgg.load(path))
+    except flaxvgg.CheckpointError as error:
+        assert str(error).startswith(f"{path} "), error
+        assert len(str(error).splitlines()) == 1, error
+        print(file)
+    else:  # a file that is not needed: what is read must be everything
+        assert all(np.array_equal(a, b) for a, b in zip(back, whole, strict=True)), file
+    shutil.rmtree(path)
+"""
 
 
-# Orbax warns of what it misses before it fails, and forgets tasks that failed beside the first.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")
 @pytest.mark.parametrize("damage", ["deleted", "cut in half", "emptied"])
-def test_a_damaged_orbax_directory(model, saved_orbax, tmp_path, damage):
-    files = [p.relative_to(saved_orbax) for p in saved_orbax.rglob("*") if p.is_file()]
-    refused = set()
-    for i, file in enumerate(files):
-        path = tmp_path / f"copy{i}"
-        shutil.copytree(saved_orbax, path)
-        content = (path / file).read_bytes()
-        (path / file).unlink()
-        if damage != "deleted":
-            (path / file).write_bytes(
-                content[: len(content) // 2 if damage == "cut in half" else 0]
-            )
-        if _reads_or_is_refused(path, model):
-            refused.add(str(file.parent / file.name[:9]))
-        shutil.rmtree(path)
-    gc.collect()  # the forgotten tasks, while their complaints are ignored
+def test_a_damaged_orbax_directory(saved_orbax, tmp_path, damage):
+    command = [sys.executable, "-c", _DAMAGE, saved_orbax, tmp_path, damage]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    refused = {str(Path(line).with_name(Path(line).name[:9])) for line in result.stdout.split()}
     # The header, the table of contents, the index, and at least one file of data.
     assert {"_CHECKPOI", "state/_METADATA", "state/manifest."} <= refused
     assert any(name.startswith("state/ocdbt.process_0/d/") for name in refused)

@@ -216,7 +216,8 @@ def test_flips_within_and_beyond_rounding_are_told_apart(parameters, images, ref
     for place in (within, beyond, far):
         ours[place] = 0.0 if sign > 0 else 1e-30
     check = _compare(parameters, images, made, relu1_1=ours)[1]
-    assert check.flipped == (within, far, beyond)
+    assert [flip.place for flip in check.flipped] == [within, far, beyond]
+    assert [flip.explained for flip in check.flipped] == [True, False, False]
     assert (check.flips, check.unexplained) == (3, 2)
 
 

@@ -130,9 +130,7 @@ def test_a_file_of_ours_is_read_with_what_was_saved(folder):
     assert {v.dtype for v in jax.tree.leaves(nnx.state(model))} == {jnp.dtype(jnp.bfloat16)}
     assert model.head.fc8.param_dtype == jnp.bfloat16
     assert model.head.fc8.dtype == jnp.float32
-    with pytest.raises(
-        CheckpointError, match=f"whole.safetensors has {CLASSES} classes, not 1000$"
-    ):
+    with pytest.raises(CheckpointError, match=f"whole.safetensors has {CLASSES} classes$"):
         flaxvgg.vgg11(weights=path, num_classes=1000)
 
 
@@ -173,7 +171,7 @@ def test_a_file_of_another_architecture(folder, name):
 
 
 def test_another_number_of_classes_than_the_file_has(folder):
-    with pytest.raises(CheckpointError, match=f"whole.pth has {CLASSES} classes, not 20$"):
+    with pytest.raises(CheckpointError, match=f"whole.pth has {CLASSES} classes$"):
         flaxvgg.vgg11(weights=folder / "whole.pth", num_classes=20)
 
 
