@@ -10,7 +10,9 @@ demo: .venv-demo/ready
 	@.venv-demo/bin/flaxvgg demo --weights build/vgg16-real --out build/demo
 
 test: .venv/ready
-	.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	# The slowest file first, so that the two workers end together.
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST) \
+		tests/test_parity.py tests
 
 lint: .venv/ready
 	.venv/bin/ruff check

@@ -7,7 +7,9 @@ channel-first flattening to the channels-last one, once, so that no activation i
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -91,38 +93,60 @@ def empty_array(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-_BLOCK = 64  # output channels permuted at a time: both sides of the transposition stay in the cache
+_BLOCK = 16  # output channels permuted at a time: both sides of the transposition stay in the cache
+_WORKERS = min(4, os.cpu_count() or 1)  # threads that permute: NumPy lets go of the interpreter
 
 
 def _to_flax(
     entry: Entry, value: np.ndarray, dtype: np.dtype, release: Callable[[np.ndarray], None]
-) -> np.ndarray:
+) -> tuple[np.ndarray, int]:
+    """The parameter in Flax's layout as a new array, and how many of its values are not finite."""
     target = empty_array(entry.shape, dtype)
     if entry.layout is None:
         target[...] = value
         release(value)
-        return target
+        return target, _not_finite(target)
     n, c, k, _ = entry.layout
     source, permuted = value.reshape(entry.layout), target.reshape(k, k, c, n)
-    for start in range(0, n, _BLOCK):
+
+    def permute(start: int) -> int:
         block = source[start : start + _BLOCK]
-        permuted[..., start : start + _BLOCK] = block.transpose(2, 3, 1, 0)
+        cast = block.astype(dtype, copy=False)
+        permuted[..., start : start + _BLOCK] = cast.transpose(2, 3, 1, 0)
+        bad = _not_finite(cast)
         release(block)
-    return target
+        return bad
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        return target, sum(pool.map(permute, range(0, n, _BLOCK)))
+
+
+def _not_finite(array: np.ndarray) -> int:
+    # The extremes are NaN or infinite where anything is, and need no array of booleans.
+    if np.isfinite(array.min()) and np.isfinite(array.max()):
+        return 0
+    return array.size - int(np.isfinite(array).sum())
 
 
 def _torch_blocks(entry: Entry, value: np.ndarray) -> Iterator[np.ndarray]:
     """The parameter in torch's layout, a contiguous block of rows after the other."""
     if entry.integer:
         yield np.asarray(value, np.int64)
-    elif entry.layout is None:
+        return
+    if entry.layout is None:
         yield np.ascontiguousarray(value)
-    else:
-        n, c, k, _ = entry.layout
-        permuted = value.reshape(k, k, c, n)
-        for start in range(0, n, _BLOCK):
-            block = permuted[..., start : start + _BLOCK].transpose(3, 2, 0, 1)
-            yield np.ascontiguousarray(block)
+        return
+    n, c, k, _ = entry.layout
+    permuted = value.reshape(k, k, c, n)
+
+    def permute(start: int) -> np.ndarray:
+        block = permuted[..., start : start + _BLOCK].transpose(3, 2, 0, 1)
+        return np.ascontiguousarray(block)
+
+    wave = 4 * _WORKERS * _BLOCK  # no more is permuted ahead of who takes it
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        for start in range(0, n, wave):
+            yield from pool.map(permute, range(start, min(start + wave, n), _BLOCK))
 
 
 def as_numpy(value: Any) -> np.ndarray:
@@ -152,14 +176,6 @@ def _entry_problem(entry: Entry, value: np.ndarray, keep_dtype: bool) -> str | N
             f"{entry.torch}: float64 would lose digits; pass param_dtype, or enable jax_enable_x64"
         )
     return None
-
-
-def _finite_problem(entry: Entry, value: np.ndarray) -> str | None:
-    # The extremes are NaN or infinite where anything is, and need no array of booleans.
-    if np.isfinite(value.min()) and np.isfinite(value.max()):
-        return None
-    bad = value.size - int(np.isfinite(value).sum())
-    return f"{entry.torch}: {bad} of {value.size} values are NaN or infinite in {value.dtype}"
 
 
 _NAN_CLASSIFIER = (
@@ -239,8 +255,10 @@ def arrays_from_torch(
         problem = _entry_problem(entry, value, keep_dtype=param_dtype is None)
         if problem is None:
             dtype = _dtype(entry.path, value, param_dtype)
-            found[entry.path] = _to_flax(entry, value, dtype, release)
-            problem = _finite_problem(entry, found[entry.path])
+            found[entry.path], bad = _to_flax(entry, value, dtype, release)
+            if bad:
+                of = f"{bad} of {value.size} values"
+                problem = f"{entry.torch}: {of} are NaN or infinite in {dtype}"
         if problem is not None:
             problems.append(problem)
     problems += [f"{name}: unexpected" for name in state_dict]
