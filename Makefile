@@ -9,10 +9,10 @@ demo: .venv-demo/ready
 	@.venv-demo/bin/python -m convert $(REAL_WEIGHTS) --out build/vgg16-real --verify
 	@.venv-demo/bin/flaxvgg demo --weights build/vgg16-real --out build/demo
 
+# The slowest files first, so that the two workers end together.
 test: .venv/ready
-	# The slowest file first, so that the two workers end together.
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST) \
-		tests/test_parity.py tests
+		tests/test_parity_random.py tests/test_parity.py tests
 
 lint: .venv/ready
 	.venv/bin/ruff check
