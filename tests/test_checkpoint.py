@@ -23,7 +23,7 @@ from flaxvgg import checkpoint
 from flaxvgg.checkpoint import CheckpointError, is_checkpoint, write_atomically
 from flaxvgg.mapping import entries
 from flaxvgg.provenance import PREPROCESSING, Provenance
-from tests.helpers import torch_vgg
+from helpers import torch_vgg
 
 FORMATS = ("orbax", "model.safetensors")
 PROVENANCE = Provenance(

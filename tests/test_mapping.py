@@ -14,7 +14,7 @@ import flaxvgg
 from flaxvgg.config import ARCHITECTURES, VGGConfig
 from flaxvgg.mapping import MappingError, build, config_for, entries, nearest_arch
 from flaxvgg.model import VGG
-from tests.helpers import random_images, torch_vgg
+from helpers import random_images, torch_vgg
 
 
 def _meta_state_dict(arch: str, **kwargs) -> dict[str, torch.Tensor]:

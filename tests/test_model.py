@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import flaxvgg
 from flaxvgg.config import VGGConfig
 from flaxvgg.model import VGG, flatten_chw
-from tests.helpers import random_images, torch_vgg
+from helpers import random_images, torch_vgg
 
 CLASSES = 5
 

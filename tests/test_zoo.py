@@ -19,7 +19,7 @@ from flaxvgg.checkpoint import CheckpointError
 from flaxvgg.config import ARCHITECTURES, VGGConfig
 from flaxvgg.mapping import MappingError
 from flaxvgg.weights import PUBLISHED, Published, WeightsError, imagenet_classes
-from tests.helpers import random_images, torch_vgg
+from helpers import random_images, torch_vgg
 
 CLASSES = 4
 
