@@ -8,6 +8,9 @@ import typer
 from rich.console import Console
 
 console = Console()
+# Packages of the extras: what only some sources, targets and pictures need.
+_OPTIONAL = {"h5py", "matplotlib", "onnx", "onnxruntime", "torch", "torchvision"}
+
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -30,6 +33,15 @@ def clear_errors(unharmed: str) -> Iterator[None]:
     """
     try:
         yield
+    except ModuleNotFoundError as error:
+        if error.name not in _OPTIONAL:
+            raise
+        errors.print(
+            f"error: this needs {error.name}, which is not installed: "
+            "pip install 'flaxvgg[convert,plot]'",
+            style="red",
+        )
+        raise typer.Exit(2) from None
     except (ValueError, OSError) as error:
         errors.print(f"error: {error}", style="red")
         raise typer.Exit(2) from None

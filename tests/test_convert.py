@@ -282,6 +282,15 @@ def test_a_full_checkpoint_fits_into_three_times_its_size(tmp_path, full_checkpo
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model))) > 0.99 * size
 
 
+@pytest.mark.parametrize("missing", ["h5py", "torch"])
+def test_a_package_that_is_missing_is_named(tmp_path, source, missing, monkeypatch):
+    given = tmp_path / "weights.h5" if missing == "h5py" else REAL_WEIGHTS
+    (tmp_path / "weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    out = tmp_path / "out.pth"
+    monkeypatch.setitem(sys.modules, missing, None)
+    refused(run(given, "--out", out), out, f"needs {missing}", "flaxvgg[convert,plot]")
+
+
 def test_imports_are_deferred():
     code = (
         "import sys, flaxvgg, {}; print([m for m in ('jax', 'torch', 'onnx') if m in sys.modules])"
