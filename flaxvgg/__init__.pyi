@@ -7,6 +7,8 @@ from .provenance import PREPROCESSING, Preprocessing, Provenance
 from .weights import WeightsError
 from .zoo import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 
+__version__: str
+
 __all__ = [
     "ARCHITECTURES",
     "PREPROCESSING",

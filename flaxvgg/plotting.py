@@ -55,7 +55,7 @@ def demo_figure(
     """
     columns = len(names)
     figure = _new_figure(figsize=(max(1.75 * columns, 8), 8.8), dpi=110, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[5.8, 3.0])
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=[5.8, 3.0]))
     axes = top.subplots(3, columns, squeeze=False)
     (alike, middle), (strong, last) = maps.items()
     colours = components_rgb(middle)

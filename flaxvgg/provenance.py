@@ -30,7 +30,9 @@ PREPROCESSING = {
         # torchvision's ImageClassification preset.
         Preprocessing("torchvision", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
         # torchvision's VGG16 IMAGENET1K_FEATURES: Caffe's means on RGB, no division by a deviation.
-        Preprocessing("features", mean=(0.48235, 0.45882, 0.40784), std=(1 / 255,) * 3),
+        Preprocessing(
+            "features", mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255)
+        ),
         # keras.applications.vgg16.preprocess_input after keras.utils.load_img(target_size=...).
         Preprocessing(
             "keras",
