@@ -14,7 +14,7 @@ from flaxvgg.console import console, step
 from flaxvgg.extraction import map_photos, save_npz
 from flaxvgg.images import find_images, fit_image, open_image
 from flaxvgg.model import VGG
-from flaxvgg.plotting import demo_figure
+from flaxvgg.plotting.demo import demo_figure
 from flaxvgg.samples import sample_photos
 from flaxvgg.tables import zeros_table
 

@@ -1,7 +1,8 @@
 """VGG: a convolution stack, its named layers, and a head."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -176,17 +177,44 @@ class VGG(nnx.Module):
         _check_images(images)
         lead = images.shape[:-3]
         x = jnp.asarray(images).reshape(-1, *images.shape[-3:])
-        missing = set(wanted.values())
-        found = {}
-        for stack in (self.conv_stack, self.head):
-            for layer in stack.layers:
-                if not missing:
-                    break
+        found = run_layers((self.conv_stack, self.head), x, set(wanted.values()), rngs=rngs)
+        return {
+            name: found[layer].reshape(*lead, *found[layer].shape[1:])
+            for name, layer in wanted.items()
+        }
+
+
+def run_layers(
+    stacks: Sequence[LayerStack],
+    x: Float[Array, "n ..."],
+    wanted: Collection[str],
+    *,
+    after: str | None = None,
+    shifts: Mapping[str, Float[Array, "..."]] = MappingProxyType({}),
+    rngs: nnx.Rngs | jax.Array | None = None,
+) -> dict[str, Float[Array, "..."]]:
+    """The one forward pass: the outputs of the layers `wanted`, keyed by the paper's names.
+
+    `x` holds images (N, H, W, 3), or, with `after`, the output of that layer, behind which the pass
+    then starts. What `shifts` has under a layer's name is added to its output; the derivative by a
+    shift, at zero, is the derivative by that output. Layers behind the last one wanted do not run.
+    """
+    missing = set(wanted)
+    found = {}
+    started = after is None
+    for stack in stacks:
+        for layer in stack.layers:
+            if not missing:
+                break
+            if started:
                 x = stack.apply(layer, x, rngs)
+                if layer.name in shifts:
+                    x = x + shifts[layer.name]
                 if layer.name in missing:
-                    found[layer.name] = x.reshape(*lead, *x.shape[1:])
+                    found[layer.name] = x
                     missing.remove(layer.name)
-        return {name: found[layer] for name, layer in wanted.items()}
+            started = started or layer.name == after
+    return found
 
 
 def flatten_chw(features: Float[AnyArray, "*n h w c"]) -> Float[Array, "*n c*h*w"]:

@@ -1,28 +1,15 @@
-"""Pictures. matplotlib is imported when the first one is drawn."""
+"""The picture of the demonstration."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
+
+from flaxvgg.plotting.figures import enlarge, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def _new_figure(**kwargs) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("pictures need matplotlib: pip install 'flaxvgg[plot]'") from None
-    return Figure(**kwargs)
-
-
-def enlarge(maps: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
-    """One map resized to (H, W), bicubic, for looking at."""
-    image = Image.fromarray(np.asarray(maps, np.float32))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def components_rgb(features: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w 3"]:
@@ -54,7 +41,7 @@ def demo_figure(
     photo (N,) by layer.
     """
     columns = len(names)
-    figure = _new_figure(figsize=(max(1.75 * columns, 8), 8.8), dpi=110, layout="constrained")
+    figure = new_figure(figsize=(max(1.75 * columns, 8), 8.8), dpi=110, layout="constrained")
     top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=[5.8, 3.0]))
     axes = top.subplots(3, columns, squeeze=False)
     (alike, middle), (strong, last) = maps.items()
