@@ -128,7 +128,7 @@ def test_real_file_reads_bit_for_bit_and_runs_at_any_size():
     assert outputs["conv1_1"].shape == (2, 64, 48, 64)
     assert outputs["pool5"].shape == (2, 2, 1, 512)
     np.testing.assert_array_equal(outputs["relu5_3"], np.maximum(outputs["conv5_3"], 0))
-    model = from_torch("vgg16", source.state_dict)
+    model = from_torch("vgg16", source.state_dict, precision="default")
     for name, ours in model.activations(jnp.asarray(images), config.layer_names).items():
         _assert_close(np.asarray(ours), outputs[name], name)
 
@@ -374,7 +374,7 @@ def test_another_epsilon_goes_into_the_variance(exported_bn: Path, tmp_path: Pat
     difference = source.state_dict[name].astype(np.float64) - plain.state_dict[name]
     np.testing.assert_allclose(difference, 1e-3 - 1e-5, atol=1e-7)
     assert "epsilon 0.001" in source.notes[0]
-    model = from_torch("vgg11_bn", source.state_dict)
+    model = from_torch("vgg11_bn", source.state_dict, precision="default")
     ours = model.activations(jnp.asarray(_images()), ["bn3_2"])["bn3_2"]
     _assert_close(np.asarray(ours), source.layer_outputs(_images())["bn3_2"], "bn3_2")
 
