@@ -14,6 +14,7 @@ Only float32 at precision "highest" is blocked, and only on a CPU; everything el
 XLA, on NVIDIA to cuDNN and cuBLAS.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -97,9 +98,9 @@ def _summed(call: Callable[[Array, Array], Array], x: Array, kernel: Array, size
 
 
 def dot_general(
-    lhs: Float[Array, "n k"], rhs: Float[Array, "k o"], dimension_numbers: Any, **kwargs: Any
-) -> Float[Array, "n o"]:
-    """`jax.lax.dot_general` of (n, k) and (k, o), as `nnx.Linear` calls it."""
+    lhs: Float[Array, "*n k"], rhs: Float[Array, "k o"], dimension_numbers: Any, **kwargs: Any
+) -> Float[Array, "*n o"]:
+    """`jax.lax.dot_general` of (..., k) and (k, o), as `nnx.Linear` calls it."""
     call = partial(lax.dot_general, dimension_numbers=dimension_numbers, **kwargs)
     if not is_blocked(kwargs.get("precision"), lhs, rhs) or lhs.shape[-1] % _ROWS:
         return call(lhs, rhs)
@@ -107,12 +108,12 @@ def dot_general(
 
 
 def _dot_in_blocks(x: Array, kernel: Array) -> Array:
-    n, rows = x.shape
+    *lead, rows = x.shape
     blocks = rows // _ROWS
     partial_sums = lax.dot_general(
-        x.reshape(n, blocks, _ROWS),
+        x.reshape(math.prod(lead), blocks, _ROWS),
         kernel.reshape(blocks, _ROWS, -1),
         (((2,), (1,)), ((1,), (0,))),
         precision="highest",
     )
-    return partial_sums.sum(axis=0)
+    return partial_sums.sum(axis=0).reshape(*lead, kernel.shape[1])

@@ -1,0 +1,112 @@
+"""Class activation maps of one layer and one class, as pure functions.
+
+Each takes activations A and the gradient g of a logit by them, both (N, h, w, C) in float32, and
+gives raw signed maps (N, h, w). Nothing is clamped, scaled or resized here; the conventions of
+`flaxvgg.cam.conventions` do that, and hold the eps that some weights need.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flaxvgg.cam.conventions import Convention
+
+Activations = Float[Array, "n h w c"]
+Weights = Float[Array, "n c"]
+Maps = Float[Array, "n h w"]
+
+
+def weighted(activations: Activations, weights: Weights) -> Maps:
+    """The sum of the channels, each times its weight."""
+    return jnp.einsum("nhwc,nc->nhw", activations, weights, precision="highest")
+
+
+def grad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
+    """Channels weighted by their mean gradient (Selvaraju et al. 2017, arXiv:1610.02391, eq. 1)."""
+    return weighted(a, g.mean(axis=(1, 2)))
+
+
+def grad_cam_plus_plus(a: Activations, g: Activations, convention: Convention) -> Maps:
+    """Weights by second derivatives (Chattopadhay et al. 2018, arXiv:1710.11063, eqs. 7 and 19).
+
+    alpha = g^2 / (2 g^2 + sum(A) g^3), 0 where g is 0; weight = sum(alpha relu(g)). The score is
+    exp(logit); the factor that it puts before every weight of a class is left out.
+    """
+    if convention.plus_plus_alpha == "none":
+        alpha = g**2
+    else:
+        total = a.sum(axis=(1, 2), keepdims=True)
+        alpha = _ratio(g**2, 2 * g**2 + total * g**3 + convention.plus_plus_eps)
+    return weighted(a, (alpha * jnp.maximum(g, 0)).sum(axis=(1, 2)))
+
+
+def xgrad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
+    """Gradients averaged with the activations as weights (Fu et al. 2020, arXiv:2008.02312, eq. 8)."""
+    total = a.sum(axis=(1, 2))
+    return weighted(a, _ratio((g * a).sum(axis=(1, 2)), total + convention.xgrad_eps))
+
+
+def hires_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
+    """The sum over channels of g A (Draelos & Carin 2020, arXiv:2011.08891)."""
+    return (g * a).sum(axis=-1)
+
+
+def layer_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
+    """The sum over channels of relu(g) A (Jiang et al. 2021, IEEE TIP 30, eq. 6)."""
+    return (jnp.maximum(g, 0) * a).sum(axis=-1)
+
+
+def elementwise_grad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
+    """The sum over channels of relu(g A), as in the package grad-cam."""
+    return jnp.maximum(g * a, 0).sum(axis=-1)
+
+
+def eigen_grad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
+    """The first principal component of g A, as in the package grad-cam."""
+    return principal_component(g * a)
+
+
+def principal_component(x: Activations) -> Maps:
+    """Every place's coordinate along the first principal component of the channels.
+
+    What Eigen-CAM shows of the activations (Muhammad & Yeasin 2020, arXiv:2008.00299), centred as
+    in the package grad-cam; uncentred it is nearly the mean map. The sign, which nothing
+    determines, is the one that makes the map rise with the sum over the channels.
+    """
+    n, h, w, channels = x.shape
+    rows = x.reshape(n, h * w, channels)
+    total = rows.sum(axis=-1)
+    scale = jnp.max(jnp.abs(rows), axis=(1, 2), keepdims=True)
+    rows = rows / jnp.where(scale > 0, scale, 1)  # squares of small gradients would underflow
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    # The smaller of the two Gram matrices: (hw, hw) gives the map itself, (C, C) its axis.
+    if h * w <= channels:
+        gram = jnp.einsum("npc,nqc->npq", centred, centred, precision="highest")
+        values, vectors = jnp.linalg.eigh(gram)
+        coordinates = vectors[..., -1] * jnp.sqrt(jnp.maximum(values[..., -1:], 0))
+    else:
+        gram = jnp.einsum("npc,npd->ncd", centred, centred, precision="highest")
+        axis = jnp.linalg.eigh(gram)[1][..., -1]
+        coordinates = jnp.einsum("npc,nc->np", centred, axis, precision="highest")
+    rising = (coordinates * (total - total.mean(axis=1, keepdims=True))).sum(axis=1, keepdims=True)
+    signed = jnp.where(rising < 0, -coordinates, coordinates) * scale[..., 0]
+    return signed.reshape(n, h, w)
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """The quotient; 0 where the numerator is 0, whatever the denominator is."""
+    safe = jnp.where(numerator == 0, 1, denominator)
+    return jnp.where(numerator == 0, 0, numerator / safe)
+
+
+# Methods that need the gradient at the layer, and nothing else but the activations.
+GRADIENT_METHODS: dict[str, Callable[[Array, Array, Convention], Array]] = {
+    "grad_cam": grad_cam,
+    "grad_cam++": grad_cam_plus_plus,
+    "xgrad_cam": xgrad_cam,
+    "hires_cam": hires_cam,
+    "layer_cam": layer_cam,
+    "elementwise_grad_cam": elementwise_grad_cam,
+    "eigen_grad_cam": eigen_grad_cam,
+}

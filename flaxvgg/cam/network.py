@@ -1,0 +1,67 @@
+"""What a method runs: the network's layers, from the images or from any layer on, to its scores."""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flaxvgg.config import Layer, VGGConfig
+from flaxvgg.model import LayerStack, run_layers
+
+# Layers that keep channels apart and give zeros for a channel of zeros.
+_CHANNELWISE = ("relu", "max_pool", "avg_pool", "global_avg_pool", "flatten", "dropout")
+
+
+class Network(NamedTuple):
+    """A model without its provenance, so that other weights are no other program."""
+
+    stacks: tuple[LayerStack, LayerStack]
+    config: VGGConfig
+
+    def run(
+        self,
+        x: Array,
+        wanted: Collection[str],
+        after: str | None = None,
+        shifts: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """`flaxvgg.model.run_layers` of this network."""
+        return run_layers(self.stacks, x, wanted, after=after, shifts=shifts or {})
+
+    @property
+    def output(self) -> str:
+        """The layer of the logits."""
+        return self.config.head_output.name
+
+    def scores(self, x: Array, after: str | None = None) -> Float[Array, "n classes"]:
+        """Logits in float32; those of a fully-convolutional head are averaged over space."""
+        return as_scores(self.run(x, [self.output], after)[self.output])
+
+    def linear_after(self, layer: str) -> Layer | None:
+        """The linear layer that sees the channels of `layer` one by one, if one comes next."""
+        layers = self.config.layers
+        names = [layer.name for layer in layers]
+        for following in layers[names.index(layer) + 1 :]:
+            if following.kind not in _CHANNELWISE:
+                return following if following.kind == "linear" else None
+        return None
+
+    def parameters(self, layer: str):
+        """The module of a layer that has parameters."""
+        stack = next(stack for stack in self.stacks if hasattr(stack, layer))
+        return getattr(stack, layer)
+
+
+def as_scores(logits: Array) -> Float[Array, "n classes"]:
+    """Logits (N, classes) in float32; of a score map (N, h, w, classes), the mean over space."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return logits.mean(axis=(1, 2)) if logits.ndim == 4 else logits
+
+
+def one_hot(classes: Int[Array, " n"], count: int) -> Float[Array, "n count"]:
+    """One row per class; NaN throughout for a class that there is none of."""
+    rows = jax.nn.one_hot(classes, count)
+    exists = (classes >= 0) & (classes < count)
+    return jnp.where(exists[:, None], rows, jnp.nan)
