@@ -230,13 +230,14 @@ def config_for(
 
 def _conv6(arch: str) -> str:
     """torch's name of the convolution that a GAP head may have in the place of pool5."""
-    return VGGConfig.classifier(arch).conv_stack[-1].torch  # pool5's
+    return VGGConfig.features_only(arch, "").conv_stack[-1].torch
 
 
 def _rows(state_dict: Mapping[str, Any], name: str) -> int | None:
     """The number of outputs of a weight, at least 1; None where there is none."""
-    shape = state_dict[name].shape if name in state_dict else ()
-    return max(int(shape[0]), 1) if len(shape) else None
+    if name not in state_dict or not len(state_dict[name].shape):
+        return None
+    return max(int(state_dict[name].shape[0]), 1)
 
 
 def _is_nan(value: Any) -> bool:

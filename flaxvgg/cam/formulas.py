@@ -42,7 +42,7 @@ def grad_cam_plus_plus(a: Activations, g: Activations, convention: Convention) -
 
 
 def xgrad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
-    """Gradients averaged with the activations as weights (Fu et al. 2020, arXiv:2008.02312, eq. 8)."""
+    """Gradients averaged with activations as weights (Fu et al. 2020, arXiv:2008.02312, eq. 8)."""
     total = a.sum(axis=(1, 2))
     return weighted(a, _ratio((g * a).sum(axis=(1, 2)), total + convention.xgrad_eps))
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from flaxvgg.cam.conventions import Convention, scale
 from flaxvgg.cam.network import Network
+from flaxvgg.config import Layer
 from flaxvgg.resizing import resize
 
 _CHUNK = 32  # inputs in one pass
@@ -69,9 +70,9 @@ def ablation_weights(
     (y - y_k) / |y|, y_k being the score with channel k set to zero; the paper's formula, and the
     package grad-cam, divide by y, which turns the map of a negative score upside down.
     """
-    linear = network.linear_after(layer)
+    linear = network.pooled_by(layer)
     if linear is not None:
-        without = _without_channels_linear(network, layer, linear.name, activations)
+        without = _without_channels_linear(network, layer, linear, activations)
     else:
         without = _without_channels(network, layer, activations)
     before = scores[:, None]
@@ -95,7 +96,7 @@ def _without_channels(
 
 
 def _without_channels_linear(
-    network: Network, layer: str, linear: str, activations: Float[Array, "n h w c"]
+    network: Network, layer: str, linear: Layer, activations: Float[Array, "n h w c"]
 ) -> Float[Array, "n c classes"]:
     """The same where only pooling lies between the layer and a linear one.
 
@@ -103,11 +104,9 @@ def _without_channels_linear(
     only what follows runs again.
     """
     n, count = activations.shape[0], activations.shape[-1]
-    before = [x.name for x in network.config.layers]
-    flat = before[before.index(linear) - 1]
-    found = network.run(activations, [flat, linear], after=layer)
-    vectors = found[flat].reshape(n, -1, count)
-    kernel = network.parameters(linear).kernel[...].reshape(vectors.shape[1], count, -1)
+    found = network.run(activations, ["flatten", linear.name], after=layer)
+    kernel = network.kernel_by_place(linear)
+    vectors = found["flatten"].reshape(n, -1, count)
 
     def place(i: Array, parts: Array) -> Array:
         return parts + (vectors[:, i, :, None] * kernel[i]).astype(parts.dtype)
@@ -115,6 +114,7 @@ def _without_channels_linear(
     parts = lax.fori_loop(
         0, vectors.shape[1], place, jnp.zeros((n, *kernel.shape[1:]), jnp.float32)
     )
-    remaining = found[linear][:, None] - parts.astype(found[linear].dtype)
-    scores = network.scores(remaining.reshape(n * count, -1), after=linear)
+    whole = found[linear.name]
+    remaining = whole[:, None] - parts.astype(whole.dtype)
+    scores = network.scores(remaining.reshape(n * count, -1), after=linear.name)
     return scores.reshape(n, count, -1)

@@ -94,6 +94,8 @@ def _maps(
 ) -> tuple[tuple[Array, ...], Int[Array, "n k"], Float[Array, "n k"]]:
     """The layers' maps (N, K, h, w), the classes (N, K), and their scores (N, K)."""
     network = Network(stacks, config)
+    if method == "grad_cam" and len(layers) == 1 and network.pooled_by(*layers):
+        return _grad_cam_of_pooled(network, images, classes, *layers)
     if method in GRADIENT_METHODS:
         formula = GRADIENT_METHODS[method]
 
@@ -171,6 +173,32 @@ def _by_class(
     return tuple(jnp.moveaxis(x, 0, 1) for x in maps), classes, _take(scores, classes)
 
 
+def _grad_cam_of_pooled(
+    network: Network, images: Array, classes: Array | None, layer: str
+) -> tuple[tuple[Array, ...], Array, Array]:
+    """Grad-CAM at a layer between which and a linear one there is nothing but pooling.
+
+    A channel's gradient summed over space is the derivative by what is added to the whole channel.
+    Pooling passes that on unchanged, to every place, so that the sum over places can be taken of
+    the linear layer's weights, once for all classes: for vgg16 49 times less than the gradients.
+    """
+    linear = network.pooled_by(layer)
+    assert linear is not None
+    outputs = network.run(images, [layer, linear.name])
+    activations = _float32(outputs[layer])
+    units = outputs[linear.name]
+    scores, pull_back = jax.vjp(lambda units: network.scores(units, after=linear.name), units)
+    classes = _top(scores) if classes is None else classes
+    one_hots = jax.vmap(one_hot, (1, None))(classes, scores.shape[-1]).astype(scores.dtype)
+    (gradients,) = jax.vmap(pull_back)(one_hots)
+    kernel = network.kernel_by_place(linear)
+    places = activations.shape[1] * activations.shape[2]
+    summed = kernel.sum(axis=0, dtype=activations.dtype) / places
+    weights = jnp.einsum("kno,co->nkc", _float32(gradients), summed, precision="highest")
+    maps = jnp.einsum("nhwc,nkc->nkhw", activations, weights, precision="highest")
+    return (maps,), classes, _take(scores, classes)
+
+
 @jax.jit
 def _from_score_maps(
     score_maps: Float[Array, "n h w c"], classes: Int[Array, "n k"] | None
@@ -201,13 +229,12 @@ def _float32(x: Array) -> Array:
 
 def _classes(classes: Classes, images: int, count: int) -> Int[Array, "n k"] | None:
     """The classes as an array (N, K), checked where their values are known; None stays None."""
-    match classes:
-        case None:
-            return None
-        case "all":
-            classes = np.arange(count)
-        case str():
+    if classes is None:
+        return None
+    if isinstance(classes, str):
+        if classes != "all":
             raise ValueError(f'classes must be numbers, None or "all", not {classes!r}')
+        classes = np.arange(count)
     array = classes if isinstance(classes, jax.Array) else np.asarray(classes)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(f"classes must be whole numbers, not {array.dtype}")

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 from flaxvgg.config import Layer, VGGConfig
 from flaxvgg.model import LayerStack, run_layers
 
-# Layers that keep channels apart and give zeros for a channel of zeros.
-_CHANNELWISE = ("relu", "max_pool", "avg_pool", "global_avg_pool", "flatten", "dropout")
+# Layers that keep channels apart: what is added to a whole channel is added to all it gives.
+_POOLING = ("max_pool", "avg_pool", "global_avg_pool", "flatten", "dropout")
 
 
 class Network(NamedTuple):
@@ -39,14 +39,18 @@ class Network(NamedTuple):
         """Logits in float32; those of a fully-convolutional head are averaged over space."""
         return as_scores(self.run(x, [self.output], after)[self.output])
 
-    def linear_after(self, layer: str) -> Layer | None:
-        """The linear layer that sees the channels of `layer` one by one, if one comes next."""
+    def pooled_by(self, layer: str) -> Layer | None:
+        """The linear layer that sees `layer` with only pooling in between, if there is one."""
         layers = self.config.layers
-        names = [layer.name for layer in layers]
-        for following in layers[names.index(layer) + 1 :]:
-            if following.kind not in _CHANNELWISE:
+        for following in layers[self.config.layer_names.index(layer) + 1 :]:
+            if following.kind not in _POOLING:
                 return following if following.kind == "linear" else None
         return None
+
+    def kernel_by_place(self, linear: Layer) -> Float[Array, "places c units"]:
+        """The weights of a linear layer that reads a flattened map of `linear.inputs` channels."""
+        kernel = self.parameters(linear.name).kernel[...]
+        return kernel.reshape(-1, linear.inputs, linear.outputs)
 
     def parameters(self, layer: str):
         """The module of a layer that has parameters."""
