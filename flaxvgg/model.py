@@ -213,8 +213,8 @@ def run_layers(
     then starts. What `shifts` has under a layer's name is added to its output; the derivative by a
     shift, at zero, is the derivative by that output. Layers behind the last one wanted do not run.
     """
-    missing = set(wanted)
-    found = {}
+    found = {after: x} if after in wanted else {}
+    missing = set(wanted) - set(found)
     started = after is None
     for stack in stacks:
         for layer in stack.layers:

@@ -30,21 +30,26 @@ def grad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
 def grad_cam_plus_plus(a: Activations, g: Activations, convention: Convention) -> Maps:
     """Weights by second derivatives (Chattopadhay et al. 2018, arXiv:1710.11063, eqs. 7 and 19).
 
-    alpha = g^2 / (2 g^2 + sum(A) g^3), 0 where g is 0; weight = sum(alpha relu(g)). The score is
-    exp(logit); the factor that it puts before every weight of a class is left out.
+    alpha = g^2 / (2 g^2 + sum(A) g^3); weight = sum(alpha relu(g)). The score is exp(logit); the
+    factor that it puts before every weight of a class is left out.
     """
     if convention.plus_plus_alpha == "none":
         alpha = g**2
     else:
-        total = a.sum(axis=(1, 2), keepdims=True)
-        alpha = _ratio(g**2, 2 * g**2 + total * g**3 + convention.plus_plus_eps)
+        # Divided by g^2, so that small gradients do not underflow; only positive ones count.
+        inverse = 2 + a.sum(axis=(1, 2), keepdims=True) * g
+        if convention.plus_plus_eps:
+            inverse = inverse + convention.plus_plus_eps / g**2
+        alpha = jnp.where(g > 0, 1 / inverse, 0)
     return weighted(a, (alpha * jnp.maximum(g, 0)).sum(axis=(1, 2)))
 
 
 def xgrad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
     """Gradients averaged with activations as weights (Fu et al. 2020, arXiv:2008.02312, eq. 8)."""
-    total = a.sum(axis=(1, 2))
-    return weighted(a, _ratio((g * a).sum(axis=(1, 2)), total + convention.xgrad_eps))
+    total = a.sum(axis=(1, 2)) + convention.xgrad_eps
+    # A channel of zeros has no weight, and needs none.
+    weights = jnp.where(total == 0, 0, (g * a).sum(axis=(1, 2)) / jnp.where(total == 0, 1, total))
+    return weighted(a, weights)
 
 
 def hires_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
@@ -92,12 +97,6 @@ def principal_component(x: Activations) -> Maps:
     rising = (coordinates * (total - total.mean(axis=1, keepdims=True))).sum(axis=1, keepdims=True)
     signed = jnp.where(rising < 0, -coordinates, coordinates) * scale[..., 0]
     return signed.reshape(n, h, w)
-
-
-def _ratio(numerator: Array, denominator: Array) -> Array:
-    """The quotient; 0 where the numerator is 0, whatever the denominator is."""
-    safe = jnp.where(numerator == 0, 1, denominator)
-    return jnp.where(numerator == 0, 0, numerator / safe)
 
 
 # Methods that need the gradient at the layer, and nothing else but the activations.

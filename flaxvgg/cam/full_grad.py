@@ -20,14 +20,14 @@ def bias_layers(network: Network) -> tuple[str, ...]:
     return tuple(layer.name for layer in network.config.layers if layer.kind in kinds)
 
 
-def biases(network: Network, layer: str) -> Float[Array, " c"]:
+def biases(network: Network, layer: str) -> Float[Array, "1 1 1 c"]:
     """What the layer adds to its channels: for BatchNorm, shift - mean * scale / deviation."""
     module = network.parameters(layer)
     bias = module.bias[...]
     if hasattr(module, "var"):
         deviation = jnp.sqrt(module.var[...] + module.epsilon)
         bias = bias - module.mean[...] * module.scale[...] / deviation
-    return bias
+    return bias.reshape(1, 1, 1, -1)
 
 
 def full_grad(

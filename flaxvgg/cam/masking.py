@@ -109,7 +109,7 @@ def _without_channels_linear(
     vectors = found["flatten"].reshape(n, -1, count)
 
     def place(i: Array, parts: Array) -> Array:
-        return parts + (vectors[:, i, :, None] * kernel[i]).astype(parts.dtype)
+        return parts + (vectors[:, i, :, None] * kernel[None, i]).astype(parts.dtype)
 
     parts = lax.fori_loop(
         0, vectors.shape[1], place, jnp.zeros((n, *kernel.shape[1:]), jnp.float32)

@@ -78,12 +78,12 @@ def explain(
         found = _from_score_maps(score_maps(model, images), classes)
     else:
         network = Network((model.conv_stack, model.head), config)
-        found = _maps(network.stacks, images, classes, config, method, layers, chosen)
+        found = layer_maps(network.stacks, images, classes, config, method, layers, chosen)
     return Explanation(*found, method, layers, convention, images.shape[1:3])
 
 
 @partial(jax.jit, static_argnames=("config", "method", "layers", "convention"))
-def _maps(
+def layer_maps(
     stacks: Any,
     images: Float[Array, "n h w 3"],
     classes: Int[Array, "n k"] | None,
@@ -92,7 +92,7 @@ def _maps(
     layers: tuple[str, ...],
     convention: Convention,
 ) -> tuple[tuple[Array, ...], Int[Array, "n k"], Float[Array, "n k"]]:
-    """The layers' maps (N, K, h, w), the classes (N, K), and their scores (N, K)."""
+    """The layers' raw maps (N, K, h, w), the classes (N, K), and their scores (N, K)."""
     network = Network(stacks, config)
     if method == "grad_cam" and len(layers) == 1 and network.pooled_by(*layers):
         return _grad_cam_of_pooled(network, images, classes, *layers)
