@@ -89,7 +89,7 @@ class Explanation:
 def _flags(maps: Float[Array, "n k h w"]) -> Int[Array, "n k"]:
     low, high = maps.min(axis=(-2, -1)), maps.max(axis=(-2, -1))
     wrong = {
-        Flag.NOT_FINITE: ~(jnp.isfinite(low) & jnp.isfinite(high)),
+        Flag.NOT_FINITE: ~jnp.isfinite(maps).all(axis=(-2, -1)),
         Flag.ZERO: (low == 0) & (high == 0),
         Flag.CONSTANT: low == high,
         Flag.NEGATIVE: high <= 0,

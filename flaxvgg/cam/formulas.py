@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flaxvgg.cam.conventions import Convention
+from flaxvgg.cam.conventions import Convention, rectify
 
 Activations = Float[Array, "n h w c"]
 Weights = Float[Array, "n c"]
@@ -41,7 +41,7 @@ def grad_cam_plus_plus(a: Activations, g: Activations, convention: Convention) -
         if convention.plus_plus_eps:
             inverse = inverse + convention.plus_plus_eps / g**2
         alpha = jnp.where(g > 0, 1 / inverse, 0)
-    return weighted(a, (alpha * jnp.maximum(g, 0)).sum(axis=(1, 2)))
+    return weighted(a, (alpha * rectify(g)).sum(axis=(1, 2)))
 
 
 def xgrad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
@@ -59,12 +59,12 @@ def hires_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
 
 def layer_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
     """The sum over channels of relu(g) A (Jiang et al. 2021, IEEE TIP 30, eq. 6)."""
-    return (jnp.maximum(g, 0) * a).sum(axis=-1)
+    return (rectify(g) * a).sum(axis=-1)
 
 
 def elementwise_grad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
     """The sum over channels of relu(g A), as in the package grad-cam."""
-    return jnp.maximum(g * a, 0).sum(axis=-1)
+    return rectify(g * a).sum(axis=-1)
 
 
 def eigen_grad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
