@@ -16,7 +16,7 @@ from flaxvgg.cam import masking
 from flaxvgg.cam.full_grad import bias_layers, biases
 from flaxvgg.cam.maps import layer_maps
 from flaxvgg.cam.network import Network
-from flaxvgg.config import Layer
+from flaxvgg.config import Layer, VGGConfig
 from flaxvgg.model import VGG
 from flaxvgg.provenance import Provenance
 from flaxvgg.resizing import resize
@@ -130,8 +130,8 @@ def test_cam_adds_up_to_the_logit(gap_model: VGG, images: np.ndarray):
 
 
 def test_cam_adds_up_to_the_logit_in_zhous_network():
-    model = flaxvgg.with_gap(flaxvgg.vgg11(num_classes=1, precision="default"), 1, rngs=nnx.Rngs(0))
-    zhou = flaxvgg.with_gap(model, 5, channels=1024, rngs=nnx.Rngs(1))
+    config = VGGConfig.gap("vgg11", num_classes=5, channels=1024)
+    zhou = VGG(config, precision="default", rngs=nnx.Rngs(1))
     zhou.head.fc.bias[...] = jnp.arange(5.0)
     check_cam_adds_up(zhou, random_images(1, 48, 48), "relu6", 3 * 3)  # no pool5
     assert flaxvgg.explain(zhou, random_images(1, 48, 48), 0).layers == ("relu6",)
@@ -141,7 +141,8 @@ def test_cam_adds_up_to_the_logit_in_zhous_network():
 def test_full_grads_terms_add_up_to_the_logit(batch_norm: bool):
     # Completeness: logit = input x gradient + every bias x its gradient, of linear layers too.
     if batch_norm:
-        model = flaxvgg.with_gap(flaxvgg.vgg11_bn(num_classes=1), 3, rngs=nnx.Rngs(2))
+        config = VGGConfig.gap("vgg11_bn", num_classes=3)
+        model = VGG(config, precision="default", rngs=nnx.Rngs(2))
         for name in ("bias", "mean"):
             for path, value in nnx.to_flat_state(nnx.state(model)):
                 if path[-1] == name:
@@ -352,7 +353,7 @@ def test_bad_images_and_models(model: VGG, gap_model: VGG, images: np.ndarray):
         flaxvgg.explain(model, images[:0])
     with pytest.raises(ValueError, match="choose from pool2"):
         flaxvgg.explain(gap_model, images, method="cam", layer="relu2_1")
-    batch_norm = flaxvgg.with_gap(flaxvgg.vgg11_bn(num_classes=1), 2, rngs=nnx.Rngs(0))
+    batch_norm = VGG(VGGConfig.gap("vgg11_bn", num_classes=2), rngs=nnx.Rngs(0))
     batch_norm.train()
     dropout = tiny_vgg(
         (*TINY_CLASSIFIER[:-1], Layer("drop6", "dropout", rate=0.5), TINY_CLASSIFIER[-1])

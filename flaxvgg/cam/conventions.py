@@ -12,7 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flaxvgg.resizing import Interpolation, resize
+from flaxvgg.resizing import resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Convention:
         layer_maps: Sequence[Float[Array, "n k _ _"]],
         method: str,
         size: tuple[int, int],
-        interpolation: Interpolation = "linear",
+        interpolation: str = "linear",
     ) -> Float[Array, "n k H W"]:
         """Raw maps of one or several layers as heat maps in [0, 1], (N, K, H, W)."""
         scaled = []

@@ -1,6 +1,7 @@
 """The maps of every method, from one compiled program."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from flaxvgg.cam.conventions import Convention
-from flaxvgg.cam.formulas import GRADIENT_METHODS, principal_component
+from flaxvgg.cam.derivatives import Derivative, channel_derivative, derivative
+from flaxvgg.cam.formulas import GRADIENT_METHODS, principal_component, weighted
 from flaxvgg.cam.full_grad import bias_layers, full_grad
 from flaxvgg.cam.masking import ablation_weights, score_cam_weights
 from flaxvgg.cam.network import Network, as_float32, as_scores
@@ -18,7 +20,6 @@ from flaxvgg.config import VGGConfig
 
 # Raw maps (N, K, h, w) of one or several layers, the classes (N, K), and their scores (N, K).
 Found = tuple[tuple[Array, ...], Int[Array, "n k"], Float[Array, "n k"]]
-MapsOf = Callable[[dict[str, Array], dict[str, Array]], tuple[Array, ...]]
 
 _LARGEST = 256 * 2**20  # bytes of gradients that are held at once
 
@@ -38,22 +39,10 @@ def layer_maps(
     `stacks` are the model's two, without its provenance: other weights are no other program.
     """
     network = Network(stacks, config)
-    if method == "grad_cam" and len(layers) == 1 and network.pooled_by(*layers):
-        return _grad_cam_of_pooled(network, images, classes, *layers)
     if method in GRADIENT_METHODS:
-        formula = GRADIENT_METHODS[method]
-
-        def from_gradients(activations, gradients):
-            return tuple(formula(activations[x], gradients[x], convention) for x in layers)
-
-        return _by_gradients(network, images, classes, layers, from_gradients)
+        return _by_gradients(network, images, classes, method, layers, convention)
     if method == "full_grad":
-
-        def from_biases(activations, gradients):
-            of_layers = {name: g for name, g in gradients.items() if name}
-            return (full_grad(network, images, gradients[""], of_layers, convention),)
-
-        return _by_gradients(network, images, classes, ("", *bias_layers(network)), from_biases)
+        return _full_grad(network, images, classes, convention)
     if method == "eigen_cam":
         return _eigen_cam(network, images, classes, layers)
     return _by_weights(network, images, classes, method, layers, convention)
@@ -73,62 +62,59 @@ def _by_gradients(
     network: Network,
     images: Array,
     classes: Array | None,
-    layers: Sequence[str],
-    maps_of: MapsOf,
+    method: str,
+    layers: tuple[str, ...],
+    convention: Convention,
 ) -> Found:
-    """`maps_of(activations, gradients)` for each class; the layer "" is the images themselves.
+    linear = network.pooled_by(layers[0]) if len(layers) == 1 else None
+    if method == "grad_cam" and linear is not None:
+        found = channel_derivative(network, images, layers[0], linear)
+        places = math.prod(found.activations[layers[0]].shape[1:3])
 
-    The forward pass runs once for all classes, and the backward pass from the first of the layers.
-    """
-    named = [name for name in layers if name]
-    shapes = jax.eval_shape(lambda x: network.run(x, named), images)
-    shifts = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
-    if "" in layers:
-        shifts[""] = jnp.zeros_like(images)
+        def maps_of(gradients: dict[str, Array]) -> tuple[Array, ...]:
+            weights = {name: g[:, 0, 0] / places for name, g in gradients.items()}
+            return tuple(weighted(found.activations[x], weights[x]) for x in layers)
+    else:
+        found = derivative(network, images, layers)
+        formula = GRADIENT_METHODS[method]
 
-    def shifted(shifts: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-        x = images + shifts[""] if "" in shifts else images
-        outputs = network.run(x, {*named, network.output}, shifts=shifts)
-        return as_scores(outputs[network.output]), {name: outputs[name] for name in named}
+        def maps_of(gradients: dict[str, Array]) -> tuple[Array, ...]:
+            return tuple(formula(found.activations[x], gradients[x], convention) for x in layers)
 
-    scores, pull_back, activations = jax.vjp(shifted, shifts, has_aux=True)
+    return _for_classes(found, classes, maps_of)
+
+
+def _full_grad(
+    network: Network, images: Array, classes: Array | None, convention: Convention
+) -> Found:
+    found = derivative(network, images, ("", *bias_layers(network)))
+
+    def maps_of(gradients: dict[str, Array]) -> tuple[Array, ...]:
+        return (full_grad(network, images, gradients, convention),)
+
+    return _for_classes(found, classes, maps_of)
+
+
+def _for_classes(
+    found: Derivative,
+    classes: Array | None,
+    maps_of: Callable[[dict[str, Array]], tuple[Array, ...]],
+) -> Found:
+    """`maps_of(gradients)` for each class: as many at a time as memory allows."""
+    scores = found.scores
     classes = _top(scores) if classes is None else classes
-    activations = {name: as_float32(x) for name, x in activations.items()}
 
     def of_class(wanted: Int[Array, " n"]) -> tuple[Array, ...]:
-        (gradients,) = pull_back(jax.nn.one_hot(wanted, scores.shape[-1], dtype=scores.dtype))
-        return maps_of(activations, {name: as_float32(g) for name, g in gradients.items()})
+        one_hot = jax.nn.one_hot(wanted, scores.shape[-1], dtype=scores.dtype)
+        return maps_of(found.gradients(one_hot))
 
-    at_once = max(1, _LARGEST // (4 * sum(x.size for x in shifts.values())))
+    of_one = sum(x.nbytes for x in found.activations.values())
+    at_once = max(1, _LARGEST // of_one)
     if classes.shape[1] <= at_once:
         maps = jax.vmap(of_class)(classes.T)
     else:
         maps = lax.map(of_class, classes.T, batch_size=at_once)
     return _found(tuple(jnp.moveaxis(x, 0, 1) for x in maps), classes, scores)
-
-
-def _grad_cam_of_pooled(
-    network: Network, images: Array, classes: Array | None, layer: str
-) -> Found:
-    """Grad-CAM at a layer between which and a linear one there is nothing but pooling.
-
-    A channel's gradient summed over space is the derivative by what is added to the whole channel.
-    Pooling passes that on unchanged, to every place, so that the sum over places can be taken of
-    the linear layer's weights, once for all classes: for vgg16 49 times less than the gradients.
-    """
-    linear = network.pooled_by(layer)
-    assert linear is not None
-    outputs = network.run(images, [layer, linear.name])
-    activations, units = as_float32(outputs[layer]), outputs[linear.name]
-    scores, pull_back = jax.vjp(lambda units: network.scores(units, after=linear.name), units)
-    classes = _top(scores) if classes is None else classes
-    one_hot = jax.nn.one_hot(classes.T, scores.shape[-1], dtype=scores.dtype)
-    (gradients,) = jax.vmap(pull_back)(one_hot)
-    kernel = network.kernel_by_place(linear)
-    places = activations.shape[1] * activations.shape[2]
-    summed = kernel.sum(axis=0, dtype=activations.dtype) / places
-    weights = jnp.einsum("kno,co->nkc", as_float32(gradients), summed, precision="highest")
-    return _found((_weigh(activations, weights),), classes, scores)
 
 
 def _by_weights(
