@@ -150,7 +150,7 @@ class VGG(nnx.Module):
 
     def __call__(
         self, images: Float[AnyArray, "*n h w 3"], *, rngs: nnx.Rngs | jax.Array | None = None
-    ) -> Float[Array, "*n classes"]:
+    ) -> Float[Array, "... classes"]:
         """Logits (N, classes) of images (N, H, W, 3); fully convolutional, (N, h, w, classes).
 
         `rngs` feeds dropout in training mode. Raises ValueError for a model without a classifier.
