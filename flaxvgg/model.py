@@ -174,7 +174,7 @@ class VGG(nnx.Module):
         if isinstance(layers, str):
             raise ValueError(f"layers must be a list of names: [{layers!r}]")
         wanted = {name: self.config.resolve(name) for name in layers}
-        _check_images(images)
+        check_images(images)
         lead = images.shape[:-3]
         x = jnp.asarray(images).reshape(-1, *images.shape[-3:])
         found = run_layers((self.conv_stack, self.head), x, set(wanted.values()), rngs=rngs)
@@ -222,7 +222,8 @@ def flatten_chw(features: Float[AnyArray, "*n h w c"]) -> Float[Array, "*n c*h*w
     return jnp.moveaxis(features, -1, -3).reshape(*features.shape[:-3], -1)
 
 
-def _check_images(images: AnyArray) -> None:
+def check_images(images: AnyArray) -> None:
+    """Raise ValueError unless images are float (..., H, W, 3), large enough for five poolings."""
     shape = tuple(images.shape)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
