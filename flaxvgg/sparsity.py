@@ -1,7 +1,7 @@
 """How much of a network is zero: exact counts by layer and channel, over any number of images."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -75,7 +75,7 @@ def count_images(
     compiled forward pass, which serves all weights of the architecture. Raises ValueError for
     unknown layers and for images that are not (N, H, W, 3).
     """
-    names = _names(model.config, layers)
+    names = counted_layers(model.config, layers)
     counts = _count(model.config, (model.conv_stack, model.head), _batch(images), names)
     return dict(zip(names, counts, strict=True))
 
@@ -93,9 +93,15 @@ def measure_sparsity(
 
     Raises ValueError for unknown layers and for images that are not (N, H, W, 3).
     """
-    names = _names(model.config, layers)
+    names = counted_layers(model.config, layers)
     totals = _measure(model.config, (model.conv_stack, model.head), _batch(images), names)
     return SparsityReport(totals, model.config, model.provenance.source, names)
+
+
+def total_counts(model: VGG, counts: Mapping[str, LayerCounts]) -> "SparsityReport":
+    """The report of images that `count_images` has counted one by one, for the same model."""
+    totals = _total([counts[name] for name in counts])
+    return SparsityReport(totals, model.config, model.provenance.source, tuple(counts))
 
 
 class LayerSummary(NamedTuple):
@@ -298,7 +304,11 @@ def _kinds(config: VGGConfig) -> dict[str, str]:
     return {layer.name: layer.kind for layer in config.layers}
 
 
-def _names(config: VGGConfig, layers: Iterable[str] | None) -> tuple[str, ...]:
+def counted_layers(config: VGGConfig, layers: Iterable[str] | None) -> tuple[str, ...]:
+    """The layers to count: those asked for, none twice, or else every ReLU and max pooling.
+
+    Raises ValueError for unknown names, and where there are none.
+    """
     if isinstance(layers, str):
         raise ValueError(f"layers must be a list of names: [{layers!r}]")
     if layers is None:
@@ -363,9 +373,12 @@ def _positions(x: Array) -> Array:
 def _measure(
     config: VGGConfig, stacks: tuple[LayerStack, LayerStack], images: Array, names: tuple[str, ...]
 ) -> _Totals:
-    counts = _count(config, stacks, images, names)
-    n = images.shape[0]
-    ones = jnp.ones(n, jnp.int32)
+    return _total(_count(config, stacks, images, names))
+
+
+@jax.jit
+def _total(counts: Sequence[LayerCounts]) -> _Totals:
+    ones = jnp.ones(counts[0].zeros.shape[0], jnp.int32)
     return _Totals(
         images=sum_counts(ones),
         values=tuple(sum_counts(ones * layer.values) for layer in counts),
