@@ -17,6 +17,7 @@ from flaxvgg.model import VGG
 from flaxvgg.plotting.demo import demo_figure
 from flaxvgg.samples import sample_photos
 from flaxvgg.sparsity import count_images, total_counts
+from flaxvgg.survey import zeros_by_photo
 from flaxvgg.tables import sparsity_table
 
 
@@ -39,7 +40,7 @@ def run_demo(
         seen = map_photos(_look, model, paths, size, "photos")
         found.append(f"{len(paths)} photos at {size[0]}x{size[1]}")
     counts = {layer: seen["counts"][layer] for layer in _counted(model)}
-    zeros = {name: layer.zero_fraction for name, layer in counts.items()}
+    zeros = zeros_by_photo(counts)
     title = f"{model.config.arch}, {model.provenance.source}"
     console.print(sparsity_table(total_counts(model, counts), zeros, title))
     with step("writing") as found:

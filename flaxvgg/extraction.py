@@ -72,7 +72,7 @@ def _run(
     # The last batch is filled up, so that one compiled program serves all.
     filled = np.stack([*pixels, *[pixels[-1]] * (count - n)])
     outputs = compiled(model, normalise(filled, model.preprocessing))
-    return Batch(photos, filled[:n], jax.tree.map(lambda rows: np.asarray(rows[:n]), outputs))
+    return Batch(photos, filled[:n], jax.tree.map(lambda rows: np.asarray(rows)[:n], outputs))
 
 
 def map_photos(

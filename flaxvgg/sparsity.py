@@ -48,20 +48,20 @@ class LayerCounts:
     """
 
     values: int
-    zeros: Int[Array, "n c"]
-    largest: Float[Array, "n c"]
-    negatives_before: Int[Array, "n c"] | None = None
-    zeros_before: Int[Array, "n c"] | None = None
-    sum_before: Float[Array, "n c"] | None = None
-    square_before: Float[Array, "n c"] | None = None
+    zeros: Int[AnyArray, "n c"]
+    largest: Float[AnyArray, "n c"]
+    negatives_before: Int[AnyArray, "n c"] | None = None
+    zeros_before: Int[AnyArray, "n c"] | None = None
+    sum_before: Float[AnyArray, "n c"] | None = None
+    square_before: Float[AnyArray, "n c"] | None = None
 
     @property
-    def silent(self) -> Bool[Array, "n c"]:
+    def silent(self) -> Bool[AnyArray, "n c"]:
         """Channels that are zero everywhere in an image."""
         return self.zeros == self.values
 
     @property
-    def zero_fraction(self) -> Float[Array, " n"]:
+    def zero_fraction(self) -> Float[AnyArray, " n"]:
         """The fraction of zeros of each image."""
         return self.zeros.mean(axis=-1, dtype=jnp.float32) / self.values
 

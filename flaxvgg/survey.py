@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from flaxvgg.images import ImageError
 from flaxvgg.model import VGG
 from flaxvgg.provenance import Provenance
 from flaxvgg.sparsity import (
+    LayerCounts,
     SparsityReport,
     count_images,
     counted_layers,
@@ -126,7 +127,7 @@ def survey_photos(
         counts = {name: found["counts"][name] for name in names}  # jax.jit sorts the keys
         total = total_counts(model, counts)
         report = total if report is None else report + total
-        zeros.append({name: layer.zero_fraction for name, layer in counts.items()})
+        zeros.append(zeros_by_photo(counts))
         counted += batch.photos
         for i in range(min(len(batch.photos), _EXAMPLES - len(examples))):
             where = {name: shares[i] for name, shares in found["where"].items()}
@@ -153,6 +154,15 @@ def versions() -> dict[str, str]:
     """The versions that numbers depend on."""
     names = ("jax", "flax", "numpy", "pillow")
     return {"flaxvgg": __version__} | {name: importlib.metadata.version(name) for name in names}
+
+
+def zeros_by_photo(counts: Mapping[str, LayerCounts]) -> dict[str, Float[np.ndarray, " n"]]:
+    """The fraction of zeros of each photo (N,) by layer."""
+    return {
+        name: np.asarray(layer.zeros).sum(axis=1, dtype=np.int64)
+        / (layer.values * layer.zeros.shape[1])
+        for name, layer in counts.items()
+    }
 
 
 def _shown(config: VGGConfig, layers: Sequence[str]) -> tuple[str, list[str]]:

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from flaxvgg.answer import answered_layer, explanation, headline, percent
-from flaxvgg.plotting.sparsity import map_sheet, places_picture
+from flaxvgg.plotting.sparsity import map_sheet, places_picture, share_range
 from flaxvgg.survey import Survey, versions
 
 _LISTED = 12  # photos at either end of a long list
@@ -129,26 +129,19 @@ def _photos(survey: Survey) -> str:
 
 def _examples(survey: Survey) -> Iterator[str]:
     examples = survey.examples
-    ranges = {
-        layer: (
-            min(example.where[layer].min() for example in examples),
-            max(example.where[layer].max() for example in examples),
-        )
-        for layer in examples[0].where
-    }
     for example in examples:
         name = escape(example.photo.name)
         figures = [_figure(example.pixels, "JPEG", f"the photo {name}", "photo")]
-        for layer, (low, high) in ranges.items():
-            share = example.where[layer]
+        for layer, share in example.where.items():
+            picture = places_picture(share, *share_range(examples, layer))
             caption = f"{escape(layer)}<br>{100 * share.min():.0f} to {100 * share.max():.0f} %"
             alt = f"where {escape(layer)} is zero in {name}"
-            figures.append(_figure(places_picture(share, low, high), "PNG", alt, caption))
+            figures.append(_figure(picture, "PNG", alt, caption))
         maps = example.maps
         silent = int((maps == 0).all(axis=(0, 1)).sum())
         caption = (
             f"{silent:,} of the {maps.shape[-1]:,} maps of {escape(survey.mapped)} are zero "
-            f"everywhere; {percent(np.mean(maps == 0))} of all values are zero."
+            f"everywhere; {percent(float(np.mean(maps == 0)))} of all values are zero."
         )
         sheet = _figure(map_sheet(maps), "PNG", f"the maps for {name}", caption)
         yield f'<h3>{name}</h3>\n<div class="places">{"".join(figures)}</div>\n{sheet}'

@@ -128,17 +128,23 @@ def where_figure(examples: "Sequence[Example]", title: str) -> "Figure":
     axes[0, 0].set_title("photo", fontsize=10)
     for column, layer in zip(axes.T[1:], layers, strict=True):
         column[0].set_title(layer, fontsize=10)
-        shares = [100 * example.where[layer] for example in examples]
-        low, high = min(map(np.min, shares)), max(map(np.max, shares))
+        low, high = share_range(examples, layer)
+        style = {"cmap": _CMAP, "vmin": 100 * low, "vmax": 100 * high, "interpolation": "nearest"}
         images = [
-            ax.imshow(share, cmap=_CMAP, vmin=low, vmax=high, interpolation="nearest")
-            for ax, share in zip(column, shares, strict=True)
+            ax.imshow(100 * example.where[layer], **style)
+            for ax, example in zip(column, examples, strict=True)
         ]
         bar = figure.colorbar(images[0], ax=column, location="bottom", fraction=0.05, pad=0.02)
         bar.ax.tick_params(labelsize=8)
         bar.set_label("channels at zero, %", fontsize=8)
     figure.suptitle(title, fontsize=11, parse_math=False)
     return figure
+
+
+def share_range(examples: "Sequence[Example]", layer: str) -> tuple[float, float]:
+    """The smallest and the largest fraction of channels that are zero at a place of some photo."""
+    shares = np.concatenate([example.where[layer].ravel() for example in examples])
+    return float(shares.min()), float(shares.max())
 
 
 def map_sheet(maps: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "H W 3"]:
@@ -170,7 +176,7 @@ def map_sheet(maps: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "H W 3"]:
 def places_picture(
     share: Float[np.ndarray, "h w"], low: float, high: float
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The fraction of channels that are zero, by place: yellow where it is `low`, black at `high`."""
+    """The fraction of channels that are zero, by place: yellow where `low`, black where `high`."""
     from matplotlib import colormaps
 
     scaled = (share - low) / max(high - low, 1e-9)
