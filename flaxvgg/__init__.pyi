@@ -4,7 +4,8 @@ from .images import ImageError, find_images, fit_image, load_images, normalise, 
 from .mapping import MappingError, from_torch, to_torch
 from .model import VGG, flatten_chw
 from .provenance import PREPROCESSING, Preprocessing, Provenance
-from .sparsity import SparsityReport, measure_sparsity
+from .sparsity import measure_sparsity
+from .sparsity_report import SparsityReport
 from .weights import WeightsError
 from .zoo import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 

@@ -1,96 +1,99 @@
 """Sums that stay exact past 32 bits: on any device, under jit, without 64-bit types.
 
 A number is a column of digits in base 2^16, the least significant first, in int32. All digits are
-in [0, 2^16) but the last, which carries the sign. Digits of up to 2^15 numbers are summed without
-overflow before their carries are taken, and integers add up to the same whatever the order.
+in [0, 2^16) but the last, which carries the sign. The digits of 2^15 numbers add up without
+overflow before their carries are taken, and integers give the same sum in any order. A float32 is
+an integer too, in units of 2^-149 (Kulisch's long accumulator), so sums of floats are as exact.
 """
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 _BITS = 16
 _MASK = 2**_BITS - 1
-_COUNT_DIGITS = 4  # 80 bits with the sign
-_FLOAT_DIGITS = 19  # float32 has bits from 2^-149 to 2^127; the rest holds 2^42 of the largest
-_UNIT = 149  # the lowest digit of a float counts 2^-149, so that every finite float32 is an integer
+_COUNT_DIGITS = 4  # 80 bits with the last digit's
+_FLOAT_DIGITS = 19  # float32 has bits from 2^-149 to 2^127; beyond, 2^42 of the largest have room
+_UNIT = 149
 MAX_TERMS = 2**15
 
 
-class ExactSum(NamedTuple):
+class FloatSum(NamedTuple):
     """A sum of float32 numbers: the digits of the finite ones, and what the others add up to.
 
-    `special` is 0, infinite or NaN, and adds as floats do, which loses nothing among those.
+    `special` is 0, infinite or NaN. Among these, float addition is exact.
     """
 
-    digits: Int[Array, "k ..."]
-    special: Float[Array, "..."]
+    digits: Int[Array | np.ndarray, "k ..."]
+    special: Float[Array | np.ndarray, "..."]
 
 
 def sum_counts(counts: Int[Array, "n ..."]) -> Int[Array, "k ..."]:
-    """The digits of the sum over the first axis, of up to `MAX_TERMS` non-negative int32."""
-    low, high = (counts & _MASK).sum(axis=0), (counts >> _BITS).sum(axis=0)
-    return _carried([low, high, *[jnp.zeros_like(low)] * (_COUNT_DIGITS - 2)])
+    """The digits of the sum over the first axis: up to `MAX_TERMS` non-negative int32."""
+    digits = [(counts & _MASK).sum(axis=0), (counts >> _BITS).sum(axis=0)]
+    return _carry(jnp.stack(digits + [jnp.zeros_like(digits[0])] * (_COUNT_DIGITS - 2)))
 
 
-def sum_floats(values: Float[Array, "n ..."]) -> ExactSum:
-    """The exact sum over the first axis, of up to `MAX_TERMS` float32."""
-    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+def sum_floats(values: Float[Array, "n ..."]) -> FloatSum:
+    """The exact sum over the first axis: up to `MAX_TERMS` float32."""
+    bits = lax.bitcast_convert_type(values, jnp.int32)
     exponent = (bits >> 23) & 255
-    fraction = (bits & (2**23 - 1)) | jnp.where(exponent > 0, 2**23, 0)
     finite = exponent < 255
+    fraction = (bits & (2**23 - 1)) | jnp.where(exponent > 0, 2**23, 0)
     signed = jnp.where(finite, jnp.where(bits < 0, -1, 1), 0)
-    shift = jnp.maximum(exponent, 1) - 1  # |value| is fraction * 2^(shift - 149)
-    digits = []
-    for k in range(_FLOAT_DIGITS):
-        up = shift - _BITS * k
-        digit = jnp.where(
-            up >= 0,
-            jnp.where(up < _BITS, fraction << jnp.clip(up, 0, _BITS), 0),
-            fraction >> jnp.clip(-up, 0, 31),
-        )
-        digits.append((signed * (digit & _MASK)).sum(axis=0))
-    special = jnp.where(finite, jnp.zeros_like(values), values).sum(axis=0)
-    return ExactSum(_carried(digits), special)
+    # |value| is fraction * 2^(shift - 149). Digit k holds its bits from 2^16k, those of the
+    # fraction moved up or down.
+    shift = jnp.maximum(exponent, 1) - 1
+    lowest = _BITS * jnp.arange(_FLOAT_DIGITS).reshape(-1, *[1] * values.ndim)
+    up = shift[None] - lowest
+    moved = jnp.where(
+        up >= 0,
+        lax.shift_left(*jnp.broadcast_arrays(fraction[None], jnp.clip(up, 0, _BITS))),
+        lax.shift_right_logical(*jnp.broadcast_arrays(fraction[None], jnp.clip(-up, 0, 31))),
+    )
+    digits = (signed[None] * (moved & _MASK)).sum(axis=1)
+    special = jnp.where(finite, 0.0, values).sum(axis=0)
+    return FloatSum(_carry(digits), special)
 
 
 def add_counts(a: Int[Array, "k ..."], b: Int[Array, "k ..."]) -> Int[Array, "k ..."]:
     """The digits of a + b."""
-    return _carried(list(a + b))
+    return _carry(a + b)
 
 
-def add_sums(a: ExactSum, b: ExactSum) -> ExactSum:
-    """a + b, exactly."""
-    return ExactSum(add_counts(a.digits, b.digits), a.special + b.special)
+def add_floats(a: FloatSum, b: FloatSum) -> FloatSum:
+    """The sum of both, exactly."""
+    return FloatSum(add_counts(a.digits, b.digits), a.special + b.special)
 
 
-def count_to_host(digits: Int[Array, "k ..."]) -> Int[np.ndarray, "..."]:
-    """The number that digits stand for, as int64."""
+def count_to_host(digits: Int[Array | np.ndarray, "k ..."]) -> Int[np.ndarray, "..."]:
+    """The numbers that the digits stand for, as int64. Raises OverflowError from 2^63 on."""
     return _integers(digits).astype(np.int64)
 
 
-def sum_to_host(total: ExactSum) -> Float[np.ndarray, "..."]:
-    """The float64 nearest to an exact sum; infinite or NaN where a term was."""
-    nearest = (_integers(total.digits) / 2**_UNIT).astype(np.float64)  # Python's: rounds once
+def float_to_host(total: FloatSum) -> Float[np.ndarray, "..."]:
+    """The float64 nearest to each exact sum; infinite or NaN where a term was."""
+    nearest = (_integers(total.digits) / 2**_UNIT).astype(np.float64)  # Python's, rounded once
     special = np.asarray(total.special, np.float64)
     return np.where(special == 0, nearest, special)
 
 
-def _carried(digits: list[Array]) -> Array:
-    carry = jnp.zeros_like(digits[0])
-    done = []
-    for digit in digits[:-1]:
+def _carry(digits: Array) -> Array:
+    """The same numbers with every digit but the last in [0, 2^16)."""
+
+    def step(carry: Array, digit: Array) -> tuple[Array, Array]:
         digit = digit + carry
-        done.append(digit & _MASK)
-        carry = digit >> _BITS
-    return jnp.stack([*done, digits[-1] + carry])
+        return digit >> _BITS, digit & _MASK
+
+    carry, low = lax.scan(step, jnp.zeros_like(digits[0]), digits[:-1])
+    return jnp.concatenate([low, (digits[-1] + carry)[None]])
 
 
-def _integers(digits: Array) -> np.ndarray:
-    """Python integers, which have no largest one."""
+def _integers(digits: Array | np.ndarray) -> np.ndarray:
+    """Python's integers, which have no largest one."""
     total = np.zeros(digits.shape[1:], object)
     for digit in np.asarray(digits)[::-1]:
         total = total * 2**_BITS + digit.astype(object)

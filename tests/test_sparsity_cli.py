@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import flaxvgg
 from flaxvgg.cli import app
-from flaxvgg.plotting.sparsity import layers_figure, map_sheet, places_picture
+from flaxvgg.plotting.sparsity import map_sheet, places_picture
 from flaxvgg.survey import survey_photos
 from flaxvgg.survey_files import write_survey
 
@@ -243,7 +243,7 @@ def test_places_are_black_where_all_is_zero():
 
 
 def test_a_report_plots_without_photos(survey):
-    figure = layers_figure(survey.report)
+    figure = survey.report.plot()
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     expected = [100 * layer.zero_fraction for layer in survey.report]
     assert sorted(heights) == pytest.approx(sorted(expected))
