@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from flaxvgg.sparsity import LayerSummary, SparsityReport
+from flaxvgg.sparsity_report import LayerSummary, SparsityReport
 
 
 def percent(fraction: float) -> str:
@@ -11,10 +11,11 @@ def percent(fraction: float) -> str:
 
 
 def answered_layer(report: SparsityReport) -> LayerSummary:
-    """The layer that the answer is about: the last feature map counted, or else the last layer."""
-    maps = {layer.name for layer in report.config.conv_stack}
-    names = [name for name in report.layers if report.config.resolve(name) in maps]
-    return report.layer((names or report.layers)[-1])
+    """The layer that the answer is about: the deepest feature map counted, or else layer."""
+    config = report.config
+    depths = {name: config.layer_names.index(config.resolve(name)) for name in report.layers}
+    maps = [name for name in report.layers if depths[name] < len(config.conv_stack)]
+    return report.layer(max(maps or report.layers, key=depths.__getitem__))
 
 
 def headline(report: SparsityReport) -> str:

@@ -106,7 +106,9 @@ def sparsity(
             with step("writing") as written:
                 written += write_survey(survey, out, html=html)
             best = out / ("sparsity.html" if html else "sparsity.png")
-            console.print(f"look at {best}", style="bold", highlight=False, markup=False)
+            console.print(
+                f"look at {best}", style="bold", highlight=False, markup=False, soft_wrap=True
+            )
         for problem in survey.problems:
             errors.print(f"left out: {problem}", style="red")
         if survey.partial:

@@ -59,7 +59,7 @@ def run_demo(
             (out / "demo.png").absolute(), lambda target: figure.savefig(target, format="png")
         )
         found += ["features.npz", "zeros.json", "demo.png"]
-    console.print(f"look at {out / 'demo.png'}", style="bold", highlight=False)
+    console.print(f"look at {out / 'demo.png'}", style="bold", highlight=False, soft_wrap=True)
 
 
 def _look(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, Any]:

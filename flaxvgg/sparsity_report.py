@@ -144,8 +144,7 @@ class SparsityReport:
         """The report of both sets of images, in any order. Raises ValueError for other layers."""
         if not isinstance(other, SparsityReport):
             return NotImplemented
-        mine, theirs = (dataclasses.replace(report, totals=None) for report in (self, other))
-        if mine != theirs:
+        if jax.tree.structure(self) != jax.tree.structure(other):  # which holds all but the totals
             raise ValueError(
                 f"reports add up only of the same network and layers: {self.arch} "
                 f"({self.source}) with {', '.join(self.layers)}; {other.arch} ({other.source}) "

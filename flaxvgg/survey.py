@@ -18,11 +18,11 @@ from flaxvgg.model import VGG
 from flaxvgg.provenance import Provenance
 from flaxvgg.sparsity import (
     LayerCounts,
-    SparsityReport,
     count_images,
     counted_layers,
     total_counts,
 )
+from flaxvgg.sparsity_report import SparsityReport
 
 _EXAMPLES = 3
 

@@ -15,7 +15,7 @@ from flaxvgg.answer import headline, percent
 from flaxvgg.config import ARCHITECTURES
 from flaxvgg.mapping import model_arrays
 from flaxvgg.model import VGG
-from flaxvgg.sparsity import SparsityReport
+from flaxvgg.sparsity_report import SparsityReport
 
 
 def facts(rows: Mapping[str, str]) -> Table:

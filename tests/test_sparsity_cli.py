@@ -7,7 +7,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -16,6 +15,7 @@ from flaxvgg.cli import app
 from flaxvgg.plotting.sparsity import map_sheet, places_picture
 from flaxvgg.survey import survey_photos
 from flaxvgg.survey_files import write_survey
+from helpers import small_model
 
 SIZE = (32, 64)
 FILES = ["maps.png", "sparsity.json", "sparsity.png", "where.png"]
@@ -25,9 +25,7 @@ EVIL = r"$\bad$[red]<img src=x onerror=alert(1)>.png"
 
 @pytest.fixture(scope="module")
 def model():
-    """vgg11's convolutions with random weights."""
-    config = flaxvgg.VGGConfig.features_only("vgg11", "they are not needed here")
-    return flaxvgg.VGG(config, precision="default", rngs=nnx.Rngs(0))
+    return small_model()
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +87,7 @@ def test_numbers_are_those_of_the_activations(survey, model, photos):
         assert abs(layer.zeros.sum() - (tap == 0).sum()) <= 2
         expected = (tap == 0).mean(axis=(1, 2, 3))
         np.testing.assert_allclose(survey.zeros[name], expected, atol=2.5 / tap[0].size)
+    assert survey.report.layer("pool5").dead.sum() >= 20
     negatives = survey.report.layer("relu2_1").negatives_before
     assert abs(negatives.sum() - (np.asarray(taps["conv2_1"]) < 0).sum()) <= 2
     for i, example in enumerate(survey.examples):
@@ -143,12 +142,12 @@ def interrupt_at(monkeypatch, *calls):
     monkeypatch.setattr("flaxvgg.extraction.load_pixels", load)
 
 
-def test_ctrl_c_leaves_a_partial_report(tmp_path, weights, photos, monkeypatch):
+def test_ctrl_c_leaves_a_partial_report(tmp_path, model, photos, monkeypatch):
     interrupt_at(monkeypatch, 5)
+    monkeypatch.setattr("flaxvgg.cli._load", lambda *_: model)
     handler = signal.getsignal(signal.SIGINT)
     out = tmp_path / "out"
-    result = run(photos, "--weights", weights, "--size", "32x32", "--out", out, "--html",
-                 "--layers", "relu1_1")  # fmt: skip
+    result = run(photos, "--size", "32x32", "--out", out, "--html", "--layers", "relu1_1")
     assert result.exit_code == 130, result.output
     assert signal.getsignal(signal.SIGINT) is handler
     assert "1 photos were not looked at" in result.stderr
@@ -162,9 +161,10 @@ def test_ctrl_c_leaves_a_partial_report(tmp_path, weights, photos, monkeypatch):
     assert "Partial." in (out / "sparsity.html").read_text()
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path, weights, photos, monkeypatch):
+def test_a_second_ctrl_c_stops_at_once(tmp_path, model, photos, monkeypatch):
     interrupt_at(monkeypatch, 3, 4)
-    result = run(photos, "--weights", weights, "--out", tmp_path / "out")
+    monkeypatch.setattr("flaxvgg.cli._load", lambda *_: model)
+    result = run(photos, "--out", tmp_path / "out")
     assert result.exit_code == 130
     assert "is as it was" in result.stderr
     assert not (tmp_path / "out").exists()
@@ -218,7 +218,7 @@ def test_nothing_is_written_where_nothing_can_be_counted(tmp_path, weights, phot
     assert all(str(path) in result.stderr for path in broken)
     result = run(photos, "--weights", weights, "--out", tmp_path / "out", "--layers", "fc6")
     assert result.exit_code == 2
-    assert "no layer 'fc6': they are not needed here" in result.stderr
+    assert "no layer 'fc6': these weights come without" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -254,7 +254,7 @@ def test_a_report_plots_without_photos(survey):
 
 
 def test_titles_say_what_is_partial(survey):
-    assert survey.title == "vgg11, random initialisation: 9 photos at 32x64"
+    assert survey.title == "vgg11, a PyTorch state dict: 9 photos at 32x64"
     some = dataclasses.replace(survey, left=31)
-    assert some.title == "vgg11, random initialisation: partial: 9 of 40 photos at 32x64"
+    assert some.title == "vgg11, a PyTorch state dict: partial: 9 of 40 photos at 32x64"
     assert some.partial

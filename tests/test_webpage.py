@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Browser, find_browser
-from flax import nnx
 from PIL import Image
 
 import flaxvgg
 from flaxvgg.answer import explanation, headline
 from flaxvgg.survey import survey_photos
 from flaxvgg.webpage import survey_page
+from helpers import small_model
 
 PHONE, DESK = (390, 844), (1280, 900)
 # A name that would do harm in HTML.
@@ -27,9 +27,8 @@ def survey(tmp_path_factory):
     for i, name in enumerate((EVIL, "a_name_that_is_" + "very_" * 20 + "long.png", "third.png")):
         pixels = rng.integers(0, 80 * i + 10, (40, 60, 3), np.uint8)
         Image.fromarray(pixels).save(folder / name)
-    config = flaxvgg.VGGConfig.features_only("vgg11", "they are not needed here")
-    model = flaxvgg.VGG(config, precision="default", rngs=nnx.Rngs(0))
-    return survey_photos(model, flaxvgg.find_images(folder), None, (32, 64))
+    layers = ["relu1_1", "pool1", "relu3_2", "relu5_2", "pool5"]
+    return survey_photos(small_model(), flaxvgg.find_images(folder), layers, (32, 64))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,8 @@ def test_the_page_in_a_browser(browser, page, survey, size, scheme):
     width, visible = widths(browser, ".scroll")
     assert (width > visible) == (size == PHONE)  # the table scrolls in its own box
     assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-    assert browser.evaluate("document.images.length") == 3 * (1 + 5 + 1)
+    photo_places_and_sheet = 1 + 3 + 1
+    assert browser.evaluate("document.images.length") == 3 * photo_places_and_sheet
     assert browser.evaluate("document.querySelectorAll('[onerror], script').length") == 0
 
     text = browser.evaluate("document.body.innerText")
@@ -108,6 +108,7 @@ def test_the_numbers_on_the_page(browser, page, survey):
             assert row[5:7] == ["", ""]
         assert row[7] == str(layer.channels)
         assert row[9] == str(layer.dead.sum())
+    assert int(rows[-1][9]) >= 20
     # The bars are as long as the numbers say, and the mark is at the end of a ReLU's bar.
     bars = browser.evaluate(
         "[...document.querySelectorAll('.bars:not(.names) .bar')].map(bar => "

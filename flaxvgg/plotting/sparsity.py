@@ -14,7 +14,7 @@ from flaxvgg.plotting.figures import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from flaxvgg.sparsity import SparsityReport
+    from flaxvgg.sparsity_report import SparsityReport
     from flaxvgg.survey import Example
 
 _ZERO, _SILENT, _BETWEEN = (0, 0, 0), (62, 98, 140), (128, 128, 128)  # black; blue; grey
