@@ -11,7 +11,7 @@ def percent(fraction: float) -> str:
 
 
 def answered_layer(report: SparsityReport) -> LayerSummary:
-    """The layer that the answer is about: the deepest feature map counted, or else layer."""
+    """The layer that the answer is about: the deepest feature map counted, or else the last."""
     config = report.config
     depths = {name: config.layer_names.index(config.resolve(name)) for name in report.layers}
     maps = [name for name in report.layers if depths[name] < len(config.conv_stack)]
@@ -36,17 +36,14 @@ def explanation(report: SparsityReport) -> Iterator[str]:
             f"Zero before it: {exact or 'none'} of {total:,}."
         )
     if layer.kind == "max_pool":
-        fewer = f", so {percent(relu.zero_fraction)} have become fewer" if relu is not None else ""
+        fewer = f": fewer than the {percent(relu.zero_fraction)} before it" if relu else ""
         yield f"Max pooling gives a zero only where all four values of a window are zero{fewer}."
     silent, dead = layer.silent.sum() / report.images, int(layer.dead.sum())
-    of_all = f"Of its {layer.channels:,} channels "
+    channels = f"{silent:,.0f} of its {layer.channels:,} channels are zero everywhere"
     if report.images == 1:
-        yield of_all + f"{silent:,.0f} are zero everywhere in this image."
+        yield f"{channels} in this image."
     else:
-        yield of_all + (
-            f"{silent:,.0f} are zero everywhere in a single image, on average, and "
-            f"{dead or 'none'} in all {report.images:,}."
-        )
+        yield f"{channels} in an image, on average; {dead or 'none'} in all {report.images:,}."
 
 
 def _layer_before(report: SparsityReport, layer: LayerSummary) -> LayerSummary | None:

@@ -112,7 +112,7 @@ def sparsity(
         for problem in survey.problems:
             errors.print(f"left out: {problem}", style="red")
         if survey.partial:
-            errors.print(f"stopped: {survey.left} photos were not looked at")
+            errors.print(f"stopped: {survey.left} of the photos were not looked at")
             raise typer.Exit(130)
         if survey.problems:
             raise typer.Exit(1)

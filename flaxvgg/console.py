@@ -63,7 +63,7 @@ def stoppable() -> Iterator[threading.Event]:
     def ask(signum: int, frame: object) -> None:
         stop.set()
         signal.signal(signal.SIGINT, before)
-        errors.print("\nstopping behind this batch; Ctrl-C again stops at once")
+        errors.print("\nstopping after this batch; Ctrl-C again stops at once")
 
     before = signal.signal(signal.SIGINT, ask)
     try:

@@ -101,7 +101,7 @@ def survey_photos(
     size: tuple[int, int],
     stopped: Callable[[], bool] = lambda: False,
 ) -> Survey:
-    """Count the zeros of all photos, with a progress bar, or until `stopped()` behind a batch.
+    """Count the zeros of all photos, with a progress bar, or until `stopped()` after a batch.
 
     `layers` are names as `VGG.activations` takes them, by default every ReLU and max pooling.
     Memory is constant but for a few numbers a photo. Raises ImageError where no photo can be read,

@@ -150,7 +150,7 @@ def test_ctrl_c_leaves_a_partial_report(tmp_path, model, photos, monkeypatch):
     result = run(photos, "--size", "32x32", "--out", out, "--html", "--layers", "relu1_1")
     assert result.exit_code == 130, result.output
     assert signal.getsignal(signal.SIGINT) is handler
-    assert "1 photos were not looked at" in result.stderr
+    assert "stopped: 1 of the photos" in result.stderr
     assert "partial: 8 of 9 photos" in " ".join(result.stdout.split())
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "sparsity.html"])
     found = json.loads((out / "sparsity.json").read_text())
@@ -226,8 +226,11 @@ def test_a_sheet_of_maps_tells_zeros_from_silence():
     maps = np.zeros((2, 3, 4), np.float32)
     maps[0, 1, 2] = 5  # channel 2 fires in one place; the others are silent
     sheet = map_sheet(maps)
-    assert sheet.shape == (2 * 3, 2 * 4, 3)  # two rows of two maps, each with a line above and left
-    tiles = sheet.reshape(2, 3, 2, 4, 3).swapaxes(1, 2).reshape(4, 3, 4, 3)[:, 1:, 1:]
+    zoom = 5  # so that these maps are about 16 pixels large
+    height, width = 2 * zoom + 1, 3 * zoom + 1  # with a line above and left of each
+    assert sheet.shape == (2 * height, 2 * width, 3)
+    tiles = sheet.reshape(2, height, 2, width, 3).swapaxes(1, 2).reshape(4, height, width, 3)
+    tiles = tiles[:, 1 + zoom // 2 :: zoom, 1 + zoom // 2 :: zoom]
     assert (tiles[[0, 1, 3]] == (62, 98, 140)).all()
     bright = (tiles[2].sum(axis=-1) > 300).tolist()
     assert bright == [[False, True, False], [False] * 3]

@@ -67,20 +67,20 @@ def layers_figure(
             fontsize=8,
             color="white" if is_relu[place] and value > 4 else "black",
         )
-    top.set(ylabel="zeros, %", ylim=(0, 100), xlim=(-0.6, len(places) - 0.4))
+    top.set(ylabel="zeros, %", ylim=(0, 100), xlim=(-0.6, max(len(places), 8) - 0.4))
     top.set_title(headline(report), fontsize=13, loc="left")
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
 
     channels = np.array([layer.channels for layer in layers])
     silent = 100 * np.array([layer.silent.sum() for layer in layers]) / channels / report.images
     dead = np.array([layer.dead.sum() for layer in layers])
-    bottom.bar(places, silent, 0.78, color="0.72", label="zero everywhere in a photo, on average")
+    label = "channels silent in an image, on average"
+    handles.append(bottom.bar(places, silent, 0.78, color="0.85", label=label))
     if report.images > 1:
-        label = f"in all {report.images:,}: {dead.sum() or 'none'}"
-        bottom.bar(places, 100 * dead / channels, 0.5, color="C3", label=label)
-    bottom.set(ylabel="channels, %", ylim=(0, max(5, 1.15 * silent.max())))
+        label = f"silent in all {report.images:,} ({dead.sum() or 'none'})"
+        handles.append(bottom.bar(places, 100 * dead / channels, 0.5, color="C3", label=label))
+    bottom.set(ylabel="silent channels, %", ylim=(0, max(5, 1.15 * silent.max())))
     bottom.set_xticks(places, list(report.layers), rotation=40, ha="right", fontsize=8)
-    bottom.legend(fontsize=8, frameon=False, loc="upper left")
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     for ax in (top, bottom):
         ax.grid(axis="y", alpha=0.3)
         ax.set_axisbelow(True)
@@ -92,14 +92,17 @@ def layers_figure(
 
 def maps_figure(examples: "Sequence[Example]", layer: str, title: str) -> "Figure":
     """All feature maps of one layer for a few photos."""
-    figure = new_figure(figsize=(13, 4.9 * len(examples) + 0.6), dpi=110, layout="constrained")
+    sheets = [map_sheet(example.maps) for example in examples]
+    height = 10.5 * sheets[0].shape[0] / sheets[0].shape[1] + 0.35
+    figsize = (13, height * len(examples) + 0.4)
+    figure = new_figure(figsize=figsize, dpi=110, layout="constrained")
     rows = figure.subplots(len(examples), 2, squeeze=False, width_ratios=[1, 5])
-    for (left, right), example in zip(rows, examples, strict=True):
+    for (left, right), example, sheet in zip(rows, examples, sheets, strict=True):
         maps = example.maps
         silent = int((maps == 0).all(axis=(0, 1)).sum())
         left.imshow(example.pixels)
         left.set_title(_short(example.photo), fontsize=10, parse_math=False)
-        right.imshow(map_sheet(maps), interpolation="nearest")
+        right.imshow(sheet, interpolation="nearest")
         right.set_title(
             f"{layer}: {silent} of {maps.shape[-1]} maps are zero everywhere (blue), "
             f"{percent(np.mean(maps == 0))} of all values are zero (black)",
@@ -107,37 +110,38 @@ def maps_figure(examples: "Sequence[Example]", layer: str, title: str) -> "Figur
         )
         for ax in (left, right):
             ax.set_axis_off()
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
 
 
 def where_figure(examples: "Sequence[Example]", title: str) -> "Figure":
     """Where the zeros are in a few photos: the fraction of channels that are zero, by place."""
     layers = list(examples[0].where)
-    columns = 1 + len(layers)
-    figure = new_figure(
-        figsize=(2.15 * columns, 2.15 * len(examples) + 1.2), dpi=110, layout="constrained"
-    )
-    axes = figure.subplots(len(examples), columns, squeeze=False)
+    count, columns = len(examples), 1 + len(layers)
+    height, width, _ = examples[0].pixels.shape
+    cell = 2.15 * height / width + 0.25  # inches
+    figsize = (max(2.15 * columns, 6), cell * count + 1)
+    figure = new_figure(figsize=figsize, dpi=110, layout="constrained")
+    *axes, bars = figure.subplots(count + 1, columns, height_ratios=[cell] * count + [0.1])
     for row, example in zip(axes, examples, strict=True):
         row[0].imshow(example.pixels)
-        row[0].set_ylabel(_short(example.photo), fontsize=9, parse_math=False)
+        row[0].set_title(_short(example.photo), fontsize=9, parse_math=False)
         for ax in row:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-    axes[0, 0].set_title("photo", fontsize=10)
-    for column, layer in zip(axes.T[1:], layers, strict=True):
-        column[0].set_title(layer, fontsize=10)
+    bars[0].set_axis_off()
+    for *column, bar, layer in zip(*(row[1:] for row in axes), bars[1:], layers, strict=True):
+        column[0].set_title(layer, fontsize=9)
         low, high = share_range(examples, layer)
         style = {"cmap": _CMAP, "vmin": 100 * low, "vmax": 100 * high, "interpolation": "nearest"}
         images = [
             ax.imshow(100 * example.where[layer], **style)
             for ax, example in zip(column, examples, strict=True)
         ]
-        bar = figure.colorbar(images[0], ax=column, location="bottom", fraction=0.05, pad=0.02)
-        bar.ax.tick_params(labelsize=8)
-        bar.set_label("channels at zero, %", fontsize=8)
-    figure.suptitle(title, fontsize=11, parse_math=False)
+        figure.colorbar(images[0], cax=bar, orientation="horizontal")
+        bar.tick_params(labelsize=8)
+        bar.set_xlabel("channels at zero, %", fontsize=8)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
 
 
@@ -151,7 +155,8 @@ def map_sheet(maps: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "H W 3"]:
     """All channels of one feature map side by side, in order, as colours.
 
     A channel is as bright as its values are large beside its own largest; zeros are black, and a
-    channel that is zero everywhere is blue. Large maps are thinned out to 32 pixels.
+    channel that is zero everywhere is blue. Large maps are thinned out to 32 pixels,
+    small ones enlarged to about 16.
     """
     from matplotlib import colormaps
 
@@ -159,6 +164,8 @@ def map_sheet(maps: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "H W 3"]:
     step = math.ceil(max(h, w) / _LARGEST_MAP)
     largest = maps.max(axis=(0, 1))
     maps = maps[step // 2 :: step, step // 2 :: step]
+    zoom = max(1, _LARGEST_MAP // (2 * max(maps.shape[:2])))
+    maps = maps.repeat(zoom, axis=0).repeat(zoom, axis=1)
     h, w, _ = maps.shape
     shown = np.where(maps > 0, 0.25 + 0.75 * maps / np.where(largest > 0, largest, 1), 0)
     colours = (255 * colormaps["inferno"](shown)[..., :3]).round().astype(np.uint8)
