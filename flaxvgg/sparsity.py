@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxvgg.config import VGGConfig
@@ -234,25 +233,27 @@ def _measure(
 
 @partial(jax.jit, static_argnums=(0, 2))
 def _total(
-    config: VGGConfig, counts: Sequence[LayerCounts], names: tuple[str, ...]
+    config: VGGConfig, layers: Sequence[LayerCounts], names: tuple[str, ...]
 ) -> SparsityReport:
-    n = counts[0].zeros.shape[0]
-    values = jnp.array([layer.values for layer in counts], jnp.int32)
-
-    def joined(arrays: Iterable[Array | None], dtype: DTypeLike = jnp.int32) -> Array:
-        found = [array for array in arrays if array is not None]
-        return jnp.concatenate([jnp.zeros((n, 0), dtype), *found], axis=1)
-
+    relus = [layer for layer in layers if layer.sum_before is not None]
+    n = layers[0].zeros.shape[0]
+    counts = [
+        jnp.ones((n, 1), jnp.int32),
+        *(jnp.full((n, 1), layer.values, jnp.int32) for layer in layers),
+        *(layer.zeros for layer in layers),
+        *(layer.silent.astype(jnp.int32) for layer in layers),
+        *(layer.negatives_before for layer in relus),
+        *(layer.zeros_before for layer in relus),
+    ]
+    floats = [
+        jnp.zeros((n, 0), jnp.float32),  # where no ReLU was asked for
+        *(layer.sum_before for layer in relus),
+        *(layer.square_before for layer in relus),
+    ]
     totals = Totals(
-        images=sum_counts(jnp.ones(n, jnp.int32)),
-        values=sum_counts(jnp.broadcast_to(values, (n, len(names)))),
-        zeros=sum_counts(joined(layer.zeros for layer in counts)),
-        silent=sum_counts(joined(layer.silent.astype(jnp.int32) for layer in counts)),
-        largest=joined((layer.largest for layer in counts), jnp.float32).max(axis=0),
-        negatives_before=sum_counts(joined(layer.negatives_before for layer in counts)),
-        zeros_before=sum_counts(joined(layer.zeros_before for layer in counts)),
-        sum_before=sum_floats(joined((layer.sum_before for layer in counts), jnp.float32)),
-        square_before=sum_floats(joined((layer.square_before for layer in counts), jnp.float32)),
+        counts=sum_counts(jnp.concatenate(counts, axis=1)),
+        floats=sum_floats(jnp.concatenate(floats, axis=1)),
+        largest=jnp.concatenate([layer.largest.max(axis=0) for layer in layers]),
     )
-    channels = tuple(layer.zeros.shape[-1] for layer in counts)
+    channels = tuple(layer.zeros.shape[-1] for layer in layers)
     return SparsityReport(totals, config, source="", layers=names, channels=channels)

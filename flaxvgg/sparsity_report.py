@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -19,35 +19,24 @@ if TYPE_CHECKING:
 
 
 class Totals(NamedTuple):
-    """Sums over images in the digits of `flaxvgg.exact`.
+    """Sums over images in the digits of `flaxvgg.exact`, one column a count, one behind the other.
 
-    Each layer has a column in `values`, and as many as it has channels in `zeros`, `silent` and
-    `largest`; each ReLU has as many in the last four.
+    `counts` has the images, each layer's values, then zeros and silent of all channels of all
+    layers, negatives and zeros in front of all channels of the ReLUs. `floats` has the sums in
+    front of these, and the squares; `largest` is that of all channels of all layers.
     """
 
-    images: Int[Array, " k"]
-    values: Int[Array, "k layers"]
-    zeros: Int[Array, "k channels"]
-    silent: Int[Array, "k channels"]
+    counts: Int[Array, "k counts"]
+    floats: FloatSum
     largest: Float[Array, " channels"]
-    negatives_before: Int[Array, "k channels"]
-    zeros_before: Int[Array, "k channels"]
-    sum_before: FloatSum
-    square_before: FloatSum
 
 
 @jax.jit
 def _add(a: Totals, b: Totals) -> Totals:
     return Totals(
-        images=add_counts(a.images, b.images),
-        values=add_counts(a.values, b.values),
-        zeros=add_counts(a.zeros, b.zeros),
-        silent=add_counts(a.silent, b.silent),
+        counts=add_counts(a.counts, b.counts),
+        floats=add_floats(a.floats, b.floats),
         largest=jnp.maximum(a.largest, b.largest),
-        negatives_before=add_counts(a.negatives_before, b.negatives_before),
-        zeros_before=add_counts(a.zeros_before, b.zeros_before),
-        sum_before=add_floats(a.sum_before, b.sum_before),
-        square_before=add_floats(a.square_before, b.square_before),
     )
 
 
@@ -159,7 +148,7 @@ class SparsityReport:
 
     def __iter__(self) -> Iterator[LayerSummary]:
         """Every layer, in the order asked for."""
-        return map(self.layer, self.layers)
+        return iter(self._summaries)
 
     @property
     def arch(self) -> str:
@@ -169,46 +158,50 @@ class SparsityReport:
     @property
     def images(self) -> int:
         """Number of images counted."""
-        return int(count_to_host(self.totals.images))
+        return self._summaries[0].images
 
     def layer(self, name: str) -> LayerSummary:
         """One layer by any of its names. Raises ValueError for one that was not counted."""
-        papers = [self.config.resolve(layer) for layer in self.layers]
+        if name in self.layers:
+            return self._summaries[self.layers.index(name)]
         paper = self.config.resolve(name)
-        if paper not in papers:
-            raise ValueError(f"{name} was not counted: choose from {', '.join(self.layers)}")
-        i = self.layers.index(name) if name in self.layers else papers.index(paper)
+        for summary in self:
+            if self.config.resolve(summary.name) == paper:
+                return summary
+        raise ValueError(f"{name} was not counted: choose from {', '.join(self.layers)}")
+
+    @cached_property
+    def _summaries(self) -> tuple[LayerSummary, ...]:
+        """The totals on the host, cut into layers in the order in which `Totals` has them."""
         kinds = {layer.name: layer.kind for layer in self.config.layers}
-        widths = zip(papers, self.channels, strict=True)
-        relu_widths = [width if kinds[p] == "relu" else 0 for p, width in widths]
-
-        def columns(array: Array, widths: Sequence[int]) -> np.ndarray:
-            start = sum(widths[:i])
-            return np.asarray(array)[..., start : start + widths[i]]
-
-        totals = self.totals
-        zeros = count_to_host(columns(totals.zeros, self.channels))
-        summary = LayerSummary(
-            name=self.layers[i],
-            kind=kinds[paper],
-            images=self.images,
-            values=np.full_like(zeros, count_to_host(np.asarray(totals.values)[:, i])),
-            zeros=zeros,
-            silent=count_to_host(columns(totals.silent, self.channels)),
-            largest=columns(totals.largest, self.channels),
-        )
-        if summary.kind != "relu":
-            return summary
-
-        def floats(total: FloatSum) -> np.ndarray:
-            return float_to_host(FloatSum(*(columns(part, relu_widths) for part in total)))
-
-        return summary._replace(
-            negatives_before=count_to_host(columns(totals.negatives_before, relu_widths)),
-            zeros_before=count_to_host(columns(totals.zeros_before, relu_widths)),
-            sum_before=floats(totals.sum_before),
-            square_before=floats(totals.square_before),
-        )
+        kind = [kinds[self.config.resolve(name)] for name in self.layers]
+        widths = self.channels
+        relus = [w if k == "relu" else 0 for w, k in zip(widths, kind, strict=True)]
+        ones = [1] * len(widths)
+        counts = _cut(count_to_host(self.totals.counts), [1], ones, widths, widths, relus, relus)
+        floats = _cut(float_to_host(self.totals.floats), relus, relus)
+        (largest,) = _cut(np.asarray(self.totals.largest), widths)
+        (images,), values, zeros, silent, negatives, zeros_before = counts
+        summaries = []
+        for i, name in enumerate(self.layers):
+            summary = LayerSummary(
+                name=name,
+                kind=kind[i],
+                images=int(images[0]),
+                values=np.full_like(zeros[i], values[i][0]),
+                zeros=zeros[i],
+                silent=silent[i],
+                largest=largest[i],
+            )
+            if kind[i] == "relu":
+                summary = summary._replace(
+                    negatives_before=negatives[i],
+                    zeros_before=zeros_before[i],
+                    sum_before=floats[0][i],
+                    square_before=floats[1][i],
+                )
+            summaries.append(summary)
+        return tuple(summaries)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a layer, of plain numbers, as `pandas.DataFrame` takes them."""
@@ -261,6 +254,12 @@ class SparsityReport:
             ]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
+
+
+def _cut(array: np.ndarray, *parts: Sequence[int]) -> list[list[np.ndarray]]:
+    """The array cut into pieces of these widths, one behind the other, part by part."""
+    pieces = iter(np.split(array, np.cumsum([width for part in parts for width in part])))
+    return [[next(pieces) for _ in part] for part in parts]
 
 
 def _beside(array: Array, other: Array) -> Array:
