@@ -41,9 +41,10 @@ def explanation(report: SparsityReport) -> Iterator[str]:
     silent, dead = layer.silent.sum() / report.images, int(layer.dead.sum())
     channels = f"{silent:,.0f} of its {layer.channels:,} channels are zero everywhere"
     if report.images == 1:
-        yield f"{channels} in this image."
+        yield f"{channels} in this image (silent)."
     else:
-        yield f"{channels} in an image, on average; {dead or 'none'} in all {report.images:,}."
+        in_all = f"{dead or 'none'} in all {report.images:,} (dead)"
+        yield f"{channels} in an image, on average (silent); {in_all}."
 
 
 def _layer_before(report: SparsityReport, layer: LayerSummary) -> LayerSummary | None:

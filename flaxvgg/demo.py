@@ -18,6 +18,7 @@ from flaxvgg.plotting.demo import demo_figure
 from flaxvgg.samples import sample_photos
 from flaxvgg.sparsity import count_images, total_counts
 from flaxvgg.survey import zeros_by_photo
+from flaxvgg.survey_files import check_folder
 from flaxvgg.tables import sparsity_table
 
 
@@ -26,13 +27,12 @@ def run_demo(
 ) -> None:
     """Write features.npz, zeros.json and demo.png of the photos into the folder `out`.
 
-    Raises ValueError where there are no photos, or `out` is no folder.
+    Raises ValueError where there are no photos, `out` is no folder, or matplotlib is missing.
     """
     paths = find_images(photos) if photos else sample_photos()
     if not paths:
         raise ValueError("no photos: name some, or install scikit-image, which carries eight")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: choose a folder")
+    check_folder(out)
     model = load()
     out.mkdir(parents=True, exist_ok=True)
     names = [path.stem for path in paths]

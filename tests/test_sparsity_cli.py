@@ -62,6 +62,12 @@ def run(*arguments):
 
 
 @pytest.fixture
+def loaded(model, monkeypatch):
+    """The model is there, as it compiles faster than one that was loaded."""
+    monkeypatch.setattr("flaxvgg.cli._load", lambda *_: model)
+
+
+@pytest.fixture
 def no_model(monkeypatch):
     """Nothing may be loaded: what is wrong is seen before."""
 
@@ -99,12 +105,12 @@ def test_numbers_are_those_of_the_activations(survey, model, photos):
     assert [example.photo for example in survey.examples] == paths[:3]
 
 
-def test_a_broken_photo_among_good_ones(tmp_path, weights, photos):
+def test_a_broken_photo_among_good_ones(tmp_path, loaded, photos):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no photo")
     out = tmp_path / "made" / "here"
-    result = run(broken, photos, "--weights", weights, "--size", "32x64", "--out", out, "--html",
-                 "--layers", "block5_pool,features.0,relu5_2")  # fmt: skip
+    layers = "block5_pool,features.0,relu5_2"
+    result = run(broken, photos, "--size", "32x64", "--out", out, "--html", "--layers", layers)
     assert result.exit_code == 1, result.output
     assert f"left out: {broken}: no image" in result.stderr
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "sparsity.html"])
@@ -113,7 +119,7 @@ def test_a_broken_photo_among_good_ones(tmp_path, weights, photos):
     assert found["problems"] == [result.stderr.strip().removeprefix("left out: ")]
     assert found["images"] == len(found["photos"]) == 9
     assert found["size"] == list(SIZE)
-    assert [layer["layer"] for layer in found["layers"]] == ["block5_pool", "features.0", "relu5_2"]
+    assert [layer["layer"] for layer in found["layers"]] == layers.split(",")
     pool5 = found["layers"][0]
     by_photo = found["zero_fraction_by_photo"]["block5_pool"]
     assert np.mean(by_photo) == pytest.approx(pool5["zeros"] / pool5["values"])
@@ -142,9 +148,8 @@ def interrupt_at(monkeypatch, *calls):
     monkeypatch.setattr("flaxvgg.extraction.load_pixels", load)
 
 
-def test_ctrl_c_leaves_a_partial_report(tmp_path, model, photos, monkeypatch):
+def test_ctrl_c_leaves_a_partial_report(tmp_path, loaded, photos, monkeypatch):
     interrupt_at(monkeypatch, 5)
-    monkeypatch.setattr("flaxvgg.cli._load", lambda *_: model)
     handler = signal.getsignal(signal.SIGINT)
     out = tmp_path / "out"
     result = run(photos, "--size", "32x32", "--out", out, "--html", "--layers", "relu1_1")
@@ -161,9 +166,8 @@ def test_ctrl_c_leaves_a_partial_report(tmp_path, model, photos, monkeypatch):
     assert "Partial." in (out / "sparsity.html").read_text()
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path, model, photos, monkeypatch):
+def test_a_second_ctrl_c_stops_at_once(tmp_path, loaded, photos, monkeypatch):
     interrupt_at(monkeypatch, 3, 4)
-    monkeypatch.setattr("flaxvgg.cli._load", lambda *_: model)
     result = run(photos, "--out", tmp_path / "out")
     assert result.exit_code == 130
     assert "is as it was" in result.stderr
