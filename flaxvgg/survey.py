@@ -108,11 +108,12 @@ def survey_photos(
     ValueError for unknown layers.
     """
     names = counted_layers(model.config, layers)
-    mapped, located = _shown(model.config, names)
+    located = _located(model.config, names)
+    mapped = located[-1]
 
     def look(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, Any]:
         # XLA finds that this is the forward pass of the counts, and runs it once.
-        taps = model.activations(images, {mapped, *located})
+        taps = model.activations(images, located)
         where = {name: jnp.mean(taps[name] == 0, axis=-1, dtype=jnp.float32) for name in located}
         maps = taps[mapped].astype(jnp.float32)
         return {"counts": count_images(model, images, names), "maps": maps, "where": where}
@@ -165,10 +166,10 @@ def zeros_by_photo(counts: Mapping[str, LayerCounts]) -> dict[str, Float[np.ndar
     }
 
 
-def _shown(config: VGGConfig, layers: Sequence[str]) -> tuple[str, list[str]]:
-    """The layer whose maps are shown, and those whose zeros are located: the last of each block.
+def _located(config: VGGConfig, layers: Sequence[str]) -> list[str]:
+    """The layers whose zeros are located: the last ReLU of each block, or else its last layer.
 
-    Of the layers asked for, where feature maps are among them, and of these rather ReLUs.
+    Of the layers asked for, where feature maps are among them.
     """
     maps = {layer.name: layer for layer in config.conv_stack}
     names = [name for name in layers if config.resolve(name) in maps]
@@ -180,8 +181,7 @@ def _shown(config: VGGConfig, layers: Sequence[str]) -> tuple[str, list[str]]:
 
     # relu5_3 is in block 5. Of two in a block the later one in this order stays.
     blocks = {_digit(config.resolve(name)): name for name in sorted(names, key=rank)}
-    located = [blocks[block] for block in sorted(blocks)]
-    return located[-1], located
+    return [blocks[block] for block in sorted(blocks)]
 
 
 def _digit(name: str) -> str:
