@@ -237,7 +237,7 @@ def flatten_chw(features: Float[AnyArray, "*n h w c"]) -> Float[Array, "*n c*h*w
 
 
 def check_images(images: AnyArray) -> None:
-    """Raise ValueError for what is no batch of normalised images."""
+    """Raise ValueError unless images are float (..., H, W, 3), large enough for five poolings."""
     shape = tuple(images.shape)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(

