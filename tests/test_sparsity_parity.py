@@ -7,6 +7,7 @@ pre-activation must be within rounding of zero, by the bound of `convert/verify.
 import dataclasses
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 os.environ["KERAS_BACKEND"] = "jax"  # read at the first import of Keras
 
@@ -27,7 +28,7 @@ from flaxvgg.mapping import build, entries, model_arrays
 from flaxvgg.model import VGG
 from flaxvgg.provenance import PREPROCESSING
 from flaxvgg.samples import sample_photos
-from flaxvgg.sparsity import count_images, measure_sparsity
+from flaxvgg.sparsity import measure_sparsity
 from helpers import REAL_WEIGHTS
 
 # Keras's own, where it makes NumPy arrays of its variables.
@@ -66,16 +67,22 @@ def _photos(count: int, size: tuple[int, int]) -> np.ndarray:
     return np.array(load_images(sample_photos(count), size, BILINEAR))
 
 
-@jax.jit
-def _measure(model: VGG, images: jax.Array):
-    names = [name for name in model.config.layer_names if name not in ("fc8", "prob")]
-    return measure_sparsity(model, images), model.activations(images, names)
-
-
-def _ours(model: VGG, images: np.ndarray):
+class Ours(NamedTuple):
     """The report that is tested, and the outputs in which flips are looked for."""
-    report, outputs = _measure(model, images)
-    return report, {name: np.asarray(output) for name, output in outputs.items()}
+
+    report: flaxvgg.SparsityReport
+    outputs: dict[str, np.ndarray]
+
+
+@jax.jit
+def _measure_jitted(model: VGG, images: jax.Array) -> Ours:
+    names = [name for name in model.config.layer_names if name not in ("fc8", "prob")]
+    return Ours(measure_sparsity(model, images), model.activations(images, names))
+
+
+def _measure(model: VGG, images: np.ndarray) -> Ours:
+    report, outputs = _measure_jitted(model, images)
+    return Ours(report, {name: np.asarray(output) for name, output in outputs.items()})
 
 
 def _torch_outputs(model: VGG, images: np.ndarray) -> Iterator[tuple[Layer, np.ndarray]]:
@@ -128,15 +135,15 @@ def _assert_counts(counts: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> 
     return places
 
 
-def _compare_with_torch(model: VGG, images: np.ndarray) -> flaxvgg.SparsityReport:
+def _compare_with_torch(model: VGG, images: np.ndarray, ours: Ours) -> None:
     """Check every count of every ReLU and pooling."""
-    report, ours = _ours(model, images)
+    report = ours.report
     inputs = before = images
     weighted: Layer | None = None
     flips = np.zeros((0, 4), int)
     seen, flipped = [], 0
     for layer, output in _torch_outputs(model, images):
-        mine = ours.pop(layer.name)
+        mine = ours.outputs[layer.name]
         if layer.kind in ("conv", "linear"):
             inputs, weighted, mine_before = before, layer, mine
         elif layer.kind in ("relu", "max_pool"):
@@ -161,12 +168,11 @@ def _compare_with_torch(model: VGG, images: np.ndarray) -> flaxvgg.SparsityRepor
         before = output
     assert tuple(seen) == report.layers
     assert flipped < FEW
-    return report
 
 
-def _compare_with_keras(model: VGG, network: keras.Model, images: np.ndarray) -> None:
+def _compare_with_keras(model: VGG, images: np.ndarray, ours: Ours, **kwargs) -> None:
     """Check the counts of zeros of every layer that Keras's network has."""
-    report, ours = _ours(model, images)
+    report, network = ours.report, _keras_vgg16(model, **kwargs)
     names = [x.name for x in network.layers if x.name.startswith(("block", "fc"))]
     outputs = keras.Model(network.input, [network.get_layer(name).output for name in names])(images)
     weighted = iter([x for x in model.config.layers if x.kind in ("conv", "linear")])
@@ -174,15 +180,15 @@ def _compare_with_keras(model: VGG, network: keras.Model, images: np.ndarray) ->
     seen = []
     for name, output in zip(names, map(np.asarray, outputs), strict=True):
         paper = model.config.resolve(name)
-        mine = ours[paper]
+        mine = ours.outputs[paper]
         places = _assert_counts(report.layer(name).zeros, mine == 0, output == 0)
         if name.endswith("_pool"):
             _assert_pooled(places, flips)
         else:
             layer, flips = next(weighted), places
-            _assert_explained(model, layer, inputs, ours[layer.name], flips)
+            _assert_explained(model, layer, inputs, ours.outputs[layer.name], flips)
             assert len(flips) < FEW
-        inputs = mine if paper != "pool5" else ours.get("flatten")
+        inputs = mine if paper != "pool5" else ours.outputs.get("flatten")
         seen.append(paper)
     assert tuple(seen) == report.layers
 
@@ -211,31 +217,33 @@ def _keras() -> Iterator[None]:
         yield
 
 
-def test_eight_photos_give_pytorchs_counts_and_the_readings(real_weights):
+def test_eight_photos_give_everybodys_counts_and_the_readings(real_weights):
     photos = _photos(8, (224, 224))
-    report = _compare_with_torch(real_weights, photos)
-    relus = [100 * layer.zero_fraction for layer in report if layer.kind == "relu"]
+    ours = _measure(real_weights, photos)
+    _compare_with_torch(real_weights, photos, ours)
+    _compare_with_keras(real_weights, photos, ours, include_top=False, input_shape=(224, 224, 3))
+    relus = [100 * layer.zero_fraction for layer in ours.report if layer.kind == "relu"]
     np.testing.assert_allclose(relus, RELU_READINGS, rtol=0, atol=0.1)
-    pool5 = 100 * count_images(real_weights, photos, ["pool5"])["pool5"].zero_fraction
+    pool5 = 100 * (ours.outputs["pool5"] == 0).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(pool5, POOL5_READINGS, rtol=0, atol=0.1)
 
 
 def test_a_photo_at_512x512_gives_pytorchs_counts(real_weights):
-    _compare_with_torch(real_weights, _photos(1, (512, 512)))
+    photo = _photos(1, (512, 512))
+    _compare_with_torch(real_weights, photo, _measure(real_weights, photo))
 
 
 def test_a_photo_at_375x1242_gives_pytorchs_counts_and_the_reading(real_weights):
-    pool5 = _compare_with_torch(real_weights, _photos(1, (375, 1242))).layer("features.30")
+    photo = _photos(1, (375, 1242))
+    ours = _measure(real_weights, photo)
+    _compare_with_torch(real_weights, photo, ours)
+    pool5 = ours.report.layer("features.30")
     assert pool5.values.sum() == 214016
     assert abs(100 * pool5.zero_fraction - WIDE_ASTRONAUT) <= 0.1
 
 
-def test_eight_photos_give_kerass_counts(real_weights):
-    network = _keras_vgg16(real_weights, include_top=False, input_shape=(224, 224, 3))
-    _compare_with_keras(real_weights, network, _photos(8, (224, 224)))
-
-
-def test_the_classifier_gives_pytorchs_and_kerass_counts(random_weights):
+def test_the_classifier_gives_everybodys_counts(random_weights):
     photo = _photos(1, (224, 224)) / np.float32(60)
-    _compare_with_torch(random_weights, photo)
-    _compare_with_keras(random_weights, _keras_vgg16(random_weights, classes=2), photo)
+    ours = _measure(random_weights, photo)
+    _compare_with_torch(random_weights, photo, ours)
+    _compare_with_keras(random_weights, photo, ours, classes=2)
