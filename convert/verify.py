@@ -114,7 +114,7 @@ def compare(
             if output.shape == truth.shape:  # else the error says so already
                 places = np.argwhere((output == 0) != (truth == 0))
                 flips = len(places)
-                scale = _Rounding(parameters, rooms.get(weighted.name, "head"), weighted, norm)
+                scale = Rounding(parameters, rooms.get(weighted.name, "head"), weighted, norm)
                 unit = ROUNDING * float(np.finfo(output.dtype).eps)
                 for place in places[:_LOCATED]:
                     at = tuple(int(i) for i in place)
@@ -146,7 +146,7 @@ def relative_error(output: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(differences)) / size
 
 
-class _Rounding:
+class Rounding:
     """The magnitude that rounding errors of one pre-activation are relative to.
 
     That is sum |w||x| + |b| over its window, carried through the BatchNorm where one follows.
@@ -192,13 +192,10 @@ def torch_networks(config: VGGConfig, state_dict: Mapping[str, Any]) -> tuple[An
     head for stops at pool5.
     """
     import torch
-    import torchvision
 
     def network(dtype: type[np.floating]):
         with torch.device("meta"):
-            empty = getattr(torchvision.models, config.arch)(num_classes=max(config.num_classes, 1))
-        if not config.head:
-            empty.classifier = torch.nn.Sequential()
+            empty = _torchvision_network(config)
         tensors = {}
         for name, tensor in empty.state_dict().items():
             if not tensor.is_floating_point():
@@ -215,6 +212,24 @@ def torch_networks(config: VGGConfig, state_dict: Mapping[str, Any]) -> tuple[An
         return empty.eval()
 
     return network(np.float64), network(np.float32)
+
+
+def _torchvision_network(config: VGGConfig):
+    """torchvision's network, with the head that `config` has."""
+    import torch
+    import torchvision
+
+    network = getattr(torchvision.models, config.arch)(num_classes=max(config.num_classes, 1))
+    kinds = {layer.kind: layer for layer in config.head}
+    if not config.head:
+        network.classifier = torch.nn.Sequential()
+    if "conv" in kinds:
+        conv = torch.nn.Conv2d(kinds["conv"].inputs, kinds["conv"].outputs, 3, padding=1)
+        network.features = torch.nn.Sequential(*network.features[:-1], conv, torch.nn.ReLU())
+    if "global_avg_pool" in kinds:
+        network.avgpool = torch.nn.AdaptiveAvgPool2d(1)
+        network.classifier = torch.nn.Linear(kinds["linear"].inputs, config.num_classes)
+    return network
 
 
 def torch_references(

@@ -1,9 +1,15 @@
+from .cam.conventions import CONVENTIONS
+from .cam.explanation import Explanation, Flag
+from .cam.methods import METHODS, explain
 from .checkpoint import CheckpointError, load, save
 from .config import ARCHITECTURES, VGGConfig
+from .heads import fully_convolutional, score_maps, with_gap
 from .images import ImageError, find_images, fit_image, load_images, normalise, open_image
 from .mapping import MappingError, from_torch, to_torch
 from .model import VGG, flatten_chw
 from .provenance import PREPROCESSING, Preprocessing, Provenance
+from .sparsity import measure_sparsity
+from .sparsity_report import SparsityReport
 from .weights import WeightsError
 from .zoo import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 
@@ -11,24 +17,33 @@ __version__: str
 
 __all__ = [
     "ARCHITECTURES",
+    "CONVENTIONS",
+    "METHODS",
     "PREPROCESSING",
     "VGG",
     "CheckpointError",
+    "Explanation",
+    "Flag",
     "ImageError",
     "MappingError",
     "Preprocessing",
     "Provenance",
+    "SparsityReport",
     "VGGConfig",
     "WeightsError",
+    "explain",
     "find_images",
     "fit_image",
     "flatten_chw",
     "from_torch",
+    "fully_convolutional",
     "load",
     "load_images",
+    "measure_sparsity",
     "normalise",
     "open_image",
     "save",
+    "score_maps",
     "to_torch",
     "vgg11",
     "vgg11_bn",
@@ -38,4 +53,5 @@ __all__ = [
     "vgg16_bn",
     "vgg19",
     "vgg19_bn",
+    "with_gap",
 ]

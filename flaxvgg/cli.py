@@ -1,11 +1,12 @@
-"""The command line: flaxvgg demo | features | info."""
+"""The command line: flaxvgg demo | features | sparsity | info."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flaxvgg.console import clear_errors, console, step
+from flaxvgg.config import SMALLEST_IMAGE, check_arch
+from flaxvgg.console import clear_errors, console, errors, step, stoppable
 
 if TYPE_CHECKING:
     from flaxvgg.model import VGG
@@ -57,6 +58,67 @@ def features(
 
 
 @app.command()
+def sparsity(
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    weights: _Weights = "IMAGENET1K_V1",
+    arch: _Arch = "vgg16",
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers, comma-separated, by the paper's, PyTorch's or Keras's names; "
+            "by default every ReLU and pooling."
+        ),
+    ] = None,
+    size: _Size = "224x224",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for sparsity.json and three pictures.")
+    ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="With --out: sparsity.html, one page that has it all.")
+    ] = False,
+) -> None:
+    """Count what is zero in photos, layer by layer, and show where and why.
+
+    Ctrl-C stops the counting and reports what was counted, marked as partial. Exit code 1 says that
+    some photos could not be read.
+    """
+    with clear_errors(f"{out} is as it was" if out else "nothing was written"):
+        from flaxvgg.answer import explanation
+        from flaxvgg.images import find_images
+        from flaxvgg.survey import survey_photos
+        from flaxvgg.survey_files import check_folder, write_survey
+        from flaxvgg.tables import sparsity_table
+
+        if html and out is None:
+            raise ValueError("--html needs a folder for the page: add --out DIR")
+        hw = parse_size(size)
+        paths = find_images(photos)
+        if out is not None:
+            check_folder(out)
+        model = _load(weights, arch)
+        with stoppable() as stop:
+            names = layers.split(",") if layers is not None else None
+            survey = survey_photos(model, paths, names, hw, stop.is_set)
+        console.print(sparsity_table(survey.report, survey.zeros, survey.title))
+        for sentence in explanation(survey.report):
+            console.print(sentence, highlight=False, markup=False)
+        if out is not None:
+            with step("writing") as written:
+                written += write_survey(survey, out, html=html)
+            best = out / ("sparsity.html" if html else "sparsity.png")
+            console.print(
+                f"look at {best}", style="bold", highlight=False, markup=False, soft_wrap=True
+            )
+        for problem in survey.problems:
+            errors.print(f"left out: {problem}", style="red")
+        if survey.partial:
+            errors.print(f"stopped: {survey.left} of the photos were not looked at")
+            raise typer.Exit(130)
+        if survey.problems:
+            raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     photos: Annotated[
         list[Path] | None, typer.Argument(help="Photos; by default those in scikit-image.")
@@ -93,17 +155,18 @@ def info(
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(H, W) of a text such as "375x1242". Raises ValueError for anything else."""
+    """(H, W) of a text such as "375x1242". Raises ValueError for anything else, or under 32x32."""
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal()):
         raise ValueError(f"--size is HxW, for example 224x224, not {text!r}")
+    if min(int(height), int(width)) < SMALLEST_IMAGE:
+        raise ValueError(f"--size is at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE}, not {text}")
     return int(height), int(width)
 
 
 def _load(weights: str, arch: str) -> "VGG":
     import flaxvgg
     from flaxvgg.checkpoint import is_checkpoint
-    from flaxvgg.config import check_arch
 
     check_arch(arch)
     with step("loading") as found:

@@ -7,7 +7,17 @@ from functools import cached_property
 from typing import Any, Literal
 
 Kind = Literal[
-    "conv", "batch_norm", "relu", "max_pool", "avg_pool", "flatten", "linear", "dropout", "softmax"
+    "conv",
+    "batch_norm",
+    "relu",
+    "max_pool",
+    "avg_pool",
+    "global_avg_pool",
+    "flatten",
+    "windows",
+    "linear",
+    "dropout",
+    "softmax",
 ]
 
 # Convolutions in each of the five blocks (Simonyan & Zisserman 2015, table 1: columns A, B, D, E).
@@ -30,8 +40,9 @@ class Layer:
 
     `name` is the paper's name (`conv5_3`), `torch` the name of the same module in torchvision
     (`features.28`), or "" where torchvision has no module for it. `inputs` and `outputs` count
-    channels. A linear layer with `kernel` 7 reads a flattened 7x7 map of `inputs` channels, so it
-    is the same arithmetic as a 7x7 convolution without padding.
+    channels. A linear layer with `kernel` 7 reads a flattened 7x7 map of `inputs` channels: behind
+    "flatten" it is the classifier's fc6; behind "windows", which flattens every 7x7 window of a
+    map, it is the 7x7 convolution without padding that has the same weights.
     """
 
     name: str
@@ -85,12 +96,13 @@ class VGGConfig:
     """A whole network: one of the eight convolution stacks, and a head.
 
     `head` is empty for weights that have convolutions only; `no_head_because` then says why, and
-    is what somebody who asks for logits is told.
+    is what somebody who asks for logits is told. Without `last_pool` the stack ends before pool5.
     """
 
     arch: str
     head: tuple[Layer, ...]
     no_head_because: str = ""
+    last_pool: bool = True
 
     def __post_init__(self) -> None:
         check_arch(self.arch)
@@ -110,6 +122,48 @@ class VGGConfig:
         """The convolution stack of that architecture, without a head."""
         return cls(arch, (), because)
 
+    @classmethod
+    def gap(cls, arch: str, *, num_classes: int, channels: int | None = None) -> "VGGConfig":
+        """Global average pooling and one linear layer, on pool5 or on a convolution in its place.
+
+        With `channels`, pool5 gives way to a 3x3 convolution to so many channels and a ReLU, as in
+        Zhou et al. 2016 (arXiv:1512.04150), who published VGG16 with 1024. In PyTorch the same
+        network has `avgpool = AdaptiveAvgPool2d(1)` and `classifier = Linear(channels, classes)`.
+        """
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+        if channels is not None and channels < 1:
+            raise ValueError(f"channels must be at least 1, not {channels}")
+        width = _WIDTHS[-1] if channels is None else channels
+        head = (
+            Layer("gap", "global_avg_pool", "avgpool"),
+            Layer("flatten", "flatten"),
+            Layer("fc", "linear", "classifier", inputs=width, outputs=num_classes),
+            Layer("prob", "softmax"),
+        )
+        if channels is None:
+            return cls(arch, head)
+        check_arch(arch)
+        at = len(_conv_layers(arch)) - 1  # the place of pool5 in torchvision's `features`
+        conv = Layer("conv6", "conv", f"features.{at}", inputs=_WIDTHS[-1], outputs=width, kernel=3)
+        return cls(
+            arch, (conv, Layer("relu6", "relu", f"features.{at + 1}"), *head), last_pool=False
+        )
+
+    def fully_convolutional(self) -> "VGGConfig":
+        """The same parameters, with the classifier applied to every 7x7 window of pool5.
+
+        Raises ValueError where the head is no classifier with fc6.
+        """
+        at = {layer.name: i for i, layer in enumerate(self.head)}
+        if "fc6" not in at:
+            raise ValueError(
+                "only a classifier with fc6, fc7 and fc8 becomes fully convolutional; this head is "
+                f"{' '.join(at) or 'empty: ' + self.no_head_because}"
+            )
+        windows = Layer("windows", "windows", inputs=_WIDTHS[-1], kernel=POOLED_SIZE)
+        return dataclasses.replace(self, head=(windows, *self.head[at["fc6"] :]))
+
     def with_dropout(self, rate: float) -> "VGGConfig":
         """The same network with another dropout rate."""
         head = tuple(
@@ -120,8 +174,9 @@ class VGGConfig:
 
     @cached_property
     def conv_stack(self) -> tuple[Layer, ...]:
-        """The layers from conv1_1 to pool5."""
-        return _conv_layers(self.arch)
+        """The layers from conv1_1 to pool5, or to the ReLU before it."""
+        layers = _conv_layers(self.arch)
+        return layers if self.last_pool else layers[:-1]
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -140,17 +195,17 @@ class VGGConfig:
         A Keras convolution or dense layer includes its ReLU, so `block5_conv3` is `relu5_3`,
         `fc1` is `relu6`, and `predictions`, which includes the softmax, is `prob`.
         """
-        found = {layer.torch: layer.name for layer in self.layers if layer.torch}
-        found.pop("avgpool", None)  # the only layer with the same name here and there
-        found["features"] = "pool5"
+        named = [layer for layer in self.layers if layer.torch]
+        found = {layer.torch: layer.name for layer in named if layer.torch != layer.name}
+        found["features"] = [x.name for x in named if x.torch.startswith("features.")][-1]
         for layer in self.layers:
             if layer.kind == "relu" and "_" in layer.name:
                 block, i = layer.name.removeprefix("relu").split("_")
                 found[f"block{block}_conv{i}"] = layer.name
             elif layer.kind == "max_pool":
                 found[f"block{layer.name.removeprefix('pool')}_pool"] = layer.name
-        keras_head = {"fc1": "relu6", "fc2": "relu7", "predictions": "prob", "classifier": "fc8"}
-        found |= {alias: name for alias, name in keras_head.items() if name in self.layer_names}
+        if "fc6" in self.layer_names:
+            found |= {"fc1": "relu6", "fc2": "relu7", "predictions": "prob", "classifier": "fc8"}
         return found
 
     def resolve(self, name: str) -> str:
@@ -198,13 +253,12 @@ class VGGConfig:
             }
             for layer in self.head
         ]
-        return {"arch": self.arch, "head": head, "no_head_because": self.no_head_because}
+        return dataclasses.asdict(self) | {"head": head}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "VGGConfig":
         """The configuration that `to_json` wrote."""
-        head = tuple(Layer(**layer) for layer in value["head"])
-        return cls(value["arch"], head, value["no_head_because"])
+        return cls(**dict(value) | {"head": tuple(Layer(**layer) for layer in value["head"])})
 
 
 def check_arch(arch: str) -> None:

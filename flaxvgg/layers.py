@@ -75,6 +75,27 @@ def adaptive_avg_pool(
     return (sums / jnp.asarray(counts, dtype)).astype(x.dtype)
 
 
+def global_avg_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n 1 1 c"]:
+    """The mean over space, as `torch.nn.AdaptiveAvgPool2d(1)`; sums are at least float32."""
+    return x.mean(axis=(1, 2), keepdims=True, dtype=sum_dtype(x.dtype)).astype(x.dtype)
+
+
+def windows(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n oh ow _"]:
+    """Every `size` x `size` window of a map, flattened channels-last, at stride 1.
+
+    Raises ValueError for a map smaller than that.
+    """
+    h, w = x.shape[1] - size + 1, x.shape[2] - size + 1
+    if min(h, w) < 1:
+        raise ValueError(
+            f"a {x.shape[1]}x{x.shape[2]} map has no {size}x{size} window: a fully-convolutional "
+            "classifier takes images of at least 224x224"
+        )
+    return jnp.concatenate(
+        [x[:, i : i + h, j : j + w] for i in range(size) for j in range(size)], axis=-1
+    )
+
+
 class BatchNorm(nnx.BatchNorm):
     """`nnx.BatchNorm` with the running statistics of `torch.nn.BatchNorm2d`.
 

@@ -188,13 +188,16 @@ def nearest_arch(names: Iterable[str]) -> tuple[str, int]:
 
     Names outside `features.` are not looked at.
     """
+    names = set(names)
     found = {name for name in names if name.startswith("features.")}
     difference = {}
     for arch in ARCHITECTURES:
         known = entries(VGGConfig.features_only(arch, ""))
         weights = {entry.torch for entry in known if not entry.integer}
         counts = {entry.torch for entry in known if entry.integer}
-        difference[arch] = len(weights ^ (found - counts))
+        conv6 = _conv6(arch)
+        extra = {f"{conv6}.weight", f"{conv6}.bias"} if "classifier.weight" in names else set()
+        difference[arch] = len(weights ^ (found - counts - extra))
     nearest = min(difference, key=lambda arch: difference[arch])
     return nearest, difference[nearest]
 
@@ -204,8 +207,9 @@ def config_for(
 ) -> tuple[VGGConfig, set[str]]:
     """The configuration a torchvision state dict is for, and the keys that are to be left out.
 
-    A state dict without a classifier, or with one that is NaN throughout, is for features only.
-    Raises MappingError for the weights of another architecture.
+    A state dict without a classifier, or with one that is NaN throughout, is for features only;
+    one with `classifier.weight`, a single linear layer, is for a GAP head. Raises MappingError for
+    the weights of another architecture.
     """
     check_arch(arch)
     nearest, difference = nearest_arch(state_dict)
@@ -216,9 +220,24 @@ def config_for(
         return VGGConfig.features_only(arch, "these weights come without a classifier"), set()
     if all(_is_nan(state_dict[name]) for name in classifier):
         return VGGConfig.features_only(arch, _NAN_CLASSIFIER), classifier
-    last = state_dict.get("classifier.6.weight")
-    classes = max(int(last.shape[0]), 1) if last is not None and len(last.shape) else 1000
+    classes = _rows(state_dict, "classifier.weight")
+    if classes is not None:
+        channels = _rows(state_dict, f"{_conv6(arch)}.weight")
+        return VGGConfig.gap(arch, num_classes=classes, channels=channels), set()
+    classes = _rows(state_dict, "classifier.6.weight") or 1000
     return VGGConfig.classifier(arch, num_classes=classes, dropout=dropout), set()
+
+
+def _conv6(arch: str) -> str:
+    """torch's name of the convolution that a GAP head may have in the place of pool5."""
+    return VGGConfig.features_only(arch, "").conv_stack[-1].torch
+
+
+def _rows(state_dict: Mapping[str, Any], name: str) -> int | None:
+    """The number of outputs of a weight, at least 1; None where there is none."""
+    if name not in state_dict or not len(state_dict[name].shape):
+        return None
+    return max(int(state_dict[name].shape[0]), 1)
 
 
 def _is_nan(value: Any) -> bool:

@@ -12,7 +12,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flaxvgg.config import SMALLEST_IMAGE, Layer, VGGConfig
-from flaxvgg.layers import BatchNorm, adaptive_avg_pool, max_pool_2x2, sum_dtype
+from flaxvgg.layers import (
+    BatchNorm,
+    adaptive_avg_pool,
+    global_avg_pool,
+    max_pool_2x2,
+    sum_dtype,
+    windows,
+)
 from flaxvgg.products import conv_general_dilated, dot_general
 from flaxvgg.provenance import Preprocessing, Provenance
 
@@ -77,6 +84,10 @@ class LayerStack(nnx.Module):
                 return max_pool_2x2(x)
             case "avg_pool":
                 return adaptive_avg_pool(x)
+            case "global_avg_pool":
+                return global_avg_pool(x)
+            case "windows":
+                return windows(x, layer.kernel)
             case "flatten":
                 return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # -1 fails on no images
             case "softmax":
@@ -139,20 +150,23 @@ class VGG(nnx.Module):
 
     def __call__(
         self, images: Float[AnyArray, "*n h w 3"], *, rngs: nnx.Rngs | jax.Array | None = None
-    ) -> Float[Array, "*n classes"]:
-        """Logits (N, classes) of images (N, H, W, 3).
+    ) -> Float[Array, "... classes"]:
+        """Logits (N, classes) of images (N, H, W, 3); fully convolutional, (N, h, w, classes).
 
         `rngs` feeds dropout in training mode. Raises ValueError for a model without a classifier.
         """
         name = self.config.head_output.name
         return self.activations(images, [name], rngs=rngs)[name]
 
-    def features(self, images: Float[AnyArray, "*n h w 3"]) -> Float[Array, "*n h//32 w//32 512"]:
-        """The last feature map, pool5: (N, H//32, W//32, 512) of images (N, H, W, 3)."""
-        return self.activations(images, ["pool5"])["pool5"]
+    def features(self, images: Float[AnyArray, "*n h w 3"]) -> Float[Array, "*n fh fw c"]:
+        """The last feature map: pool5, (N, H//32, W//32, 512), of images (N, H, W, 3).
 
-    def gap(self, images: Float[AnyArray, "*n h w 3"]) -> Float[Array, "*n 512"]:
-        """Global average pooling: the mean of pool5 over space, (N, 512), summed in float32."""
+        Where a GAP head has put a convolution in the place of pool5, it is that one's ReLU.
+        """
+        return self.activations(images, ["features"])["features"]
+
+    def gap(self, images: Float[AnyArray, "*n h w 3"]) -> Float[Array, "*n c"]:
+        """Global average pooling: the mean of `features` over space, (N, 512)."""
         features = self.features(images)
         pooled = features.mean(axis=(-3, -2), dtype=sum_dtype(features.dtype))
         return pooled.astype(features.dtype)
@@ -174,7 +188,7 @@ class VGG(nnx.Module):
         if isinstance(layers, str):
             raise ValueError(f"layers must be a list of names: [{layers!r}]")
         wanted = {name: self.config.resolve(name) for name in layers}
-        _check_images(images)
+        check_images(images)
         lead = images.shape[:-3]
         x = jnp.asarray(images).reshape(-1, *images.shape[-3:])
         found = run_layers((self.conv_stack, self.head), x, set(wanted.values()), rngs=rngs)
@@ -199,8 +213,8 @@ def run_layers(
     then starts. What `shifts` has under a layer's name is added to its output; the derivative by a
     shift, at zero, is the derivative by that output. Layers behind the last one wanted do not run.
     """
-    missing = set(wanted)
-    found = {}
+    found = {after: x} if after in wanted else {}
+    missing = set(wanted) - set(found)
     started = after is None
     for stack in stacks:
         for layer in stack.layers:
@@ -222,7 +236,8 @@ def flatten_chw(features: Float[AnyArray, "*n h w c"]) -> Float[Array, "*n c*h*w
     return jnp.moveaxis(features, -1, -3).reshape(*features.shape[:-3], -1)
 
 
-def _check_images(images: AnyArray) -> None:
+def check_images(images: AnyArray) -> None:
+    """Raise ValueError unless images are float (..., H, W, 3), large enough for five poolings."""
     shape = tuple(images.shape)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(

@@ -1,0 +1,1 @@
+"""Class activation maps: `explain`, the methods' formulas, and the conventions they come in."""

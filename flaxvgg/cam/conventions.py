@@ -1,0 +1,120 @@
+"""What turns a raw map into a heat map: the papers' way, and that of the two PyTorch packages.
+
+A convention chooses everything that the packages do differently at once: the eps in the weights,
+where negative values are cut off, how a map is normalised and resized, and how the maps of several
+layers become one.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flaxvgg.resizing import resize
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """How one source of class activation maps computes what its formulas leave open.
+
+    A heat map is clamped at zero, scaled to [0, 1] as (x - min) / (max + eps), resized, joined with
+    those of other layers, and, where `rescale` says so, scaled again.
+    """
+
+    name: str
+    plus_plus_alpha: Literal["paper", "none"] = "paper"
+    plus_plus_eps: float = 0.0
+    xgrad_eps: float = 0.0
+    ablation_by_magnitude: bool = True
+    mask: Literal["resize then scale", "scale then resize"] = "resize then scale"
+    mask_corners: bool = False
+    mask_eps: float = 0.0
+    full_grad_channels: bool = False
+    full_grad_corners: bool = False
+    clamp_cam: bool = True
+    scale_eps: float = 0.0
+    rescale: bool = True
+    native_size: bool = False
+    fusion: Literal["mean", "max"] = "mean"
+    layer_cam_gain: float | None = None  # gamma of tanh(gamma map), before LayerCAMs are joined
+
+    @classmethod
+    def named(cls, name: str) -> "Convention":
+        """The convention of that name. Raises ValueError for an unknown one, with the choices."""
+        if name not in CONVENTIONS:
+            raise ValueError(f"no convention {name!r}: choose from {', '.join(CONVENTIONS)}")
+        return CONVENTIONS[name]
+
+    def heatmaps(
+        self,
+        layer_maps: Sequence[Float[Array, "n k _ _"]],
+        method: str,
+        size: tuple[int, int],
+        interpolation: str = "linear",
+    ) -> Float[Array, "n k H W"]:
+        """Raw maps of one or several layers as heat maps in [0, 1], (N, K, H, W)."""
+        scaled = []
+        for maps in layer_maps:
+            clamped = maps if method == "cam" and not self.clamp_cam else rectify(maps)
+            heat = scale(clamped, self.scale_eps)
+            if method == "layer_cam" and self.layer_cam_gain is not None and len(layer_maps) > 1:
+                heat = jnp.tanh(self.layer_cam_gain * heat)
+            scaled.append(resize(heat, size, interpolation))
+        stacked = jnp.stack(scaled)
+        joined = stacked.max(axis=0) if self.fusion == "max" else stacked.mean(axis=0)
+        if self.rescale:
+            joined = scale(rectify(joined), self.scale_eps)
+        return jnp.clip(joined, 0, 1)  # cubic resizing overshoots
+
+
+def rectify(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """ReLU that leaves NaN as it is: XLA's maximum on a CPU may turn it into 0."""
+    return jnp.where(x < 0, 0, x)
+
+
+def scale(maps: Float[Array, "... h w"], eps: float, axes: tuple[int, ...] = (-2, -1)) -> Array:
+    """(x - min) / (max + eps), with the maximum of x - min; 0 where x is constant.
+
+    What is not finite stays so: NaN is no heat.
+    """
+    risen = maps - maps.min(axis=axes, keepdims=True)
+    top = risen.max(axis=axes, keepdims=True) + eps
+    return risen / jnp.where(top == 0, 1, top)
+
+
+CONVENTIONS = {
+    convention.name: convention
+    for convention in (
+        # The papers' formulas, without eps. Zhou's CAM is not clamped; LayerCAM joins by eqs. 8, 9.
+        Convention(
+            "paper", clamp_cam=False, full_grad_corners=True, fusion="max", layer_cam_gain=2.0
+        ),
+        # grad-cam 1.5
+        Convention(
+            "grad-cam",
+            plus_plus_eps=1e-6,
+            xgrad_eps=1e-7,
+            ablation_by_magnitude=False,
+            mask_corners=True,
+            mask_eps=1e-8,
+            full_grad_channels=True,
+            scale_eps=1e-7,
+        ),
+        # torchcam 0.5: the division in its Grad-CAM++ works on a copy and has no effect.
+        Convention(
+            "torchcam",
+            plus_plus_alpha="none",
+            xgrad_eps=1e-8,
+            mask="scale then resize",
+            mask_eps=1e-8,
+            clamp_cam=False,
+            scale_eps=1e-8,
+            rescale=False,
+            native_size=True,
+            fusion="max",
+            layer_cam_gain=2.0,
+        ),
+    )
+}

@@ -1,0 +1,97 @@
+"""The result of `flaxvgg.explain`: raw maps, heat maps, and what is wrong with a map."""
+
+import dataclasses
+import enum
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from flaxvgg.cam.conventions import Convention
+
+
+class Flag(enum.IntEnum):
+    """What a map is, if it is no map to trust."""
+
+    FINE = 0
+    NOT_FINITE = 1  # it holds NaN or infinity
+    ZERO = 2  # nothing but zeros
+    CONSTANT = 3  # the same value everywhere
+    NEGATIVE = 4  # positive nowhere: clamped at zero, nothing is left of it
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["layer_maps", "classes", "scores"],
+    meta_fields=["method", "layers", "convention", "image_size"],
+)
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Class activation maps of N images for K classes each; a pytree.
+
+    `layer_maps` has one array (N, K, h, w) for each of `layers`: raw, signed, at the layer's own
+    size. `classes` (N, K) are the classes explained and `scores` (N, K) their logits.
+    """
+
+    layer_maps: tuple[Float[Array, "n k _ _"], ...]
+    classes: Int[Array, "n k"]
+    scores: Float[Array, "n k"]
+    method: str
+    layers: tuple[str, ...]
+    convention: str
+    image_size: tuple[int, int]
+
+    @property
+    def maps(self) -> Float[Array, "n k h w"]:
+        """Raw signed maps (N, K, h, w) at the layer's own size.
+
+        Maps of several layers are on different scales: there it is their heat map instead, in
+        [0, 1], at the size of the largest; the raw ones are in `layer_maps`.
+        """
+        if len(self.layer_maps) == 1:
+            return self.layer_maps[0]
+        return self.heatmaps(self._largest())
+
+    def heatmaps(
+        self, size: tuple[int, int] | None = None, interpolation: str = "linear"
+    ) -> Float[Array, "n k H W"]:
+        """Heat maps (N, K, H, W) in [0, 1], clamped, scaled and resized as the convention does.
+
+        `size` is (H, W); None is the images' size, with convention "torchcam" the layer's.
+        `interpolation` "cubic" is PyTorch's and OpenCV's, with a = -0.75. A map that is constant,
+        or positive nowhere, gives zeros; one that is not finite stays NaN: see `flags`.
+        """
+        convention = Convention.named(self.convention)
+        if size is None:
+            size = self._largest() if convention.native_size else self.image_size
+        return convention.heatmaps(self.layer_maps, self.method, size, interpolation)
+
+    @property
+    def flags(self) -> Int[Array, "n k"]:
+        """What is wrong with each map (N, K), as a `Flag`; of several layers, the worst one."""
+        found = jnp.stack([_flags(maps) for maps in self.layer_maps])
+        worst_first = jnp.where(found == Flag.FINE, len(Flag), found)
+        worst = worst_first.min(axis=0)
+        return jnp.where(worst == len(Flag), Flag.FINE, worst)
+
+    @property
+    def ok(self) -> Bool[Array, "n k"]:
+        """Whether each map (N, K) is finite, varies, and is positive somewhere."""
+        return self.flags == Flag.FINE
+
+    def _largest(self) -> tuple[int, int]:
+        sizes = [maps.shape[-2:] for maps in self.layer_maps]
+        return max(h for h, _ in sizes), max(w for _, w in sizes)
+
+
+def _flags(maps: Float[Array, "n k h w"]) -> Int[Array, "n k"]:
+    low, high = maps.min(axis=(-2, -1)), maps.max(axis=(-2, -1))
+    wrong = {
+        Flag.NOT_FINITE: ~jnp.isfinite(maps).all(axis=(-2, -1)),
+        Flag.ZERO: (low == 0) & (high == 0),
+        Flag.CONSTANT: low == high,
+        Flag.NEGATIVE: high <= 0,
+    }
+    flags = [jnp.int32(flag) for flag in wrong]
+    return jnp.select(list(wrong.values()), flags, jnp.int32(Flag.FINE))

@@ -1,0 +1,130 @@
+"""Score-CAM and Ablation-CAM: a channel weighs what the scores do with it, or without it.
+
+Both run many passes, for all classes at once, in chunks of a fixed size, so that memory does not
+grow with the number of channels.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from flaxvgg.cam.conventions import Convention, scale
+from flaxvgg.cam.network import Network, as_float32
+from flaxvgg.config import Layer
+from flaxvgg.resizing import resize
+
+_CHUNK = 32  # inputs in one pass
+
+
+def score_cam_weights(
+    network: Network,
+    images: Float[Array, "n h w 3"],
+    activations: Float[Array, "n i j c"],
+    classes: Int[Array, "n k"],
+    convention: Convention,
+) -> Float[Array, "n k c"]:
+    """The softmax over channels of the scores of the masked image (Wang et al. 2020, 1910.01279).
+
+    A mask is a channel enlarged to the image and scaled to [0, 1]. The paper subtracts the score of
+    a baseline, which cancels in the softmax. A constant channel masks everything: one pass serves
+    all of those, and the loop ends with the last channel that varies.
+    """
+    n, height, width, _ = images.shape
+    channels = jnp.moveaxis(activations, -1, 1)
+    varies = channels.max(axis=(2, 3)) > channels.min(axis=(2, 3))
+    order = jnp.argsort(~varies, axis=1, stable=True)  # channels that vary come first
+    count = activations.shape[-1]
+    chunk = min(max(1, _CHUNK // n), count)
+
+    def masks(channels: Array) -> Array:
+        if convention.mask == "scale then resize":
+            channels = scale(channels, convention.mask_eps)
+            return resize(channels, (height, width))
+        enlarged = resize(channels, (height, width), align_corners=convention.mask_corners)
+        return scale(enlarged, convention.mask_eps)
+
+    def passes(i: Array, scores: Array) -> Array:
+        # The last chunk is moved back to fit, and does a few channels again.
+        start = jnp.minimum(i * chunk, count - chunk)
+        taken = lax.dynamic_slice_in_dim(order, start, chunk, axis=1)
+        mask = masks(jnp.take_along_axis(channels, taken[:, :, None, None], axis=1))
+        masked = images[:, None] * mask[..., None].astype(images.dtype)
+        found = network.scores(masked.reshape(-1, height, width, 3)).reshape(n, chunk, -1)
+        return scores.at[jnp.arange(n)[:, None], taken].set(found)
+
+    nothing = network.scores(jnp.zeros_like(images))
+    scores = jnp.broadcast_to(nothing[:, None], (n, count, nothing.shape[-1]))
+    needed = (varies.sum(axis=1).max() + chunk - 1) // chunk
+    scores = lax.fori_loop(0, needed, passes, scores)
+    return jax.nn.softmax(_of_classes(scores, classes), axis=-1)
+
+
+def ablation_weights(
+    network: Network,
+    layer: str,
+    activations: Float[Array, "n h w c"],
+    classes: Int[Array, "n k"],
+    scores: Float[Array, "n classes"],
+    convention: Convention,
+) -> Float[Array, "n k c"]:
+    """The share of a score that goes with a channel (Desai & Ramaswamy 2020, WACV, eq. 3).
+
+    (y - y_k) / |y|, y_k being the score with channel k set to zero; the paper's formula, and the
+    package grad-cam, divide by y, which turns the map of a negative score upside down.
+    """
+    linear = network.pooled_by(layer)
+    if linear is not None:
+        without = _without_channels_linear(network, layer, linear, activations)
+    else:
+        without = _without_channels(network, layer, activations)
+    before = _of_classes(scores[:, None], classes)
+    size = jnp.abs(before) if convention.ablation_by_magnitude else before
+    present = (activations != 0).any(axis=(1, 2))[:, None]
+    # A channel of zeros takes nothing along, which rounding might hide.
+    return jnp.where(present, (before - _of_classes(without, classes)) / size, 0)
+
+
+def _of_classes(
+    scores: Float[Array, "n c classes"], classes: Int[Array, "n k"]
+) -> Float[Array, "n k c"]:
+    taken = jnp.take_along_axis(scores, classes[:, None], axis=2, mode="clip")
+    return jnp.moveaxis(taken, 1, 2)
+
+
+def _without_channels(
+    network: Network, layer: str, activations: Float[Array, "n h w c"]
+) -> Float[Array, "n c classes"]:
+    """The scores without each channel, by running everything behind the layer again."""
+    n, _, _, count = activations.shape
+
+    def without(channel: Array) -> Array:
+        kept = jnp.arange(count) != channel
+        return network.scores(jnp.where(kept, activations, 0), after=layer)
+
+    found = lax.map(without, jnp.arange(count), batch_size=max(1, _CHUNK // n))
+    return jnp.moveaxis(found, 0, 1)
+
+
+def _without_channels_linear(
+    network: Network, layer: str, linear: Layer, activations: Float[Array, "n h w c"]
+) -> Float[Array, "n c classes"]:
+    """The same where only pooling lies between the layer and a linear one.
+
+    The linear layer's output is a sum over channels, so each channel's part is taken off it, and
+    only what follows runs again.
+    """
+    n, count = activations.shape[0], activations.shape[-1]
+    found = network.run(activations, ["flatten", linear.name], after=layer)
+    kernel = network.kernel_by_place(linear)
+    vectors = as_float32(found["flatten"]).reshape(n, -1, count)
+
+    def place(i: Array, parts: Array) -> Array:
+        return parts + vectors[:, i, :, None] * as_float32(kernel[None, i])
+
+    nothing = jnp.zeros((n, *kernel.shape[1:]), vectors.dtype)
+    parts = lax.fori_loop(0, vectors.shape[1], place, nothing)
+    whole = found[linear.name]
+    remaining = whole[:, None] - parts.astype(whole.dtype)
+    scores = network.scores(remaining.reshape(n * count, -1), after=linear.name)
+    return scores.reshape(n, count, -1)

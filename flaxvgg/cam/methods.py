@@ -1,0 +1,142 @@
+"""`explain`: what is asked for is checked, and the maps are computed in one program."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from flaxvgg.cam.conventions import Convention
+from flaxvgg.cam.explanation import Explanation
+from flaxvgg.cam.formulas import GRADIENT_METHODS
+from flaxvgg.cam.maps import layer_maps, maps_of_scores
+from flaxvgg.config import VGGConfig
+from flaxvgg.heads import score_maps
+from flaxvgg.model import VGG, AnyArray, check_images
+
+METHODS = (
+    "cam",
+    *GRADIENT_METHODS,
+    "score_cam",
+    "ablation_cam",
+    "eigen_cam",
+    "full_grad",
+    "fully_convolutional",
+)
+Classes = int | np.integer | Sequence[int] | Int[AnyArray, "..."] | str | None
+
+_POOLED = ("avg_pool", "global_avg_pool", "flatten", "windows")
+
+
+def explain(
+    model: VGG,
+    images: Float[AnyArray, "n h w 3"],
+    classes: Classes = None,
+    method: str = "grad_cam",
+    layer: str | Sequence[str] | None = None,
+    convention: str = "paper",
+) -> Explanation:
+    """Class activation maps: where in the images (N, H, W, 3) the evidence for a class is.
+
+    `classes` are None for each image's top one, a class, a list of classes for every image, an
+    array (N, K) with K classes for each image, or "all". `method` is one of `flaxvgg.METHODS`;
+    `flaxvgg.cam.formulas` and `flaxvgg.cam.masking` hold their definitions. `layer` is a named
+    layer that gives maps, or several, whose maps are joined; None is the last ReLU before the
+    pooling (relu5_3), for "cam" the layer that is pooled. `convention` is "paper", "grad-cam" or
+    "torchcam" (`flaxvgg.cam.conventions`).
+
+    Returns an `Explanation`: raw signed `maps` (N, K, h, w), `heatmaps(size)`, `flags`. It is a
+    pure function under one `jax.jit`, compiled once for the shapes, the method, the layers and the
+    convention: other images, classes or weights are no new program. "eigen_cam" knows no classes
+    and works without a head. A score map, of a fully-convolutional head, counts as its mean.
+
+    Raises ValueError for an unknown method, layer, class or convention, for "cam" without a GAP
+    head, for a layer behind the pooling, and for no images.
+    """
+    config = model.config
+    if method not in METHODS:
+        raise ValueError(f"no method {method!r}: choose from {', '.join(METHODS)}")
+    chosen = Convention.named(convention)
+    check_images(images)
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape (N, H, W, 3), not {images.shape}")
+    if not len(images):
+        raise ValueError("no images: the batch is empty")
+    _check_evaluating(model)
+    layers = _layers(config, method, layer)
+    if config.head or method != "eigen_cam":
+        classes = _classes(classes, len(images), config.head_output.outputs)
+    images = jnp.asarray(images)
+    if method == "fully_convolutional":
+        found = maps_of_scores(score_maps(model, images), classes)
+    else:
+        stacks = model.conv_stack, model.head
+        found = layer_maps(stacks, images, classes, config, method, layers, chosen)
+    return Explanation(*found, method, layers, convention, images.shape[1:3])
+
+
+def _classes(classes: Classes, images: int, count: int) -> Int[Array, "n k"] | None:
+    """The classes as an array (N, K), checked where their values are known; None stays None."""
+    if classes is None:
+        return None
+    if isinstance(classes, str):
+        if classes != "all":
+            raise ValueError(f'classes must be numbers, None or "all", not {classes!r}')
+        classes = np.arange(count)
+    array = classes if isinstance(classes, jax.Array) else np.asarray(classes)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"classes must be whole numbers, not {array.dtype}")
+    if not isinstance(array, jax.core.Tracer):
+        outside = sorted({int(c) for c in np.ravel(array) if not 0 <= c < count})
+        if outside:
+            raise ValueError(f"no class {outside[0]}: the model has classes 0 to {count - 1}")
+    if array.ndim < 2:
+        array = jnp.broadcast_to(jnp.atleast_1d(array), (images, max(array.size, 0)))
+    if array.ndim != 2 or array.shape[0] != images or not array.shape[1]:
+        raise ValueError(
+            f"classes of shape {np.shape(classes)} for {images} images: pass one class, a list of "
+            "classes for every image, or an array (N, K)"
+        )
+    return jnp.asarray(array, jnp.int32)
+
+
+def _layers(config: VGGConfig, method: str, layer: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The paper's names of the layers whose maps are wanted, in the order asked for."""
+    layers = config.layers
+    pooled = next((i for i, x in enumerate(layers) if x.kind in _POOLED), len(layers))
+    maps = layers[:pooled]
+    if method == "cam":
+        kinds = [x.kind for x in layers[pooled:]][:3]
+        if kinds != ["global_avg_pool", "flatten", "linear"]:
+            raise ValueError(
+                '"cam" needs global average pooling and one linear layer behind it: '
+                "flaxvgg.with_gap(model, num_classes, rngs=rngs)"
+            )
+        default = choices = [maps[-1].name]
+    elif method in ("full_grad", "fully_convolutional"):
+        if layer is not None:
+            raise ValueError(f"{method!r} takes no layer: it uses the whole network")
+        return ()
+    else:
+        choices = [x.name for x in maps]
+        default = [[x.name for x in maps if x.kind == "relu"][-1]]
+    names = default if layer is None else [layer] if isinstance(layer, str) else list(layer)
+    if not names:
+        raise ValueError("no layer was given: pass at least one name")
+    resolved = tuple(dict.fromkeys(config.resolve(name) for name in names))
+    wrong = [name for name in resolved if name not in choices]
+    if wrong:
+        raise ValueError(f"{method!r} has no map at {wrong[0]!r}: choose from {', '.join(choices)}")
+    return resolved
+
+
+def _check_evaluating(model: VGG) -> None:
+    """Raise ValueError in training mode, in which an image's scores depend on chance or batch."""
+    for stack in (model.conv_stack, model.head):
+        for layer in stack.layers:
+            module: Any = getattr(stack, layer.name, None)
+            training = layer.kind == "dropout" and not module.deterministic and module.rate > 0
+            if training or (layer.kind == "batch_norm" and not module.use_running_average):
+                raise ValueError("the model is in training mode: call model.eval() first")
