@@ -14,6 +14,7 @@ Only float32 at precision "highest" is blocked, and only on a CPU; everything el
 XLA, on NVIDIA to cuDNN and cuBLAS.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +26,21 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-Product = Callable[[Array, Array], Array]
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A product of two arrays, with its settings.
+
+    Products of equal settings are equal, and what was compiled for one serves the other: a model
+    that is called without `jax.jit` is compiled at its first call, and not at every one.
+    """
+
+    function: Callable[..., Array]
+    settings: tuple[tuple[str, Any], ...]
+
+    def __call__(self, x: Array, kernel: Array) -> Array:
+        return self.function(x, kernel, **dict(self.settings))
+
 
 _CHANNELS = 8  # input channels summed in one chain
 _GROUP = 64  # channels whose chains are summed before they join the rest
@@ -48,21 +63,21 @@ def conv_general_dilated(
     **kwargs: Any,
 ) -> Float[Array, "n h w o"]:
     """`jax.lax.conv_general_dilated` on NHWC maps without groups, as `nnx.Conv` calls it."""
-    call = partial(
-        lax.conv_general_dilated,
-        window_strides=window_strides,
-        padding=padding,
-        precision=precision,
-        **kwargs,
-    )
+    if not isinstance(padding, str):
+        padding = tuple(map(tuple, padding))
+    settings = {"window_strides": window_strides, "padding": padding, "precision": precision}
+    call = Product(lax.conv_general_dilated, tuple((settings | kwargs).items()))
     if not is_blocked(precision, lhs, rhs) or lhs.shape[-1] % _CHANNELS:
         return call(lhs, rhs)
-    return _exact(lhs, rhs, call, partial(_in_blocks, call))
+    return _compiled(lhs, rhs, call, _in_blocks)
+
+
+_InBlocks = Callable[[Product, Array, Array], Array]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _exact(x: Array, kernel: Array, call: Product, in_blocks: Product) -> Array:
-    return lax.platform_dependent(x, kernel, cpu=in_blocks, default=call)
+def _exact(x: Array, kernel: Array, call: Product, in_blocks: _InBlocks) -> Array:
+    return lax.platform_dependent(x, kernel, cpu=partial(in_blocks, call), default=call)
 
 
 @partial(_exact.defjvp, symbolic_zeros=True)
@@ -77,6 +92,9 @@ def _exact_jvp(call, in_blocks, primals, tangents):
     return _exact(x, kernel, call, in_blocks), sum(terms[1:], terms[0])
 
 
+_compiled = jax.jit(_exact, static_argnums=(2, 3))
+
+
 def _in_blocks(call: Product, x: Array, kernel: Array) -> Array:
     def convolve(x: Array, kernel: Array) -> Array:
         return _summed(call, x, kernel, _CHANNELS)
@@ -84,7 +102,7 @@ def _in_blocks(call: Product, x: Array, kernel: Array) -> Array:
     return _summed(convolve, x, kernel, _GROUP)
 
 
-def _summed(call: Product, x: Array, kernel: Array, size: int) -> Array:
+def _summed(call: Callable[[Array, Array], Array], x: Array, kernel: Array, size: int) -> Array:
     """The sum of `call` over blocks of `size` input channels."""
     channels = x.shape[-1]
     if channels % size or channels == size:
@@ -103,13 +121,14 @@ def dot_general(
     lhs: Float[Array, "*n k"], rhs: Float[Array, "k o"], dimension_numbers: Any, **kwargs: Any
 ) -> Float[Array, "*n o"]:
     """`jax.lax.dot_general` of (..., k) and (k, o), as `nnx.Linear` calls it."""
-    call = partial(lax.dot_general, dimension_numbers=dimension_numbers, **kwargs)
+    settings = {"dimension_numbers": dimension_numbers} | kwargs
+    call = Product(lax.dot_general, tuple(settings.items()))
     if not is_blocked(kwargs.get("precision"), lhs, rhs) or lhs.shape[-1] % _ROWS:
         return call(lhs, rhs)
-    return _exact(lhs, rhs, call, _dot_in_blocks)
+    return _compiled(lhs, rhs, call, _dot_in_blocks)
 
 
-def _dot_in_blocks(x: Array, kernel: Array) -> Array:
+def _dot_in_blocks(call: Product, x: Array, kernel: Array) -> Array:
     *lead, rows = x.shape
     x, blocks = x.reshape(math.prod(lead), rows), rows // _ROWS
     if len(x) == 1:  # all blocks at once, which reads the weights fastest

@@ -7,7 +7,9 @@ import pytest
 import torch
 from flax import nnx
 
+from flaxvgg import products
 from flaxvgg.layers import BatchNorm, adaptive_avg_pool, max_pool_2x2
+from flaxvgg.products import conv_general_dilated, dot_general
 
 EPS = np.finfo(np.float32).eps
 
@@ -100,6 +102,23 @@ def test_max_pool_second_derivatives_are_those_of_a_selection():
     hessian_diagonal = jax.jvp(jax.grad(cubes), (x,), (jnp.ones_like(x),))[1]
     selected = jax.grad(lambda x: max_pool_2x2(x).sum())(x)
     np.testing.assert_allclose(hessian_diagonal, 6 * x * selected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("layer", ["conv", "linear"])
+def test_a_product_is_compiled_at_the_first_call_only(layer):
+    kwargs = {"precision": "highest", "rngs": nnx.Rngs(0)}
+    if layer == "conv":
+        product = nnx.Conv(
+            16, 8, (3, 3), padding=1, conv_general_dilated=conv_general_dilated, **kwargs
+        )
+        x = jnp.asarray(_normal(1, 4, 4, 16))
+    else:
+        product, x = nnx.Linear(512, 8, dot_general=dot_general, **kwargs), jnp.ones((2, 512))
+    count = products._compiled._cache_size()
+    product(x)
+    assert products._compiled._cache_size() == count + 1
+    product(x + 1)
+    assert products._compiled._cache_size() == count + 1
 
 
 # Every size from 1 to 20 as a height and as a width, on and off the diagonal.
