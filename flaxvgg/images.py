@@ -76,7 +76,7 @@ def load_images(
     first, batch, problems = files[0], np.empty(0, np.uint8), []
     for i, path in enumerate(files):
         try:
-            pixels = _load_image(path, size, recipe)
+            pixels = load_pixels(path, size, recipe)
             if not batch.size:  # allocated once, in 8 bits: a quarter of what it becomes
                 first, batch = path, np.empty((len(files), *pixels.shape), np.uint8)
             if pixels.shape != batch.shape[1:]:
@@ -153,6 +153,22 @@ def fit_image(
     return np.array(image.resize(scaled, resample).crop((left, top, left + width, top + height)))
 
 
+def load_pixels(
+    path: AnyPath,
+    size: tuple[int, int] | None = (224, 224),
+    preprocessing: Preprocessing | str = PREPROCESSING["torchvision"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of one image file at `size`: `open_image`, then `fit_image`.
+
+    Raises ImageError, with the path, for a file that cannot be used.
+    """
+    image = open_image(path)
+    try:
+        return fit_image(image, size, preprocessing)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+
+
 def normalise(
     pixels: UInt8[Array | np.ndarray, "*n h w 3"],
     preprocessing: Preprocessing | str = PREPROCESSING["torchvision"],
@@ -180,14 +196,6 @@ def _normalise(pixels: Array, recipe: Preprocessing) -> Array:
     start = np.arange(0, 768, 256, dtype=np.int32).reshape((1,) * (pixels.ndim - 1) + (3,))
     # Under a mesh with explicit axes a gather has to be told that the batch stays as it is sharded.
     return table.at[pixels.astype(np.int32) + start].get(out_sharding=jax.typeof(pixels).sharding)
-
-
-def _load_image(path: Path, size: tuple[int, int] | None, recipe: Preprocessing) -> np.ndarray:
-    image = open_image(path)
-    try:
-        return fit_image(image, size, recipe)
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
