@@ -1,11 +1,12 @@
-"""The command line: flaxvgg demo | features | info."""
+"""The command line: flaxvgg demo | features | cam | info."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flaxvgg.console import clear_errors, console, step
+from flaxvgg.config import SMALLEST_IMAGE, check_arch
+from flaxvgg.console import clear_errors, console, errors, step
 
 if TYPE_CHECKING:
     from flaxvgg.model import VGG
@@ -74,6 +75,72 @@ def demo(
 
 
 @app.command()
+def cam(
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    weights: _Weights = "IMAGENET1K_V1",
+    arch: _Arch = "vgg16",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods, comma-separated (grad_cam, layer_cam, score_cam, ...), or all; by "
+            "default grad_cam, and eigen_cam for weights without a classifier."
+        ),
+    ] = None,
+    classes: Annotated[
+        str, typer.Option(help="Class numbers or names, comma-separated; or each photo's top3.")
+    ] = "top3",
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="A layer, by the paper's, PyTorch's or Keras's name, or several, "
+            "comma-separated, whose maps are joined; by default the last ReLU (relu5_3)."
+        ),
+    ] = None,
+    convention: Annotated[
+        str, typer.Option(help="How maps are weighted and scaled: paper, grad-cam or torchcam.")
+    ] = "paper",
+    size: _Size = "224x224",
+    out: Annotated[Path, typer.Option(help="The folder for pictures, maps.npz, cam.json.")] = Path(
+        "cam"
+    ),
+) -> None:
+    """Show where in photos the evidence for a class is: class activation maps.
+
+    Ctrl-C stops; photos that are done by then are kept. Exit code 1 says that some photos could not
+    be read.
+    """
+    with clear_errors("nothing was written"):
+        from flaxvgg.cam.conventions import Convention
+        from flaxvgg.cam_files import write_cams
+        from flaxvgg.cam_photos import parse_methods, plan_maps
+        from flaxvgg.folders import check_apart, check_folder
+        from flaxvgg.images import find_images
+        from flaxvgg.tables import cam_table
+
+        hw, methods = parse_size(size), parse_methods(method)
+        layers = tuple(layer.split(",")) if layer is not None else None
+        Convention.named(convention)
+        check_folder(out)
+        paths = find_images(photos)
+        check_apart(out, paths)
+        model = _load(weights, arch)
+        plan = plan_maps(model, methods, classes, layers, convention, hw)
+        if not model.config.head:
+            console.print(f"eigen_cam, which knows no classes: {model.config.no_head_because}")
+        written = write_cams(model, paths, plan, out)
+        console.print(cam_table(written.maps, plan))
+        best = written.pictures[0] if len(written.pictures) == 1 else out
+        console.print(f"look at {best}", style="bold", highlight=False, markup=False)
+        for problem in written.problems:
+            errors.print(f"left out: {problem}", style="red")
+        if written.left:
+            errors.print(f"interrupted: {written.left} of {len(paths)} photos were not looked at")
+            raise typer.Exit(130)
+        if written.problems:
+            raise typer.Exit(1)
+
+
+@app.command()
 def info(
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A checkpoint, to see what it records.")
@@ -93,17 +160,18 @@ def info(
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(H, W) of a text such as "375x1242". Raises ValueError for anything else."""
+    """(H, W) of a text such as "375x1242". Raises ValueError for anything else, or under 32x32."""
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal()):
         raise ValueError(f"--size is HxW, for example 224x224, not {text!r}")
+    if min(int(height), int(width)) < SMALLEST_IMAGE:
+        raise ValueError(f"--size is at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE}, not {text}")
     return int(height), int(width)
 
 
 def _load(weights: str, arch: str) -> "VGG":
     import flaxvgg
     from flaxvgg.checkpoint import is_checkpoint
-    from flaxvgg.config import check_arch
 
     check_arch(arch)
     with step("loading") as found:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from flaxvgg.cam.methods import explain
 from flaxvgg.checkpoint import write_atomically
 from flaxvgg.console import console, step
 from flaxvgg.extraction import map_photos, save_npz
@@ -51,8 +52,9 @@ def run_demo(
         )
         pictures = [fit_image(open_image(path), size, model.preprocessing) for path in paths]
         title = f"{model.config.arch}, {model.provenance.source}"
-        maps = {layer: arrays[layer] for layer in _mapped(model)}
-        figure = demo_figure(names, pictures, maps, zeros, title)
+        middle, last = _mapped(model)
+        alike, cams = (middle, arrays[middle]), (last, arrays["eigen_cam"])
+        figure = demo_figure(names, pictures, alike, cams, zeros, title)
         write_atomically(
             (out / "demo.png").absolute(), lambda target: figure.savefig(target, format="png")
         )
@@ -63,8 +65,10 @@ def run_demo(
 def _look(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, Array]:
     taps = model.activations(images, _counted(model))
     zeros = {f"zeros {name}": jnp.mean(tap == 0, axis=(1, 2, 3)) for name, tap in taps.items()}
-    maps = {name: taps[name] for name in (*_mapped(model), "pool5")}
-    return zeros | maps | {"gap": taps["pool5"].mean(axis=(1, 2))}
+    middle, last = _mapped(model)
+    maps = {name: taps[name] for name in (middle, "pool5")}
+    cams = explain(model, images, method="eigen_cam", layer=last).heatmaps()[:, 0]
+    return zeros | maps | {"gap": taps["pool5"].mean(axis=(1, 2)), "eigen_cam": cams}
 
 
 def _counted(model: VGG) -> list[str]:

@@ -115,7 +115,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, weights, photos)
         ((tmp_path / "nothing",), "no such file or folder"),
         ((broken,), "broken.jpg"),
         ((photos, "--size", "large"), "--size is HxW"),
-        ((photos, "--size", "16x16"), "at least (32, 32)"),
+        ((photos, "--size", "16x16"), "at least 32x32"),
         ((photos, "--layers", "conv9_9"), "has no layer 'conv9_9'"),
         ((photos, "--layers", "fc6"), "no layer 'fc6': these weights come without a classifier"),
         ((photos, "--arch", "vgg17"), "unknown architecture 'vgg17'"),
@@ -166,4 +166,4 @@ def test_parse_size():
 def test_help_names_every_command():
     result = run("--help")
     assert result.exit_code == 0
-    assert all(command in result.stdout for command in ("features", "demo", "info"))
+    assert all(command in result.stdout for command in ("features", "demo", "cam", "info"))
