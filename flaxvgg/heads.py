@@ -56,7 +56,7 @@ def fully_convolutional(model: VGG) -> VGG:
 
 def score_maps(
     model: VGG, images: Float[AnyArray, "n h w 3"], scales: Sequence[float] = (2.0,)
-) -> Float[Array, "n h w classes"]:
+) -> Float[Array, "n gh gw classes"]:
     """Every class's score in every part of the images: an approximate CAM without any training.
 
     The images are enlarged by each scale (bilinear), and the fully-convolutional classifier is run
@@ -84,7 +84,7 @@ def _score_maps(
     images: Float[Array, "n h w 3"],
     sizes: tuple[tuple[int, int], ...],
     output: str,
-) -> Float[Array, "n h w classes"]:
+) -> Float[Array, "n gh gw classes"]:
     channels_first = jnp.moveaxis(images, -1, 1)
     margin = POOLED_SIZE // 2
     found = []

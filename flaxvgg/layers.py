@@ -80,7 +80,7 @@ def global_avg_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n 1 1 c"]:
     return x.mean(axis=(1, 2), keepdims=True, dtype=sum_dtype(x.dtype)).astype(x.dtype)
 
 
-def windows(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n oh ow size*size*c"]:
+def windows(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n oh ow _"]:
     """Every `size` x `size` window of a map, flattened channels-last, at stride 1.
 
     Raises ValueError for a map smaller than that.

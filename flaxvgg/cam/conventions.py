@@ -12,7 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flaxvgg.resizing import Interpolation, resize
+from flaxvgg.resizing import resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Convention:
         layer_maps: Sequence[Float[Array, "n k _ _"]],
         method: str,
         size: tuple[int, int],
-        interpolation: Interpolation = "linear",
+        interpolation: str = "linear",
     ) -> Float[Array, "n k H W"]:
         """Raw maps of one or several layers as heat maps in [0, 1], (N, K, H, W)."""
         scaled = []
         for maps in layer_maps:
-            clamped = maps if method == "cam" and not self.clamp_cam else jnp.maximum(maps, 0)
+            clamped = maps if method == "cam" and not self.clamp_cam else rectify(maps)
             heat = scale(clamped, self.scale_eps)
             if method == "layer_cam" and self.layer_cam_gain is not None and len(layer_maps) > 1:
                 heat = jnp.tanh(self.layer_cam_gain * heat)
@@ -65,8 +65,13 @@ class Convention:
         stacked = jnp.stack(scaled)
         joined = stacked.max(axis=0) if self.fusion == "max" else stacked.mean(axis=0)
         if self.rescale:
-            joined = scale(jnp.maximum(joined, 0), self.scale_eps)
+            joined = scale(rectify(joined), self.scale_eps)
         return jnp.clip(joined, 0, 1)  # cubic resizing overshoots
+
+
+def rectify(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """ReLU that leaves NaN as it is: XLA's maximum on a CPU may turn it into 0."""
+    return jnp.where(x < 0, 0, x)
 
 
 def scale(maps: Float[Array, "... h w"], eps: float, axes: tuple[int, ...] = (-2, -1)) -> Array:

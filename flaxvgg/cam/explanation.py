@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxvgg.cam.conventions import Convention
-from flaxvgg.resizing import Interpolation
 
 
 class Flag(enum.IntEnum):
@@ -55,7 +54,7 @@ class Explanation:
         return self.heatmaps(self._largest())
 
     def heatmaps(
-        self, size: tuple[int, int] | None = None, interpolation: Interpolation = "linear"
+        self, size: tuple[int, int] | None = None, interpolation: str = "linear"
     ) -> Float[Array, "n k H W"]:
         """Heat maps (N, K, H, W) in [0, 1], clamped, scaled and resized as the convention does.
 
@@ -89,7 +88,7 @@ class Explanation:
 def _flags(maps: Float[Array, "n k h w"]) -> Int[Array, "n k"]:
     low, high = maps.min(axis=(-2, -1)), maps.max(axis=(-2, -1))
     wrong = {
-        Flag.NOT_FINITE: ~(jnp.isfinite(low) & jnp.isfinite(high)),
+        Flag.NOT_FINITE: ~jnp.isfinite(maps).all(axis=(-2, -1)),
         Flag.ZERO: (low == 0) & (high == 0),
         Flag.CONSTANT: low == high,
         Flag.NEGATIVE: high <= 0,

@@ -8,9 +8,10 @@ gives raw signed maps (N, h, w). Nothing is clamped, scaled or resized here; the
 from collections.abc import Callable
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
-from flaxvgg.cam.conventions import Convention
+from flaxvgg.cam.conventions import Convention, rectify
 
 Activations = Float[Array, "n h w c"]
 Weights = Float[Array, "n c"]
@@ -41,7 +42,7 @@ def grad_cam_plus_plus(a: Activations, g: Activations, convention: Convention) -
         if convention.plus_plus_eps:
             inverse = inverse + convention.plus_plus_eps / g**2
         alpha = jnp.where(g > 0, 1 / inverse, 0)
-    return weighted(a, (alpha * jnp.maximum(g, 0)).sum(axis=(1, 2)))
+    return weighted(a, (alpha * rectify(g)).sum(axis=(1, 2)))
 
 
 def xgrad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
@@ -54,17 +55,17 @@ def xgrad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
 
 def hires_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
     """The sum over channels of g A (Draelos & Carin 2020, arXiv:2011.08891)."""
-    return (g * a).sum(axis=-1)
+    return jnp.einsum("nhwc,nhwc->nhw", g, a, precision="highest")
 
 
 def layer_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
     """The sum over channels of relu(g) A (Jiang et al. 2021, IEEE TIP 30, eq. 6)."""
-    return (jnp.maximum(g, 0) * a).sum(axis=-1)
+    return (rectify(g) * a).sum(axis=-1)
 
 
 def elementwise_grad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
     """The sum over channels of relu(g A), as in the package grad-cam."""
-    return jnp.maximum(g * a, 0).sum(axis=-1)
+    return rectify(g * a).sum(axis=-1)
 
 
 def eigen_grad_cam(a: Activations, g: Activations, convention: Convention) -> Maps:
@@ -88,15 +89,37 @@ def principal_component(x: Activations) -> Maps:
     # The smaller of the two Gram matrices: (hw, hw) gives the map itself, (C, C) its axis.
     if h * w <= channels:
         gram = jnp.einsum("npc,nqc->npq", centred, centred, precision="highest")
-        values, vectors = jnp.linalg.eigh(gram)
-        coordinates = vectors[..., -1] * jnp.sqrt(jnp.maximum(values[..., -1:], 0))
+        vector = _first_eigenvector(gram)
+        value = jnp.einsum("np,npq,nq->n", vector, gram, vector, precision="highest")
+        coordinates = vector * jnp.sqrt(jnp.maximum(value, 0))[:, None]
     else:
         gram = jnp.einsum("npc,npd->ncd", centred, centred, precision="highest")
-        axis = jnp.linalg.eigh(gram)[1][..., -1]
+        axis = _first_eigenvector(gram)
         coordinates = jnp.einsum("npc,nc->np", centred, axis, precision="highest")
     rising = (coordinates * (total - total.mean(axis=1, keepdims=True))).sum(axis=1, keepdims=True)
     signed = jnp.where(rising < 0, -coordinates, coordinates) * scale[..., 0]
     return signed.reshape(n, h, w)
+
+
+def _first_eigenvector(gram: Float[Array, "n m m"]) -> Float[Array, "n m"]:
+    """The eigenvector of the largest eigenvalue; zero for a matrix of zeros.
+
+    By squaring the matrix 14 times, which is the power method with 16,384 steps: on real features
+    as exact as LAPACK, many at a time several times as fast, and the same code on every device.
+    """
+
+    def normalised(matrix: Array) -> Array:
+        trace = jnp.trace(matrix, axis1=1, axis2=2)[:, None, None]
+        return matrix / jnp.where(trace > 0, trace, 1)
+
+    def squared(_, matrix: Array) -> Array:
+        return normalised(jnp.einsum("npq,nqr->npr", matrix, matrix, precision="highest"))
+
+    power = lax.fori_loop(0, 14, squared, normalised(gram))
+    longest = jnp.diagonal(power, axis1=1, axis2=2).argmax(axis=1)
+    column = jnp.take_along_axis(power, longest[:, None, None], axis=2)[..., 0]
+    length = jnp.linalg.norm(column, axis=1, keepdims=True)
+    return column / jnp.where(length > 0, length, 1)
 
 
 # Methods that need the gradient at the layer, and nothing else but the activations.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flaxvgg.cam.conventions import Convention, scale
-from flaxvgg.cam.network import Network
+from flaxvgg.cam.network import Network, as_float32
 from flaxvgg.resizing import resize
 
 
@@ -33,18 +33,20 @@ def biases(network: Network, layer: str) -> Float[Array, "1 1 1 c"]:
 def full_grad(
     network: Network,
     images: Float[Array, "n h w 3"],
-    image_gradient: Float[Array, "n h w 3"],
     gradients: Mapping[str, Float[Array, "n _ _ _"]],
     convention: Convention,
 ) -> Float[Array, "n h w"]:
     """The sum of all terms' absolute values, each scaled to [0, 1] and resized to the image.
 
+    `gradients` are those of the layers with a bias, and under "" that of the images.
     The authors scale a layer's terms together; the package grad-cam scales each channel.
     """
     axes = (-2, -1) if convention.full_grad_channels else (-3, -2, -1)
     eps = convention.scale_eps or 1e-6  # as in the authors' code: a layer may be all zero
-    terms = [images * image_gradient]
-    terms += [biases(network, layer) * gradient for layer, gradient in gradients.items()]
+    terms = [
+        as_float32(biases(network, layer) if layer else images) * gradient
+        for layer, gradient in gradients.items()
+    ]
     total = jnp.zeros(images.shape[:3], jnp.float32)
     for term in terms:
         sizes = scale(jnp.moveaxis(jnp.abs(term), -1, 1), eps, axes)

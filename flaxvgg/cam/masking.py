@@ -7,10 +7,10 @@ grow with the number of channels.
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flaxvgg.cam.conventions import Convention, scale
-from flaxvgg.cam.network import Network
+from flaxvgg.cam.network import Network, as_float32
 from flaxvgg.config import Layer
 from flaxvgg.resizing import resize
 
@@ -21,8 +21,9 @@ def score_cam_weights(
     network: Network,
     images: Float[Array, "n h w 3"],
     activations: Float[Array, "n i j c"],
+    classes: Int[Array, "n k"],
     convention: Convention,
-) -> Float[Array, "n c classes"]:
+) -> Float[Array, "n k c"]:
     """The softmax over channels of the scores of the masked image (Wang et al. 2020, 1910.01279).
 
     A mask is a channel enlarged to the image and scaled to [0, 1]. The paper subtracts the score of
@@ -55,16 +56,18 @@ def score_cam_weights(
     nothing = network.scores(jnp.zeros_like(images))
     scores = jnp.broadcast_to(nothing[:, None], (n, count, nothing.shape[-1]))
     needed = (varies.sum(axis=1).max() + chunk - 1) // chunk
-    return jax.nn.softmax(lax.fori_loop(0, needed, passes, scores), axis=1)
+    scores = lax.fori_loop(0, needed, passes, scores)
+    return jax.nn.softmax(_of_classes(scores, classes), axis=-1)
 
 
 def ablation_weights(
     network: Network,
     layer: str,
     activations: Float[Array, "n h w c"],
+    classes: Int[Array, "n k"],
     scores: Float[Array, "n classes"],
     convention: Convention,
-) -> Float[Array, "n c classes"]:
+) -> Float[Array, "n k c"]:
     """The share of a score that goes with a channel (Desai & Ramaswamy 2020, WACV, eq. 3).
 
     (y - y_k) / |y|, y_k being the score with channel k set to zero; the paper's formula, and the
@@ -75,10 +78,18 @@ def ablation_weights(
         without = _without_channels_linear(network, layer, linear, activations)
     else:
         without = _without_channels(network, layer, activations)
-    before = scores[:, None]
+    before = _of_classes(scores[:, None], classes)
     size = jnp.abs(before) if convention.ablation_by_magnitude else before
-    present = (activations != 0).any(axis=(1, 2))[..., None]
-    return jnp.where(present, (before - without) / size, 0)  # rounding aside, it is 0
+    present = (activations != 0).any(axis=(1, 2))[:, None]
+    # A channel of zeros takes nothing along, which rounding might hide.
+    return jnp.where(present, (before - _of_classes(without, classes)) / size, 0)
+
+
+def _of_classes(
+    scores: Float[Array, "n c classes"], classes: Int[Array, "n k"]
+) -> Float[Array, "n k c"]:
+    taken = jnp.take_along_axis(scores, classes[:, None], axis=2, mode="clip")
+    return jnp.moveaxis(taken, 1, 2)
 
 
 def _without_channels(
@@ -106,14 +117,13 @@ def _without_channels_linear(
     n, count = activations.shape[0], activations.shape[-1]
     found = network.run(activations, ["flatten", linear.name], after=layer)
     kernel = network.kernel_by_place(linear)
-    vectors = found["flatten"].reshape(n, -1, count)
+    vectors = as_float32(found["flatten"]).reshape(n, -1, count)
 
     def place(i: Array, parts: Array) -> Array:
-        return parts + (vectors[:, i, :, None] * kernel[None, i]).astype(parts.dtype)
+        return parts + vectors[:, i, :, None] * as_float32(kernel[None, i])
 
-    parts = lax.fori_loop(
-        0, vectors.shape[1], place, jnp.zeros((n, *kernel.shape[1:]), jnp.float32)
-    )
+    nothing = jnp.zeros((n, *kernel.shape[1:]), vectors.dtype)
+    parts = lax.fori_loop(0, vectors.shape[1], place, nothing)
     whole = found[linear.name]
     remaining = whole[:, None] - parts.astype(whole.dtype)
     scores = network.scores(remaining.reshape(n * count, -1), after=linear.name)

@@ -3,11 +3,10 @@
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from flaxvgg.config import Layer, VGGConfig
+from flaxvgg.layers import sum_dtype
 from flaxvgg.model import LayerStack, run_layers
 
 # Layers that keep channels apart: what is added to a whole channel is added to all it gives.
@@ -60,12 +59,10 @@ class Network(NamedTuple):
 
 def as_scores(logits: Array) -> Float[Array, "n classes"]:
     """Logits (N, classes) in float32; of a score map (N, h, w, classes), the mean over space."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = as_float32(logits)
     return logits.mean(axis=(1, 2)) if logits.ndim == 4 else logits
 
 
-def one_hot(classes: Int[Array, " n"], count: int) -> Float[Array, "n count"]:
-    """One row per class; NaN throughout for a class that there is none of."""
-    rows = jax.nn.one_hot(classes, count)
-    exists = (classes >= 0) & (classes < count)
-    return jnp.where(exists[:, None], rows, jnp.nan)
+def as_float32(x: Array) -> Array:
+    """The array in float32, or in float64 if it is that already."""
+    return x.astype(sum_dtype(x.dtype))
