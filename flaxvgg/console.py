@@ -6,11 +6,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.pool import AsyncResult, ThreadPool
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from multiprocessing.pool import AsyncResult
 
 T = TypeVar("T")
 
@@ -62,6 +64,8 @@ def interruptible(function: Callable[[], T]) -> T:
 
     XLA cannot be stopped: interrupted, it works on, and when the process ends nobody waits for it.
     """
+    from multiprocessing.pool import ThreadPool
+
     with ThreadPool(1) as pool:
         running = pool.apply_async(function)
         try:
@@ -73,7 +77,7 @@ def interruptible(function: Callable[[], T]) -> T:
         return running.get()
 
 
-def _abandon(running: AsyncResult) -> None:
+def _abandon(running: "AsyncResult") -> None:
     if not running.ready():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -21,8 +21,8 @@ _PER_INCH = 12.5  # characters of the small print
 def cam_figure(explained: ExplainedPhoto, title: str) -> "Figure":
     """A row for each method and a column for each class, beside the photo.
 
-    Every map is scaled by itself, so that a colour is a share of that map's highest value. The line
-    is at half of it, the ring at the peak. A map that shows nothing is said to do so.
+    Every map has its own scale, from its lowest value to its highest. The line is half way, the
+    ring at the peak. A map that shows nothing is said to do so.
     """
     rows, columns = len(explained.maps), len(next(iter(explained.maps.values())))
     height, width = explained.pixels.shape[:2]
@@ -57,7 +57,9 @@ def cam_figure(explained: ExplainedPhoto, title: str) -> "Figure":
         for k, found in enumerate(maps):
             ax = panel(first + k * pitch, y, w, h)
             _draw(ax, explained.pixels, explained.heatmaps[method][k], found)
-    for k, found in enumerate(next(iter(explained.maps.values()))):
+    # The scores of enlarged windows are not the network's.
+    usual = [maps for name, maps in explained.maps.items() if name != "fully_convolutional"]
+    for k, found in enumerate((usual or list(explained.maps.values()))[0]):
         name = _wrap(found.name or "no class", pitch - _GAP, 2)
         score = f"\nscore {found.score:.3g}" if np.isfinite(found.score) else ""
         write(first + k * pitch, _TOP - 0.08, name + score)
@@ -67,7 +69,7 @@ def cam_figure(explained: ExplainedPhoto, title: str) -> "Figure":
     bar.imshow(overlay(np.full((8, 256, 3), 128.0), ramp), extent=(0, 1, 0, 1), aspect="auto")
     bar.set_xticks([0, 0.5, 1])
     bar.tick_params(labelsize=8, length=2)
-    note = "share of each map's highest value;\nthe line is at half, the ring at the peak"
+    note = "each map from its lowest value to its highest; line: half way, ring: the peak"
     write(_LEFT, high - _BOTTOM + 0.12, _wrap(note, first - _LEFT, 3), va="top", **small)
     return figure
 
@@ -82,7 +84,7 @@ def _draw(ax: "Axes", pixels: np.ndarray, heat: np.ndarray, found: PhotoMap) -> 
     draw_heat(ax, pixels, heat)
     for colour, size in (("black", 8), ("white", 6)):
         style = {"markerfacecolor": "none", "markeredgecolor": colour, "markersize": size}
-        ax.plot(*found.peak, "o", **style)
+        ax.plot(*found.peak, "o", clip_on=False, **style)
 
 
 def _wrap(text: str, inches: float, lines: int) -> str:
