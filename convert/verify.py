@@ -114,7 +114,7 @@ def compare(
             if output.shape == truth.shape:  # else the error says so already
                 places = np.argwhere((output == 0) != (truth == 0))
                 flips = len(places)
-                scale = _Rounding(parameters, rooms.get(weighted.name, "head"), weighted, norm)
+                scale = Rounding(parameters, rooms.get(weighted.name, "head"), weighted, norm)
                 unit = ROUNDING * float(np.finfo(output.dtype).eps)
                 for place in places[:_LOCATED]:
                     at = tuple(int(i) for i in place)
@@ -146,7 +146,7 @@ def relative_error(output: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(differences)) / size
 
 
-class _Rounding:
+class Rounding:
     """The magnitude that rounding errors of one pre-activation are relative to.
 
     That is sum |w||x| + |b| over its window, carried through the BatchNorm where one follows.
@@ -192,13 +192,10 @@ def torch_networks(config: VGGConfig, state_dict: Mapping[str, Any]) -> tuple[An
     head for stops at pool5.
     """
     import torch
-    import torchvision
 
     def network(dtype: type[np.floating]):
         with torch.device("meta"):
-            empty = getattr(torchvision.models, config.arch)(num_classes=max(config.num_classes, 1))
-        if not config.head:
-            empty.classifier = torch.nn.Sequential()
+            empty = _torchvision_network(config)
         tensors = {}
         for name, tensor in empty.state_dict().items():
             if not tensor.is_floating_point():
@@ -215,6 +212,24 @@ def torch_networks(config: VGGConfig, state_dict: Mapping[str, Any]) -> tuple[An
         return empty.eval()
 
     return network(np.float64), network(np.float32)
+
+
+def _torchvision_network(config: VGGConfig):
+    """torchvision's network, with the head that `config` has."""
+    import torch
+    import torchvision
+
+    network = getattr(torchvision.models, config.arch)(num_classes=max(config.num_classes, 1))
+    kinds = {layer.kind: layer for layer in config.head}
+    if not config.head:
+        network.classifier = torch.nn.Sequential()
+    if "conv" in kinds:
+        conv = torch.nn.Conv2d(kinds["conv"].inputs, kinds["conv"].outputs, 3, padding=1)
+        network.features = torch.nn.Sequential(*network.features[:-1], conv, torch.nn.ReLU())
+    if "global_avg_pool" in kinds:
+        network.avgpool = torch.nn.AdaptiveAvgPool2d(1)
+        network.classifier = torch.nn.Linear(kinds["linear"].inputs, config.num_classes)
+    return network
 
 
 def torch_references(
@@ -246,6 +261,12 @@ def _channels_last(x):
     return x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x
 
 
+@jax.jit
+def all_outputs(model: VGG, images: jax.Array) -> dict[str, jax.Array]:
+    """The output of every layer of the model, by its name."""
+    return model.activations(images, model.config.layer_names)
+
+
 def jax_truth(model: VGG, images: np.ndarray, layers: list[str]) -> dict[str, np.ndarray]:
     """The model's own layers computed in float64, the truth where PyTorch is not installed."""
     with jax.enable_x64(True):
@@ -253,9 +274,8 @@ def jax_truth(model: VGG, images: np.ndarray, layers: list[str]) -> dict[str, np
             path: np.asarray(value, np.float64) for path, value in model_arrays(model).items()
         }
         double = build(model.config, arrays, dtype=jnp.float64, param_dtype=jnp.float64)
-        activations = jax.jit(lambda model, x: model.activations(x, layers))
-        outputs = activations(double, jnp.asarray(images, jnp.float64))
-        return {name: np.asarray(value) for name, value in outputs.items()}
+        outputs = all_outputs(double, jnp.asarray(images, jnp.float64))
+        return {name: np.asarray(outputs[name]) for name in layers}
 
 
 def verification_images(preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
@@ -285,7 +305,7 @@ def verify(model: VGG, source: Source, images: np.ndarray) -> dict[str, list[Lay
     config = model.config
     parameters = {path: np.asarray(value) for path, value in model_arrays(model).items()}
     names = list(config.layer_names)
-    ours = jax.jit(lambda model, x: model.activations(x, names))(model, jnp.asarray(images))
+    ours = all_outputs(model, jnp.asarray(images))
     checks: dict[str, list[LayerCheck]] = {}
 
     def check(peer: str, references: Iterable[Reference]) -> None:

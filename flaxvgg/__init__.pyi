@@ -8,6 +8,8 @@ from .images import ImageError, find_images, fit_image, load_images, normalise, 
 from .mapping import MappingError, from_torch, to_torch
 from .model import VGG, flatten_chw
 from .provenance import PREPROCESSING, Preprocessing, Provenance
+from .sparsity import measure_sparsity
+from .sparsity_report import SparsityReport
 from .weights import WeightsError
 from .zoo import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 
@@ -26,6 +28,7 @@ __all__ = [
     "MappingError",
     "Preprocessing",
     "Provenance",
+    "SparsityReport",
     "VGGConfig",
     "WeightsError",
     "explain",
@@ -36,6 +39,7 @@ __all__ = [
     "fully_convolutional",
     "load",
     "load_images",
+    "measure_sparsity",
     "normalise",
     "open_image",
     "save",

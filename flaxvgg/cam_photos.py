@@ -22,7 +22,7 @@ from flaxvgg.console import console, interruptible
 from flaxvgg.images import ImageError, load_pixels, normalise
 from flaxvgg.model import VGG
 
-# What is said of a map that shows nothing.
+# What is said of a map that is no map to trust.
 FLAG_WORDS = {
     Flag.NOT_FINITE: "not finite",
     Flag.ZERO: "zero everywhere",
@@ -57,8 +57,8 @@ class PhotoMap:
     """One map in a few words.
 
     `label` is the class index, None for weights without classes; `score` its logit. `peak` is the
-    pixel (x, y) where the heat map is highest, in the photo as the network sees it; None where
-    `flag` says that there is nothing to see.
+    pixel (x, y) where the heat map is highest, in the photo as the network sees it; None for a heat
+    map with nothing to see. `flag` is the raw map's: not every method cuts off what is negative.
     """
 
     photo: Path
@@ -281,6 +281,7 @@ def _describe(photo: Path, found: _Look, names: Sequence[str]) -> list[PhotoMap]
     maps = []
     for label, score, flag, heat in zip(classes, scores, found.flags, found.heatmaps, strict=True):
         y, x = np.unravel_index(heat.argmax(), heat.shape)
+        seen = flag != Flag.NOT_FINITE and heat.max() > heat.min()
         maps.append(
             PhotoMap(
                 photo,
@@ -289,7 +290,7 @@ def _describe(photo: Path, found: _Look, names: Sequence[str]) -> list[PhotoMap]
                 name="" if label < 0 else names[label] if names else f"class {label}",
                 score=float(score),
                 flag=Flag(int(flag)),
-                peak=(int(x), int(y)) if flag == Flag.FINE else None,
+                peak=(int(x), int(y)) if seen else None,
             )
         )
     return maps

@@ -1,4 +1,4 @@
-"""The command line: flaxvgg demo | features | cam | info."""
+"""The command line: flaxvgg demo | features | sparsity | cam | info."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flaxvgg.config import SMALLEST_IMAGE, check_arch
-from flaxvgg.console import clear_errors, console, errors, step
+from flaxvgg.console import clear_errors, console, errors, step, stoppable
 
 if TYPE_CHECKING:
     from flaxvgg.model import VGG
@@ -55,6 +55,68 @@ def features(
         save_npz(out, arrays)
         console.print(features_table(model, arrays))
         console.print(f"written: {out}", highlight=False)
+
+
+@app.command()
+def sparsity(
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    weights: _Weights = "IMAGENET1K_V1",
+    arch: _Arch = "vgg16",
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers, comma-separated, by the paper's, PyTorch's or Keras's names; "
+            "by default every ReLU and pooling."
+        ),
+    ] = None,
+    size: _Size = "224x224",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for sparsity.json and three pictures.")
+    ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="With --out: sparsity.html, one page that has it all.")
+    ] = False,
+) -> None:
+    """Count what is zero in photos, layer by layer, and show where and why.
+
+    Ctrl-C stops the counting and reports what was counted, marked as partial. Exit code 1 says that
+    some photos could not be read.
+    """
+    with clear_errors(f"{out} is as it was" if out else "nothing was written"):
+        from flaxvgg.answer import explanation
+        from flaxvgg.folders import check_folder
+        from flaxvgg.images import find_images
+        from flaxvgg.survey import survey_photos
+        from flaxvgg.survey_files import write_survey
+        from flaxvgg.tables import sparsity_table
+
+        if html and out is None:
+            raise ValueError("--html needs a folder for the page: add --out DIR")
+        hw = parse_size(size)
+        paths = find_images(photos)
+        if out is not None:
+            check_folder(out)
+        model = _load(weights, arch)
+        with stoppable() as stop:
+            names = layers.split(",") if layers is not None else None
+            survey = survey_photos(model, paths, names, hw, stop.is_set)
+        console.print(sparsity_table(survey.report, survey.zeros, survey.title))
+        for sentence in explanation(survey.report):
+            console.print(sentence, highlight=False, markup=False)
+        if out is not None:
+            with step("writing") as written:
+                written += write_survey(survey, out, html=html)
+            best = out / ("sparsity.html" if html else "sparsity.png")
+            console.print(
+                f"look at {best}", style="bold", highlight=False, markup=False, soft_wrap=True
+            )
+        for problem in survey.problems:
+            errors.print(f"left out: {problem}", style="red")
+        if survey.partial:
+            errors.print(f"stopped: {survey.left} of the photos were not looked at")
+            raise typer.Exit(130)
+        if survey.problems:
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -130,11 +192,13 @@ def cam(
         written = write_cams(model, paths, plan, out)
         console.print(cam_table(written.maps, plan))
         best = written.pictures[0] if len(written.pictures) == 1 else out
-        console.print(f"look at {best}", style="bold", highlight=False, markup=False)
+        console.print(
+            f"look at {best}", style="bold", highlight=False, markup=False, soft_wrap=True
+        )
         for problem in written.problems:
             errors.print(f"left out: {problem}", style="red")
         if written.left:
-            errors.print(f"interrupted: {written.left} of {len(paths)} photos were not looked at")
+            errors.print(f"stopped: {written.left} of {len(paths)} photos were not looked at")
             raise typer.Exit(130)
         if written.problems:
             raise typer.Exit(1)

@@ -3,7 +3,9 @@
 import atexit
 import contextlib
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
@@ -57,6 +59,26 @@ def clear_errors(unharmed: str) -> Iterator[None]:
     except KeyboardInterrupt:
         errors.print(f"interrupted: {unharmed}")
         raise typer.Exit(130) from None
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[threading.Event]:
+    """Let Ctrl-C set the event that this gives, so that what was done so far can be kept.
+
+    A second Ctrl-C interrupts as ever.
+    """
+    stop = threading.Event()
+
+    def ask(signum: int, frame: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+        errors.print("\nstopping after this batch; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def interruptible(function: Callable[[], T]) -> T:

@@ -4,20 +4,22 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from flaxvgg.cam.methods import explain
-from flaxvgg.checkpoint import write_atomically
 from flaxvgg.console import console, step
 from flaxvgg.extraction import map_photos, save_npz
-from flaxvgg.images import find_images, fit_image, open_image
+from flaxvgg.folders import check_folder, png, write_bytes
+from flaxvgg.images import find_images, load_pixels
 from flaxvgg.model import VGG
 from flaxvgg.plotting.demo import demo_figure
 from flaxvgg.samples import sample_photos
-from flaxvgg.tables import zeros_table
+from flaxvgg.sparsity import count_images, total_counts
+from flaxvgg.survey import zeros_by_photo
+from flaxvgg.tables import sparsity_table
 
 
 def run_demo(
@@ -25,50 +27,49 @@ def run_demo(
 ) -> None:
     """Write features.npz, zeros.json and demo.png of the photos into the folder `out`.
 
-    Raises ValueError where there are no photos, or `out` is no folder.
+    Raises ValueError where there are no photos, `out` is no folder, or matplotlib is missing.
     """
     paths = find_images(photos) if photos else sample_photos()
     if not paths:
         raise ValueError("no photos: name some, or install scikit-image, which carries eight")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: choose a folder")
+    check_folder(out)
     model = load()
     out.mkdir(parents=True, exist_ok=True)
     names = [path.stem for path in paths]
     with step("looking at") as found:
-        arrays = map_photos(_look, model, paths, size, "photos")
+        seen = map_photos(_look, model, paths, size, "photos")
         found.append(f"{len(paths)} photos at {size[0]}x{size[1]}")
-    zeros = {layer: arrays[f"zeros {layer}"] for layer in _counted(model)}
-    console.print(zeros_table(names, zeros))
+    counts = {layer: seen["counts"][layer] for layer in _counted(model)}
+    zeros = zeros_by_photo(counts)
+    title = f"{model.config.arch}, {model.provenance.source}"
+    console.print(sparsity_table(total_counts(model, counts), zeros, title))
     with step("writing") as found:
-        kept = {name: arrays[name] for name in ("pool5", "gap")}
+        kept = {name: seen[name] for name in ("pool5", "gap")}
         save_npz(out / "features.npz", kept | {"photos": np.array([str(path) for path in paths])})
-        percent = {
+        by_photo = {
             layer: dict(zip(names, map(float, z), strict=True)) for layer, z in zeros.items()
         }
-        text = json.dumps({"zero_fraction": percent}, indent=1)
-        write_atomically(
-            (out / "zeros.json").absolute(), lambda target: target.write_text(text, "utf-8")
-        )
-        pictures = [fit_image(open_image(path), size, model.preprocessing) for path in paths]
-        title = f"{model.config.arch}, {model.provenance.source}"
+        text = json.dumps({"zero_fraction": by_photo}, indent=1)
+        write_bytes(out / "zeros.json", text.encode())
+        pictures = [load_pixels(path, size, model.preprocessing) for path in paths]
         middle, last = _mapped(model)
-        alike, cams = (middle, arrays[middle]), (last, arrays["eigen_cam"])
+        alike, cams = (middle, seen["middle"]), (last, seen["cams"])
         figure = demo_figure(names, pictures, alike, cams, zeros, title)
-        write_atomically(
-            (out / "demo.png").absolute(), lambda target: figure.savefig(target, format="png")
-        )
+        write_bytes(out / "demo.png", png(figure))
         found += ["features.npz", "zeros.json", "demo.png"]
-    console.print(f"look at {out / 'demo.png'}", style="bold", highlight=False)
+    console.print(f"look at {out / 'demo.png'}", style="bold", highlight=False, soft_wrap=True)
 
 
-def _look(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, Array]:
-    taps = model.activations(images, _counted(model))
-    zeros = {f"zeros {name}": jnp.mean(tap == 0, axis=(1, 2, 3)) for name, tap in taps.items()}
+def _look(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, Any]:
     middle, last = _mapped(model)
-    maps = {name: taps[name] for name in (middle, "pool5")}
-    cams = explain(model, images, method="eigen_cam", layer=last).heatmaps()[:, 0]
-    return zeros | maps | {"gap": taps["pool5"].mean(axis=(1, 2)), "eigen_cam": cams}
+    taps = model.activations(images, [middle, "pool5"])
+    return {
+        "counts": count_images(model, images, _counted(model)),  # the same pass: XLA runs it once
+        "middle": taps[middle],
+        "cams": explain(model, images, method="eigen_cam", layer=last).heatmaps()[:, 0],
+        "pool5": taps["pool5"],
+        "gap": taps["pool5"].mean(axis=(1, 2)),
+    }
 
 
 def _counted(model: VGG) -> list[str]:

@@ -1,44 +1,91 @@
 """Photos in, arrays out: features of any number of files, a batch at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 from rich.progress import track
 
 from flaxvgg.checkpoint import write_atomically
 from flaxvgg.console import console
-from flaxvgg.images import load_images
+from flaxvgg.images import ImageError, load_pixels, normalise
 from flaxvgg.model import VGG
 
+_PIXELS = 8 * 512 * 1024  # of one batch at most, so that large photos need no more memory
 _BATCH = 8
 
 
-def map_photos(
-    function: Callable[[VGG, Float[Array, "n h w 3"]], dict[str, Array]],
+class Batch(NamedTuple):
+    """Photos, their pixels as they were given to the network, and what it made of them.
+
+    `outputs` is a pytree of arrays with one row a photo.
+    """
+
+    photos: list[Path]
+    pixels: UInt8[np.ndarray, "n h w 3"]
+    outputs: Any
+
+
+def stream_photos(
+    function: Callable[[VGG, Float[Array, "n h w 3"]], Any],
     model: VGG,
     photos: Sequence[Path],
     size: tuple[int, int],
     what: str,
-) -> dict[str, np.ndarray]:
-    """`jax.jit(function)(model, images)` over all photos, with a progress bar; results joined.
+    problems: list[str] | None = None,
+) -> Iterator[Batch]:
+    """`jax.jit(function)(model, images)` over all photos, in batches, with a progress bar.
 
-    Each array of the result has one row a photo. Raises ImageError for photos that cannot be read.
+    The function gives a pytree of arrays with one row an image. Photos that cannot be read are left
+    out and noted in `problems`; without it they raise ImageError.
     """
     compiled = jax.jit(function)
-    count = min(_BATCH, len(photos))
-    rows: dict[str, list[np.ndarray]] = {}
-    starts = range(0, len(photos), count)
-    for start in track(starts, description=what, console=console, transient=True):
-        batch = photos[start : start + count]
-        # The last batch is filled up, so that one compiled program serves all.
-        filled = [*batch, *[batch[-1]] * (count - len(batch))]
-        images = load_images(filled, size, model.preprocessing)
-        for name, array in compiled(model, images).items():
-            rows.setdefault(name, []).append(np.asarray(array[: len(batch)]))
-    return {name: np.concatenate(arrays) for name, arrays in rows.items()}
+    count = max(1, min(_BATCH, _PIXELS // (size[0] * size[1]), len(photos)))
+    read: list[Path] = []
+    pixels: list[np.ndarray] = []
+    for photo in track(photos, description=what, console=console, transient=True):
+        try:
+            pixels.append(load_pixels(photo, size, model.preprocessing))
+            read.append(photo)
+        except ImageError as error:
+            if problems is None:
+                raise
+            problems += error.problems
+        if len(read) == count:
+            yield _run(compiled, model, read, pixels, count)
+            read, pixels = [], []
+    if read:
+        yield _run(compiled, model, read, pixels, count)
+
+
+def _run(
+    compiled: Callable[..., Any],
+    model: VGG,
+    photos: list[Path],
+    pixels: list[np.ndarray],
+    count: int,
+) -> Batch:
+    n = len(photos)
+    # The last batch is filled up, so that one compiled program serves all.
+    filled = np.stack([*pixels, *[pixels[-1]] * (count - n)])
+    outputs = compiled(model, normalise(filled, model.preprocessing))
+    return Batch(photos, filled[:n], jax.tree.map(lambda rows: np.asarray(rows)[:n], outputs))
+
+
+def map_photos(
+    function: Callable[[VGG, Float[Array, "n h w 3"]], Any],
+    model: VGG,
+    photos: Sequence[Path],
+    size: tuple[int, int],
+    what: str,
+) -> Any:
+    """The outputs of `stream_photos` for all photos, joined. Raises ImageError for broken ones."""
+    batches = stream_photos(function, model, photos, size, what)
+    outputs = [batch.outputs for batch in batches]
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *outputs)
 
 
 def extract(

@@ -150,7 +150,7 @@ class VGG(nnx.Module):
 
     def __call__(
         self, images: Float[AnyArray, "*n h w 3"], *, rngs: nnx.Rngs | jax.Array | None = None
-    ) -> Float[Array, "*n classes"]:
+    ) -> Float[Array, "... classes"]:
         """Logits (N, classes) of images (N, H, W, 3); fully convolutional, (N, h, w, classes).
 
         `rngs` feeds dropout in training mode. Raises ValueError for a model without a classifier.
@@ -237,7 +237,7 @@ def flatten_chw(features: Float[AnyArray, "*n h w c"]) -> Float[Array, "*n c*h*w
 
 
 def check_images(images: AnyArray) -> None:
-    """Raise ValueError for what is no batch of normalised images."""
+    """Raise ValueError unless images are float (..., H, W, 3), large enough for five poolings."""
     shape = tuple(images.shape)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(

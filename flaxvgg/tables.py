@@ -11,10 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from flaxvgg import __version__
+from flaxvgg.answer import headline, percent
+from flaxvgg.cam.explanation import Flag
 from flaxvgg.cam_photos import FLAG_WORDS, PhotoMap, Plan, shown
 from flaxvgg.config import ARCHITECTURES
 from flaxvgg.mapping import model_arrays
 from flaxvgg.model import VGG
+from flaxvgg.sparsity_report import SparsityReport
 
 _MOST_ROWS = 60  # of a table of maps
 
@@ -69,7 +72,7 @@ def environment_facts() -> dict[str, str]:
 
 
 def cam_table(maps: Sequence[PhotoMap], plan: Plan) -> Table:
-    """Where each map peaks, photo by photo and class by class; or why it shows nothing."""
+    """Where each map peaks, photo by photo and class by class, and what is wrong with it."""
     height, width = plan.size
     caption = f"peaks in pixels of the {height}x{width} that the network sees"
     if len(maps) > _MOST_ROWS:
@@ -84,12 +87,14 @@ def cam_table(maps: Sequence[PhotoMap], plan: Plan) -> Table:
     photo = None
     for found in [x for group in by_class.values() for x in group][:_MOST_ROWS]:
         first = found is by_class[found.photo, found.label][0]
+        peak = ["{}, {}".format(*found.peak)] if found.peak else []
+        flag = [f"[red]{FLAG_WORDS[found.flag]}[/red]"] if found.flag != Flag.FINE else []
         table.add_row(
             escape(shown(found.photo)) if found.photo != photo else "",
             escape(found.name) if first else "",
             f"{found.score:.3g}" if found.label is not None else "",
             found.method,
-            "{}, {}".format(*found.peak) if found.peak else f"[red]{FLAG_WORDS[found.flag]}[/red]",
+            " ".join([*peak, *flag]),
         )
         photo = found.photo
     return table
@@ -110,14 +115,26 @@ def features_table(model: VGG, arrays: Mapping[str, np.ndarray]) -> Table:
     return table
 
 
-def zeros_table(photos: Sequence[str], zeros: Mapping[str, np.ndarray]) -> Table:
-    """Zeros by layer: one row a layer, the mean over photos and each photo (N,) in percent."""
-    table = Table(title="Zeros by layer, in percent", box=box.SIMPLE, padding=(0, 1, 0, 0))
+def sparsity_table(report: SparsityReport, zeros: Mapping[str, np.ndarray], caption: str) -> Table:
+    """Zeros by layer over all photos, their spread, and what was negative before.
+
+    `zeros` is the fraction of zeros of each photo (N,) by layer.
+    """
+    table = Table(title=headline(report), caption=escape(caption), box=box.SIMPLE)
     table.add_column("layer", no_wrap=True)
-    table.add_column("mean", justify="right", style="bold", no_wrap=True)
-    for photo in photos:
-        table.add_column(photo[:6], justify="right", no_wrap=True)
-    for layer, fractions in zeros.items():
-        cells = (f"{100 * fraction:.1f}" for fraction in fractions)
-        table.add_row(layer, f"{100 * np.mean(fractions):.1f}", *cells)
+    for name in ("values", "zeros", "by photo", "negative before", "silent", "dead", "of"):
+        table.add_column(name, justify="right", no_wrap=name in ("values", "zeros", "by photo"))
+    for layer in report:
+        total, spread = layer.values.sum(), 100 * zeros[layer.name]
+        negatives = layer.negatives_before
+        table.add_row(
+            layer.name,
+            f"{total:,}",
+            percent(layer.zero_fraction),
+            f"{spread.min():.1f}-{spread.max():.1f}",
+            "" if negatives is None else percent(negatives.sum() / total),
+            f"{layer.silent.sum() / layer.images:.1f}",
+            f"{layer.dead.sum()}",
+            f"{layer.channels}",
+        )
     return table

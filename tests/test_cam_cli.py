@@ -33,6 +33,7 @@ from flaxvgg.console import interruptible
 from flaxvgg.plotting.cam import cam_figure
 from flaxvgg.plotting.figures import overlay
 from flaxvgg.provenance import Provenance
+from flaxvgg.tables import cam_table
 from helpers import TINY_GAP, tiny_vgg
 
 SIZE = (32, 64)
@@ -45,7 +46,7 @@ EVIL = r"$\bad$[red].png"
 def model():
     """A tiny network with a GAP head, two of whose classes are broken."""
     model = tiny_vgg(TINY_GAP, provenance=Provenance("random", classes=NAMES))
-    kernel = model.head.fc.kernel[...]
+    kernel = model.head.fc.kernel[...].at[:, 0].set(-0.1)
     model.head.fc.kernel[...] = kernel.at[:, 2].set(3e38).at[:, 3].set(0)
     return model
 
@@ -124,7 +125,7 @@ def test_files_are_what_explain_gives(tmp_path, model, loaded, photos):
                 assert (row["method"], row["class"], row["name"]) == (method, label, NAMES[label])
                 assert row["score"] == pytest.approx(float(expected.scores[0, k]))
                 assert row["flag"] == flag.name.lower()
-                if flag == Flag.FINE:
+                if heat[k].max() > 0:
                     x, y = row["peak"]
                     assert heat[k, y, x] == heat[k].max()
                 else:
@@ -197,6 +198,25 @@ def test_a_checkpoint_with_a_gap_head(tmp_path, headless, photos):
     rows = json.loads((out / "cam.json").read_text())["maps"]
     assert sorted(row["name"] for row in rows) == ["class 0", "class 1"]  # top3 of two
     assert rows[0]["score"] > rows[1]["score"]
+
+
+def test_what_is_negative_everywhere_is_shown_where_it_is_not_cut_off(model, photos):
+    """Zhou's CAM has no ReLU, so a map without evidence still has a highest place."""
+    plan = plan_maps(model, ("cam", "grad_cam"), "cat", None, "paper", SIZE)
+    (explained,) = explain_photos(model, [photos / "same.png"], plan, [])
+    (cam,), (grad_cam,) = explained.maps["cam"], explained.maps["grad_cam"]
+    assert cam.flag == grad_cam.flag == Flag.NEGATIVE
+    x, y = cam.peak
+    assert explained.heatmaps["cam"][0, y, x] == 1
+    assert grad_cam.peak is None
+    texts = [[text.get_text() for text in ax.texts] for ax in cam_figure(explained, "").axes]
+    assert texts == [[], ["positive nowhere"], ["positive nowhere"], []]
+    lines = [len(ax.lines) for ax in cam_figure(explained, "").axes]
+    assert lines == [0, 2, 0, 0]  # the ring, twice for its edge
+    cells = [list(column.cells) for column in cam_table(plan=plan, maps=[cam, grad_cam]).columns]
+    assert cells[0] == ["same.png", ""]
+    assert cells[1] == ["cat", ""]
+    assert cells[4] == [f"{x}, {y} [red]positive nowhere[/red]", "[red]positive nowhere[/red]"]
 
 
 def test_a_broken_photo_among_good_ones(tmp_path, loaded, photos):

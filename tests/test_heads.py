@@ -1,6 +1,7 @@
 """Other heads: global average pooling and linear, and the classifier as convolutions."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -12,11 +13,14 @@ import torchvision
 from flax import nnx
 
 import flaxvgg
+from convert.source import Source
+from convert.target import convert
+from convert.verify import verify
 from flaxvgg.config import VGGConfig
 from flaxvgg.mapping import MappingError
 from flaxvgg.model import VGG, run_layers
 from flaxvgg.provenance import Provenance
-from helpers import TINY_CLASSIFIER, random_images, tiny_vgg
+from helpers import TINY_CLASSIFIER, assert_holds, random_images, tiny_vgg
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +216,14 @@ def test_score_maps_of_several_scales(monkeypatch: pytest.MonkeyPatch):
 def test_sizes_under_one_are_refused(arguments: dict, message: str):
     with pytest.raises(ValueError, match=f"{message} must be at least 1"):
         flaxvgg.with_gap(tiny_vgg(), **arguments, rngs=nnx.Rngs(0))
+
+
+def test_a_gap_network_of_pytorch_is_converted_and_verified():
+    config = VGGConfig.gap("vgg11", num_classes=3, channels=8)
+    state_dict = flaxvgg.to_torch(VGG(config, rngs=nnx.Rngs(0)))
+    source = Source("vgg11", dict(state_dict), Provenance("gap.pth"))
+    model = convert(dataclasses.replace(source, state_dict=dict(state_dict)))
+    assert model.config == config
+    checks = verify(model, source, random_images(1, 48, 48))["PyTorch"]
+    assert tuple(check.layer for check in checks) == config.layer_names
+    assert_holds(checks)

@@ -3,8 +3,9 @@
 Each mistake is caught at the layer where it is made, not only somewhere after it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,18 +16,19 @@ import torch
 from flax import nnx
 from jax import lax
 
-from convert.verify import Reference, compare, torch_networks, torch_references
+from convert.verify import Reference, compare, torch_references
 from flaxvgg.config import Layer, VGGConfig
 from flaxvgg.layers import max_pool_2x2
-from flaxvgg.mapping import build, from_torch, model_arrays
+from flaxvgg.mapping import build, model_arrays
 from flaxvgg.model import VGG, LayerStack
-from helpers import describe, random_images, torch_vgg
+from helpers import describe, random_images, torch_features, torch_vgg
+from parity import Port, port
 
 Arrays = dict[tuple[str, ...], np.ndarray]
 
 
 class Bench(NamedTuple):
-    """A network that is ported right, and what its layers should give on some images."""
+    """A network that is ported right, and what some of its layers should give on some images."""
 
     config: VGGConfig
     arrays: Arrays
@@ -34,16 +36,11 @@ class Bench(NamedTuple):
     references: list[Reference]
 
 
-def _bench(arch: str, images: np.ndarray, *, classifier: bool = False) -> Bench:
-    network = torch_vgg(arch, num_classes=1000 if classifier else 1)
-    state_dict = network.state_dict()
-    if not classifier:
-        state_dict = {k: v for k, v in state_dict.items() if k.startswith("features")}
-    model = from_torch(arch, state_dict)
-    arrays = {path: np.asarray(value) for path, value in model_arrays(model).items()}
-    networks = torch_networks(model.config, state_dict)
-    references = list(torch_references(model.config, networks, images))
-    return Bench(model.config, arrays, images, references)
+def _bench(port: Port, images: np.ndarray, layers: Sequence[Layer]) -> Bench:
+    arrays = {path: np.asarray(value) for path, value in model_arrays(port.model).items()}
+    only: Any = SimpleNamespace(layers=layers)  # these, applied to the images
+    references = list(torch_references(only, port.networks, images))
+    return Bench(port.model.config, arrays, images, references)
 
 
 def _channels_last(module: torch.nn.Module, x: torch.Tensor) -> np.ndarray:
@@ -53,18 +50,17 @@ def _channels_last(module: torch.nn.Module, x: torch.Tensor) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def benches() -> dict[str, Bench]:
-    # Values as large as 8-bit images have; odd sizes, so that windows matter.
-    plain = _bench("vgg11", 40 * random_images(2, 33, 47))
-    # A 9x10 map for the adaptive pooling, whose windows then overlap.
-    maps = abs(random_images(2, 9, 10, channels=512))
-    tensors = [torch.from_numpy(maps.astype(dtype)) for dtype in (np.float64, np.float32)]
-    means = [_channels_last(torch.nn.AdaptiveAvgPool2d(7), tensor) for tensor in tensors]
-    head = VGGConfig("vgg11", VGGConfig.classifier("vgg11").head[:1])
+    plain, bn = (port(arch, torch_features(arch)) for arch in ("vgg11", "vgg11_bn"))
+    whole = port("vgg11", torch_vgg("vgg11").state_dict())
+    head = whole.model.config.head
     return {
-        "plain": plain,
-        "bn": _bench("vgg11_bn", random_images(2, 33, 47)),
-        "pooled": Bench(head, plain.arrays, maps, [Reference("avgpool", *means)]),
-        "head": _bench("vgg11", random_images(2, 64, 64), classifier=True),
+        # Values as large as 8-bit images have; odd sizes, so that windows matter.
+        "plain": _bench(plain, 40 * random_images(2, 33, 47), plain.model.config.layers),
+        "bn": _bench(bn, random_images(2, 33, 47), bn.model.config.layers[:7]),
+        # Maps of 2x2 for the adaptive pooling, which repeats them, and of 9x10, whose windows
+        # overlap.
+        "head": _bench(whole, abs(random_images(2, 2, 2, channels=512)), head),
+        "pooled": _bench(whole, abs(random_images(2, 9, 10, channels=512)), head[:1]),
     }
 
 

@@ -23,7 +23,7 @@ from convert.verify import (
 from flaxvgg.config import Layer, VGGConfig
 from flaxvgg.mapping import from_torch, model_arrays
 from flaxvgg.provenance import PREPROCESSING, Provenance
-from helpers import assert_holds, random_images, torch_vgg
+from helpers import assert_holds, random_images, torch_features, torch_vgg
 
 CONFIG = VGGConfig.features_only("vgg11", "it is small")
 EPS = float(np.finfo(np.float32).eps)
@@ -126,8 +126,7 @@ def test_relative_error_is_nan_where_a_value_is():
 
 @pytest.fixture(scope="module")
 def state_dict() -> dict[str, torch.Tensor]:
-    found = torch_vgg("vgg11", num_classes=1).state_dict()
-    return {name: value for name, value in found.items() if name.startswith("features")}
+    return torch_features("vgg11")
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +245,7 @@ def _rounding(layer: Layer, norm: Layer | None = None, seed: int = 0):
         for name in ("scale", "bias", "mean", "var"):
             values = rng.standard_normal(layer.outputs)
             parameters["room", norm.name, name] = abs(values) if name == "var" else values
-    return parameters, verify_module._Rounding(parameters, "room", layer, norm)
+    return parameters, verify_module.Rounding(parameters, "room", layer, norm)
 
 
 @pytest.mark.parametrize("norm", [None, Layer("bn", "batch_norm")], ids=["conv", "conv_bn"])
@@ -318,8 +317,8 @@ def test_references_flatten_channels_last(images: np.ndarray):
 
 def test_networks_keep_read_only_weights_and_need_no_batch_counts():
     state_dict = {}
-    for name, value in torch_vgg("vgg11_bn", num_classes=1).state_dict().items():
-        if name.startswith("features") and "num_batches" not in name:
+    for name, value in torch_features("vgg11_bn").items():
+        if "num_batches" not in name:
             state_dict[name] = value.numpy().copy()
             state_dict[name].flags.writeable = False
     config = VGGConfig.features_only("vgg11_bn", "it is small")
@@ -332,8 +331,7 @@ def test_networks_keep_read_only_weights_and_need_no_batch_counts():
 
 @pytest.mark.parametrize("arch", ["vgg11", "vgg11_bn"])
 def test_jax_truth_is_pytorch_in_float64(arch: str, images: np.ndarray):
-    state_dict = torch_vgg(arch, num_classes=1).state_dict()
-    state_dict = {k: v for k, v in state_dict.items() if k.startswith("features")}
+    state_dict = torch_features(arch)
     config = VGGConfig.features_only(arch, "it is small")
     model = from_torch(arch, state_dict)
     names = list(config.layer_names)

@@ -17,9 +17,9 @@ import flaxvgg
 from flaxvgg import zoo
 from flaxvgg.checkpoint import CheckpointError
 from flaxvgg.config import ARCHITECTURES, VGGConfig
-from flaxvgg.mapping import MappingError
+from flaxvgg.mapping import MappingError, entries
 from flaxvgg.weights import PUBLISHED, Published, WeightsError, imagenet_classes
-from helpers import random_images, torch_vgg
+from helpers import random_images, torch_features, torch_vgg
 
 CLASSES = 4
 
@@ -235,11 +235,11 @@ def test_imagenet1k_v1_comes_from_the_hub(fetched, features, folder):
 
 
 def test_imagenet1k_features_comes_from_torchvision(fetched, folder):
-    state_dict = torch_vgg("vgg16", num_classes=1).state_dict()
     nan = torch.tensor(float("nan"))
-    published = {
-        name: tensor if name.startswith("features.") else nan.expand(tensor.shape)
-        for name, tensor in state_dict.items()
+    published = torch_features("vgg16") | {
+        entry.torch: nan.expand(entry.torch_shape)
+        for entry in entries(VGGConfig.classifier("vgg16"))
+        if entry.path[0] == "head"
     }
     torch.save(published, folder / "vgg16_features.pth")
     model = flaxvgg.vgg16(weights="IMAGENET1K_FEATURES")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flaxvgg.cam.explanation import Flag
 from flaxvgg.cam_photos import FLAG_WORDS, ExplainedPhoto, PhotoMap, shown
 from flaxvgg.plotting.figures import draw_heat, new_figure, overlay
 
@@ -22,7 +23,7 @@ def cam_figure(explained: ExplainedPhoto, title: str) -> "Figure":
     """A row for each method and a column for each class, beside the photo.
 
     Every map has its own scale, from its lowest value to its highest. The line is half way, the
-    ring at the peak. A map that shows nothing is said to do so.
+    ring at the peak. A map that is not to be trusted is marked.
     """
     rows, columns = len(explained.maps), len(next(iter(explained.maps.values())))
     height, width = explained.pixels.shape[:2]
@@ -75,16 +76,16 @@ def cam_figure(explained: ExplainedPhoto, title: str) -> "Figure":
 
 
 def _draw(ax: "Axes", pixels: np.ndarray, heat: np.ndarray, found: PhotoMap) -> None:
-    if found.peak is None:
-        draw_heat(ax, pixels, np.zeros_like(heat))
+    draw_heat(ax, pixels, heat if found.peak else np.zeros_like(heat))
+    if found.peak:
+        for colour, size in (("black", 8), ("white", 6)):
+            style = {"markerfacecolor": "none", "markeredgecolor": colour, "markersize": size}
+            ax.plot(*found.peak, "o", clip_on=False, **style)
+    if found.flag != Flag.FINE:
         box = {"facecolor": "white", "edgecolor": "C3", "boxstyle": "round"}
         middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
-        ax.text(0.5, 0.5, FLAG_WORDS[found.flag], fontsize=9, color="C3", bbox=box, **middle)
-        return
-    draw_heat(ax, pixels, heat)
-    for colour, size in (("black", 8), ("white", 6)):
-        style = {"markerfacecolor": "none", "markeredgecolor": colour, "markersize": size}
-        ax.plot(*found.peak, "o", clip_on=False, **style)
+        y = 0.1 if found.peak else 0.5
+        ax.text(0.5, y, FLAG_WORDS[found.flag], fontsize=9, color="C3", bbox=box, **middle)
 
 
 def _wrap(text: str, inches: float, lines: int) -> str:

@@ -1,0 +1,29 @@
+"""A survey in a folder: the numbers, three pictures, and a web page."""
+
+import json
+from pathlib import Path
+
+from flaxvgg.folders import png, write_bytes
+from flaxvgg.plotting.sparsity import layers_figure, maps_figure, where_figure
+from flaxvgg.survey import Survey
+from flaxvgg.webpage import survey_page
+
+
+def write_survey(survey: Survey, out: Path, *, html: bool) -> list[str]:
+    """Write sparsity.json, sparsity.png, maps.png and where.png, and with `html` sparsity.html.
+
+    Gives their names. Everything is made before the first file is written, so that an interruption
+    leaves the folder as it was.
+    """
+    files = {
+        "sparsity.json": json.dumps(survey.to_json()).encode(),
+        "sparsity.png": png(layers_figure(survey.report, survey.zeros, survey.title)),
+        "maps.png": png(maps_figure(survey.examples, survey.mapped, survey.title)),
+        "where.png": png(where_figure(survey.examples, survey.title)),
+    }
+    if html:
+        # What is no text in a file's name, Python keeps as lone surrogates.
+        files["sparsity.html"] = survey_page(survey).encode("utf-8", "replace")
+    for name, data in files.items():
+        write_bytes(out / name, data)
+    return list(files)

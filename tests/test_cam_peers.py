@@ -1,0 +1,169 @@
+"""Heat maps against the packages grad-cam and torchcam, with real convolutions, on photos.
+
+At features.29, behind the ReLU: at features.28 their hooks pair activations that the in-place ReLU
+has overwritten with gradients from before it. The classifier is random, since no package on PyPI
+carries ImageNet's.
+"""
+
+import jax
+import numpy as np
+import pytest
+import torch
+import torchcam.methods
+import torchvision
+from pytorch_grad_cam import (
+    AblationCAM,
+    EigenCAM,
+    EigenGradCAM,
+    FullGrad,
+    GradCAM,
+    GradCAMElementWise,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    ScoreCAM,
+    XGradCAM,
+)
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+import flaxvgg
+from convert.sources import read_source
+from flaxvgg import Flag
+from flaxvgg.images import load_images
+from flaxvgg.model import VGG
+from flaxvgg.samples import sample_photos
+from helpers import REAL_WEIGHTS
+
+LAYER = "features.29"
+CLASSES = [3, 7]
+GRAD_CAM = {
+    "grad_cam": GradCAM,
+    "grad_cam++": GradCAMPlusPlus,
+    "xgrad_cam": XGradCAM,
+    "hires_cam": HiResCAM,
+    "layer_cam": LayerCAM,
+    "elementwise_grad_cam": GradCAMElementWise,
+    "eigen_cam": EigenCAM,
+    "eigen_grad_cam": EigenGradCAM,
+    "full_grad": FullGrad,
+    "score_cam": ScoreCAM,
+    "ablation_cam": AblationCAM,
+}
+TORCHCAM = {
+    "grad_cam": torchcam.methods.GradCAM,
+    "grad_cam++": torchcam.methods.GradCAMpp,
+    "xgrad_cam": torchcam.methods.XGradCAM,
+    "layer_cam": torchcam.methods.LayerCAM,
+    "score_cam": torchcam.methods.ScoreCAM,
+}
+SLOW = ("score_cam", "ablation_cam")  # 512 passes here or there
+# Of the map's range. Ablation-CAM divides differences of nearly equal scores by a score; in
+# FullGrad, gradients take another way where a pooling window's two largest values are equal but for
+# rounding, or a pre-activation is zero but for it.
+TOLERANCE = {"ablation_cam": 1e-3, "full_grad": 2e-3}
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = torchvision.models.vgg16(num_classes=10).eval()
+    real = read_source(REAL_WEIGHTS).state_dict
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in real.items()}
+    network.load_state_dict(tensors, strict=False)
+    for module in network.modules():
+        if isinstance(module, torch.nn.ReLU):
+            module.inplace = False
+        if isinstance(module, torch.nn.Linear):  # scores of the size that trained ones have
+            torch.nn.init.kaiming_normal_(module.weight, generator=torch.Generator().manual_seed(0))
+    return network
+
+
+@pytest.fixture(scope="module")
+def model(network: torch.nn.Module) -> VGG:
+    return flaxvgg.from_torch("vgg16", network.state_dict(), precision="default")
+
+
+@pytest.fixture(scope="module")
+def photos() -> np.ndarray:
+    return np.array(load_images(sample_photos(2), (80, 64), "keras"))
+
+
+def ours(model: VGG, images: np.ndarray, method: str, convention: str, layers=(LAYER,), sign=1):
+    classes = np.array(CLASSES)[: len(images), None]
+    layer = None if method == "full_grad" else layers
+    found = flaxvgg.explain(model, images, classes, method, layer, convention)
+    assert np.isin(found.flags, (Flag.FINE, Flag.NEGATIVE)).all(), method
+    return np.asarray(jax.tree.map(lambda x: sign * x, found).heatmaps())[:, 0]
+
+
+def of_grad_cam(network, images: np.ndarray, method: str, layers=(LAYER,)) -> np.ndarray:
+    modules = [] if method == "full_grad" else [network.get_submodule(name) for name in layers]
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    with GRAD_CAM[method](model=network, target_layers=modules) as cam:
+        return cam(tensor, [ClassifierOutputTarget(c) for c in CLASSES[: len(images)]])
+
+
+def of_torchcam(network, images: np.ndarray, method: str, layers=(LAYER,)) -> np.ndarray:
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().requires_grad_()
+    with TORCHCAM[method](network, list(layers)) as cam:
+        maps = cam(CLASSES[: len(images)], network(tensor))
+        return cam.fuse_cams(maps).detach().numpy()
+
+
+@pytest.mark.parametrize("method", GRAD_CAM)
+def test_equals_grad_cam(network: torch.nn.Module, model: VGG, photos: np.ndarray, method: str):
+    images = photos[:1, :32, :32] if method in SLOW else photos
+    expected = of_grad_cam(network, images, method)
+    found = ours(model, images, method, "grad-cam")
+    if method.startswith("eigen"):  # grad-cam's sign is LAPACK's, ours is fixed
+        turned = ours(model, images, method, "grad-cam", sign=-1)
+        distance = [np.abs(x - expected).max(axis=(1, 2)) for x in (found, turned)]
+        nearer = (distance[0] < distance[1])[:, None, None]
+        found = np.where(nearer, found, turned)
+    assert found.shape == expected.shape == images.shape[:3]
+    assert found == pytest.approx(expected, abs=TOLERANCE.get(method, 5e-5))
+    assert expected.std() > 0.02
+
+
+@pytest.mark.parametrize("method", TORCHCAM)
+def test_equals_torchcam(network: torch.nn.Module, model: VGG, photos: np.ndarray, method: str):
+    images = photos[:1, :32, :32] if method in SLOW else photos
+    expected = of_torchcam(network, images, method)
+    found = ours(model, images, method, "torchcam")
+    assert found.shape == expected.shape == (len(images), *(s // 16 for s in images.shape[1:3]))
+    assert found == pytest.approx(expected, abs=5e-5)
+    assert expected.std() > 0.02
+
+
+@pytest.mark.parametrize("method", ["layer_cam"])
+def test_several_layers_are_joined_as_theirs(
+    network: torch.nn.Module, model: VGG, photos: np.ndarray, method: str
+):
+    layers = ("features.22", LAYER)
+    joined = ours(model, photos, method, "grad-cam", layers)
+    assert joined == pytest.approx(of_grad_cam(network, photos, method, layers), abs=2e-5)
+    joined = ours(model, photos, method, "torchcam", layers)
+    assert joined == pytest.approx(of_torchcam(network, photos, method, layers), abs=2e-5)
+
+
+def test_cam_equals_torchcams(network: torch.nn.Module, model: VGG, photos: np.ndarray):
+    gap = flaxvgg.with_gap(model, 10, rngs=flaxvgg.model.nnx.Rngs(0))
+    theirs = torchvision.models.VGG(network.features, init_weights=False).eval()
+    theirs.avgpool = torch.nn.AdaptiveAvgPool2d(1)
+    theirs.classifier = torch.nn.Linear(512, 10)
+    theirs.load_state_dict({k: torch.from_numpy(v) for k, v in flaxvgg.to_torch(gap).items()})
+    with torchcam.methods.CAM(theirs, "features.30", "classifier") as cam:
+        theirs(torch.from_numpy(photos).permute(0, 3, 1, 2))
+        expected = cam(CLASSES)[0].numpy()
+    assert ours(gap, photos, "cam", "torchcam", None) == pytest.approx(expected, abs=2e-5)
+
+
+def test_torchcams_grad_cam_plus_plus_is_not_the_papers(model: VGG, photos: np.ndarray):
+    # Documented: its division by 2 g^2 + sum(A) g^3 works on a copy.
+    def maps(convention: str) -> jax.Array:
+        return flaxvgg.explain(model, photos, 3, "grad_cam++", LAYER, convention).maps
+
+    paper, grad_cam, torchcams = (np.asarray(maps(c)).ravel() for c in flaxvgg.CONVENTIONS)
+    assert np.corrcoef(paper, grad_cam)[0, 1] > 0.999
+    assert np.corrcoef(paper, torchcams)[0, 1] < 0.999
