@@ -1,4 +1,4 @@
-"""The command line: flaxvgg demo | features | sparsity | info."""
+"""The command line: flaxvgg demo | features | sparsity | cam | info."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -84,9 +84,10 @@ def sparsity(
     """
     with clear_errors(f"{out} is as it was" if out else "nothing was written"):
         from flaxvgg.answer import explanation
+        from flaxvgg.folders import check_folder
         from flaxvgg.images import find_images
         from flaxvgg.survey import survey_photos
-        from flaxvgg.survey_files import check_folder, write_survey
+        from flaxvgg.survey_files import write_survey
         from flaxvgg.tables import sparsity_table
 
         if html and out is None:
@@ -133,6 +134,74 @@ def demo(
         from flaxvgg.demo import run_demo
 
         run_demo(lambda: _load(weights, arch), photos, parse_size(size), out)
+
+
+@app.command()
+def cam(
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    weights: _Weights = "IMAGENET1K_V1",
+    arch: _Arch = "vgg16",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods, comma-separated (grad_cam, layer_cam, score_cam, ...), or all; by "
+            "default grad_cam, and eigen_cam for weights without a classifier."
+        ),
+    ] = None,
+    classes: Annotated[
+        str, typer.Option(help="Class numbers or names, comma-separated; or each photo's top3.")
+    ] = "top3",
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="A layer, by the paper's, PyTorch's or Keras's name, or several, "
+            "comma-separated, whose maps are joined; by default the last ReLU (relu5_3)."
+        ),
+    ] = None,
+    convention: Annotated[
+        str, typer.Option(help="How maps are weighted and scaled: paper, grad-cam or torchcam.")
+    ] = "paper",
+    size: _Size = "224x224",
+    out: Annotated[Path, typer.Option(help="The folder for pictures, maps.npz, cam.json.")] = Path(
+        "cam"
+    ),
+) -> None:
+    """Show where in photos the evidence for a class is: class activation maps.
+
+    Ctrl-C stops; photos that are done by then are kept. Exit code 1 says that some photos could not
+    be read.
+    """
+    with clear_errors("nothing was written"):
+        from flaxvgg.cam.conventions import Convention
+        from flaxvgg.cam_files import write_cams
+        from flaxvgg.cam_photos import parse_methods, plan_maps
+        from flaxvgg.folders import check_apart, check_folder
+        from flaxvgg.images import find_images
+        from flaxvgg.tables import cam_table
+
+        hw, methods = parse_size(size), parse_methods(method)
+        layers = tuple(layer.split(",")) if layer is not None else None
+        Convention.named(convention)
+        check_folder(out)
+        paths = find_images(photos)
+        check_apart(out, paths)
+        model = _load(weights, arch)
+        plan = plan_maps(model, methods, classes, layers, convention, hw)
+        if not model.config.head:
+            console.print(f"eigen_cam, which knows no classes: {model.config.no_head_because}")
+        written = write_cams(model, paths, plan, out)
+        console.print(cam_table(written.maps, plan))
+        best = written.pictures[0] if len(written.pictures) == 1 else out
+        console.print(
+            f"look at {best}", style="bold", highlight=False, markup=False, soft_wrap=True
+        )
+        for problem in written.problems:
+            errors.print(f"left out: {problem}", style="red")
+        if written.left:
+            errors.print(f"stopped: {written.left} of {len(paths)} photos were not looked at")
+            raise typer.Exit(130)
+        if written.problems:
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -1,13 +1,22 @@
 """What every command shares: progress for who waits, and one clear line when it fails."""
 
+import atexit
 import contextlib
+import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from multiprocessing.pool import AsyncResult
+
+T = TypeVar("T")
 
 console = Console()
 # Packages of the extras: what only some sources, targets and pictures need.
@@ -70,3 +79,28 @@ def stoppable() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def interruptible(function: Callable[[], T]) -> T:
+    """Call a function in a thread, so that Ctrl-C is heard while XLA works.
+
+    XLA cannot be stopped: interrupted, it works on, and when the process ends nobody waits for it.
+    """
+    from multiprocessing.pool import ThreadPool
+
+    with ThreadPool(1) as pool:
+        running = pool.apply_async(function)
+        try:
+            while not running.ready():
+                running.wait(0.1)  # without a limit, a signal to another thread would not end it
+        except KeyboardInterrupt:
+            atexit.register(_abandon, running)
+            raise
+        return running.get()
+
+
+def _abandon(running: "AsyncResult") -> None:
+    if not running.ready():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)

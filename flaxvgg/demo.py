@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
-from flaxvgg.checkpoint import write_atomically
+from flaxvgg.cam.methods import explain
 from flaxvgg.console import console, step
 from flaxvgg.extraction import map_photos, save_npz
+from flaxvgg.folders import check_folder, png, write_bytes
 from flaxvgg.images import find_images, load_pixels
 from flaxvgg.model import VGG
 from flaxvgg.plotting.demo import demo_figure
 from flaxvgg.samples import sample_photos
 from flaxvgg.sparsity import count_images, total_counts
 from flaxvgg.survey import zeros_by_photo
-from flaxvgg.survey_files import check_folder
 from flaxvgg.tables import sparsity_table
 
 
@@ -50,23 +50,23 @@ def run_demo(
             layer: dict(zip(names, map(float, z), strict=True)) for layer, z in zeros.items()
         }
         text = json.dumps({"zero_fraction": by_photo}, indent=1)
-        write_atomically(
-            (out / "zeros.json").absolute(), lambda target: target.write_text(text, "utf-8")
-        )
+        write_bytes(out / "zeros.json", text.encode())
         pictures = [load_pixels(path, size, model.preprocessing) for path in paths]
-        figure = demo_figure(names, pictures, seen["maps"], zeros, title)
-        write_atomically(
-            (out / "demo.png").absolute(), lambda target: figure.savefig(target, format="png")
-        )
+        middle, last = _mapped(model)
+        alike, cams = (middle, seen["middle"]), (last, seen["cams"])
+        figure = demo_figure(names, pictures, alike, cams, zeros, title)
+        write_bytes(out / "demo.png", png(figure))
         found += ["features.npz", "zeros.json", "demo.png"]
     console.print(f"look at {out / 'demo.png'}", style="bold", highlight=False, soft_wrap=True)
 
 
 def _look(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, Any]:
-    taps = model.activations(images, [*_mapped(model), "pool5"])
+    middle, last = _mapped(model)
+    taps = model.activations(images, [middle, "pool5"])
     return {
         "counts": count_images(model, images, _counted(model)),  # the same pass: XLA runs it once
-        "maps": {name: taps[name] for name in _mapped(model)},
+        "middle": taps[middle],
+        "cams": explain(model, images, method="eigen_cam", layer=last).heatmaps()[:, 0],
         "pool5": taps["pool5"],
         "gap": taps["pool5"].mean(axis=(1, 2)),
     }

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,14 @@ from rich.table import Table
 
 from flaxvgg import __version__
 from flaxvgg.answer import headline, percent
+from flaxvgg.cam.explanation import Flag
+from flaxvgg.cam_photos import FLAG_WORDS, PhotoMap, Plan, shown
 from flaxvgg.config import ARCHITECTURES
 from flaxvgg.mapping import model_arrays
 from flaxvgg.model import VGG
 from flaxvgg.sparsity_report import SparsityReport
+
+_MOST_ROWS = 60  # of a table of maps
 
 
 def facts(rows: Mapping[str, str]) -> Table:
@@ -65,6 +69,35 @@ def environment_facts() -> dict[str, str]:
         "devices": devices,
         "architectures": ", ".join(ARCHITECTURES),
     }
+
+
+def cam_table(maps: Sequence[PhotoMap], plan: Plan) -> Table:
+    """Where each map peaks, photo by photo and class by class, and what is wrong with it."""
+    height, width = plan.size
+    caption = f"peaks in pixels of the {height}x{width} that the network sees"
+    if len(maps) > _MOST_ROWS:
+        caption = f"the first {_MOST_ROWS} of {len(maps)} maps: all are in cam.json; {caption}"
+    table = Table(title=f"maps, convention {plan.convention!r}", caption=caption, box=box.SIMPLE)
+    for column in ("photo", "class", "score", "method", "peak x, y"):
+        justify = "right" if column in ("score", "peak x, y") else "left"
+        table.add_column(column, justify=justify, overflow="fold")
+    by_class: dict[tuple[Path, int | None], list[PhotoMap]] = {}
+    for found in maps:
+        by_class.setdefault((found.photo, found.label), []).append(found)
+    photo = None
+    for found in [x for group in by_class.values() for x in group][:_MOST_ROWS]:
+        first = found is by_class[found.photo, found.label][0]
+        peak = ["{}, {}".format(*found.peak)] if found.peak else []
+        flag = [f"[red]{FLAG_WORDS[found.flag]}[/red]"] if found.flag != Flag.FINE else []
+        table.add_row(
+            escape(shown(found.photo)) if found.photo != photo else "",
+            escape(found.name) if first else "",
+            f"{found.score:.3g}" if found.label is not None else "",
+            found.method,
+            " ".join([*peak, *flag]),
+        )
+        photo = found.photo
+    return table
 
 
 def features_table(model: VGG, arrays: Mapping[str, np.ndarray]) -> Table:

@@ -166,4 +166,5 @@ def test_parse_size():
 def test_help_names_every_command():
     result = run("--help")
     assert result.exit_code == 0
-    assert all(command in result.stdout for command in ("features", "demo", "sparsity", "info"))
+    commands = ("features", "demo", "sparsity", "cam", "info")
+    assert all(command in result.stdout for command in commands)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from flaxvgg.plotting.figures import enlarge, new_figure
+from flaxvgg.plotting.figures import draw_heat, enlarge, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,33 +31,29 @@ def components_rgb(features: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, 
 def demo_figure(
     names: Sequence[str],
     pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
-    maps: Mapping[str, np.ndarray],
+    alike: tuple[str, Float[np.ndarray, "n y x c"]],
+    cams: tuple[str, Float[np.ndarray, "n h w"]],
     zeros: Mapping[str, Float[np.ndarray, " n"]],
     title: str,
 ) -> "Figure":
-    """Photos, what their features have in common, where they are strong, and how many are zero.
+    """Photos, what their features have in common, where they differ most, and how many are zero.
 
-    `maps` are two layers' feature maps (N, h, w, channels), `zeros` the fraction of zeros of each
-    photo (N,) by layer.
+    `alike` are a layer and its feature maps, `cams` a layer and its Eigen-CAMs in [0, 1], `zeros`
+    the fraction of zeros of each photo (N,) by layer.
     """
     columns = len(names)
     figure = new_figure(figsize=(max(1.75 * columns, 8), 8.8), dpi=110, layout="constrained")
     top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=[5.8, 3.0]))
     axes = top.subplots(3, columns, squeeze=False)
-    (alike, middle), (strong, last) = maps.items()
-    colours = components_rgb(middle)
-    energy = np.sqrt((last.astype(np.float64) ** 2).mean(axis=-1))
+    colours = components_rgb(alike[1])
     for i, (name, picture) in enumerate(zip(names, pictures, strict=True)):
         size = picture.shape[:2]
         rgb = np.stack([enlarge(colours[i, ..., k], size) for k in range(3)], axis=-1)
-        heat = enlarge(energy[i] / energy[i].max(), size)
-        grey = picture.mean(axis=-1) / 255
         axes[0, i].imshow(picture)
         axes[0, i].set_title(name.replace("_", " ")[:18], fontsize=9)
         axes[1, i].imshow(np.clip(rgb, 0, 1))
-        axes[2, i].imshow(grey, cmap="gray", vmin=0, vmax=1)
-        axes[2, i].imshow(heat, cmap="inferno", alpha=np.clip(heat, 0, 1) * 0.75, vmin=0, vmax=1)
-    labels = ("photo", f"what is alike\n({alike})", f"where it is strong\n({strong})")
+        draw_heat(axes[2, i], picture, cams[1][i])
+    labels = ("photo", f"what is alike\n({alike[0]})", f"Eigen-CAM\n({cams[0]})")
     for row, label in zip(axes, labels, strict=True):
         row[0].set_ylabel(label, fontsize=9)
         for ax in row:

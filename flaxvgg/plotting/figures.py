@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -23,3 +24,25 @@ def enlarge(maps: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.n
     """One map resized to (H, W), bicubic, for looking at."""
     image = Image.fromarray(np.asarray(maps, np.float32))
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def overlay(
+    picture: Float[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w 3"],
+    heat: Float[np.ndarray, "h w"],
+) -> Float[np.ndarray, "h w 3"]:
+    """A grey photo (0 to 255) under a heat map in [0, 1]: the hotter, the less of it shows."""
+    from matplotlib import colormaps
+
+    grey = (picture @ np.array([0.299, 0.587, 0.114]) / 255)[..., None]
+    opacity = 0.75 * heat[..., None]
+    return (1 - opacity) * grey + opacity * colormaps["inferno"](heat)[..., :3]
+
+
+def draw_heat(
+    ax: "Axes", picture: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "h w"]
+) -> None:
+    """Draw a heat map in [0, 1] over its photo, with a line at half; what is not finite is cold."""
+    heat = np.nan_to_num(heat)
+    ax.imshow(overlay(picture, heat))
+    if heat.max() > 0.5:
+        ax.contour(heat, [0.5], colors="white", linewidths=0.8)

@@ -1,0 +1,94 @@
+"""The picture of an explained photo: its maps, method by method and class by class."""
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flaxvgg.cam.explanation import Flag
+from flaxvgg.cam_photos import FLAG_WORDS, ExplainedPhoto, PhotoMap, shown
+from flaxvgg.plotting.figures import draw_heat, new_figure, overlay
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Everything is placed in inches, so that no text meets another whatever the grid.
+_AREA = 2.1  # of a panel: the square root, in inches
+_LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 0.25, 0.25, 1.15, 0.75, 0.1
+_PER_INCH = 12.5  # characters of the small print
+
+
+def cam_figure(explained: ExplainedPhoto, title: str) -> "Figure":
+    """A row for each method and a column for each class, beside the photo.
+
+    Every map has its own scale, from its lowest value to its highest. The line is half way, the
+    ring at the peak. A map that is not to be trusted is marked.
+    """
+    rows, columns = len(explained.maps), len(next(iter(explained.maps.values())))
+    height, width = explained.pixels.shape[:2]
+    w, h = _AREA * np.sqrt(width / height), _AREA * np.sqrt(height / width)
+    pitch = max(w, 1.5) + _GAP  # narrow photos need room for the classes' names
+    labels = max(map(len, [*explained.maps, "whole network"])) / _PER_INCH + 0.2
+    first = _LEFT + pitch + labels
+    wide = first + columns * pitch + _RIGHT
+    high = _TOP + rows * (h + _GAP) + _BOTTOM
+    figure = new_figure(figsize=(wide, high), dpi=110)
+
+    def panel(x: float, y: float, w: float, h: float) -> "Axes":
+        ax = figure.add_axes((x / wide, 1 - (y + h) / high, w / wide, h / high))
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        return ax
+
+    def write(x: float, y: float, text: str, **kwargs) -> None:
+        kwargs = {"fontsize": 9, "linespacing": 1.1, "parse_math": False} | kwargs
+        figure.text(x / wide, 1 - y / high, text, **kwargs)
+
+    small = {"fontsize": 8, "color": "0.35"}
+    write(_LEFT, 0.3, _wrap(shown(explained.photo), 0.75 * wide, 1), fontsize=12)
+    write(_LEFT, 0.52, _wrap(title, wide - 0.4, 1), **small)
+    panel(_LEFT, _TOP, w, h).imshow(explained.pixels)
+    write(_LEFT, _TOP - 0.08, f"photo, {height}x{width}")
+    for row, (method, maps) in enumerate(explained.maps.items()):
+        y = _TOP + row * (h + _GAP)
+        layers = ", ".join(explained.layers[method]) or "whole network"
+        label = f"{method}\n{_wrap(layers, labels - 0.1, 2)}"
+        write(first - 0.12, y + h / 2, label, ha="right", va="center")
+        for k, found in enumerate(maps):
+            ax = panel(first + k * pitch, y, w, h)
+            _draw(ax, explained.pixels, explained.heatmaps[method][k], found)
+    # The scores of enlarged windows are not the network's.
+    usual = [maps for name, maps in explained.maps.items() if name != "fully_convolutional"]
+    for k, found in enumerate((usual or list(explained.maps.values()))[0]):
+        name = _wrap(found.name or "no class", pitch - _GAP, 2)
+        score = f"\nscore {found.score:.3g}" if np.isfinite(found.score) else ""
+        write(first + k * pitch, _TOP - 0.08, name + score)
+
+    bar = panel(first, high - _BOTTOM + 0.12, max(w, 1.5), 0.12)
+    ramp = np.tile(np.linspace(0, 1, 256), (8, 1))
+    bar.imshow(overlay(np.full((8, 256, 3), 128.0), ramp), extent=(0, 1, 0, 1), aspect="auto")
+    bar.set_xticks([0, 0.5, 1])
+    bar.tick_params(labelsize=8, length=2)
+    note = "each map from its lowest value to its highest; line: half way, ring: the peak"
+    write(_LEFT, high - _BOTTOM + 0.12, _wrap(note, first - _LEFT, 3), va="top", **small)
+    return figure
+
+
+def _draw(ax: "Axes", pixels: np.ndarray, heat: np.ndarray, found: PhotoMap) -> None:
+    draw_heat(ax, pixels, heat if found.peak else np.zeros_like(heat))
+    if found.peak:
+        for colour, size in (("black", 8), ("white", 6)):
+            style = {"markerfacecolor": "none", "markeredgecolor": colour, "markersize": size}
+            ax.plot(*found.peak, "o", clip_on=False, **style)
+    if found.flag != Flag.FINE:
+        box = {"facecolor": "white", "edgecolor": "C3", "boxstyle": "round"}
+        middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
+        y = 0.1 if found.peak else 0.5
+        ax.text(0.5, y, FLAG_WORDS[found.flag], fontsize=9, color="C3", bbox=box, **middle)
+
+
+def _wrap(text: str, inches: float, lines: int) -> str:
+    """The text in so many lines at most, each no longer than so many inches of the small print."""
+    width = max(8, int(inches * _PER_INCH))
+    return textwrap.fill(text, width, max_lines=lines, placeholder=" …")
