@@ -1,15 +1,17 @@
 """Strict everywhere: shapes are checked, implicit promotion is an error, two devices are faked."""
 
 import ctypes
+import gc
 import os
 import sys
+from collections.abc import Iterator
 
 # Two workers on two cores: threads that wait must sleep, and not spin.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 if sys.platform == "linux":
     # glibc hands every large array back to the system, and fresh pages are slow: here it keeps
-    # them. M_TRIM_THRESHOLD and M_MMAP_MAX of mallopt(3).
+    # them until a module ends. M_TRIM_THRESHOLD and M_MMAP_MAX of mallopt(3).
     ctypes.CDLL(None).mallopt(-1, -1)
     ctypes.CDLL(None).mallopt(-4, 0)
 
@@ -19,9 +21,19 @@ os.environ["XLA_FLAGS"] = (
 os.environ["KERAS_BACKEND"] = "jax"
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 install_import_hook("flaxvgg", "beartype.beartype")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freed_memory_goes_back() -> Iterator[None]:
+    """Networks of half a gigabyte each would otherwise add up from module to module."""
+    yield
+    if sys.platform == "linux":
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
