@@ -114,7 +114,7 @@ def compare(
             if output.shape == truth.shape:  # else the error says so already
                 places = np.argwhere((output == 0) != (truth == 0))
                 flips = len(places)
-                scale = _Rounding(parameters, rooms.get(weighted.name, "head"), weighted, norm)
+                scale = Rounding(parameters, rooms.get(weighted.name, "head"), weighted, norm)
                 unit = ROUNDING * float(np.finfo(output.dtype).eps)
                 for place in places[:_LOCATED]:
                     at = tuple(int(i) for i in place)
@@ -146,7 +146,7 @@ def relative_error(output: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(differences)) / size
 
 
-class _Rounding:
+class Rounding:
     """The magnitude that rounding errors of one pre-activation are relative to.
 
     That is sum |w||x| + |b| over its window, carried through the BatchNorm where one follows.

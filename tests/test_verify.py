@@ -246,7 +246,7 @@ def _rounding(layer: Layer, norm: Layer | None = None, seed: int = 0):
         for name in ("scale", "bias", "mean", "var"):
             values = rng.standard_normal(layer.outputs)
             parameters["room", norm.name, name] = abs(values) if name == "var" else values
-    return parameters, verify_module._Rounding(parameters, "room", layer, norm)
+    return parameters, verify_module.Rounding(parameters, "room", layer, norm)
 
 
 @pytest.mark.parametrize("norm", [None, Layer("bn", "batch_norm")], ids=["conv", "conv_bn"])
