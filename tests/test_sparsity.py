@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import flaxvgg
@@ -19,7 +18,7 @@ from flaxvgg.config import Layer, VGGConfig, classifier_layers
 from flaxvgg.model import VGG
 from flaxvgg.provenance import Provenance
 from flaxvgg.sparsity import count_images, measure_sparsity
-from helpers import random_images
+from helpers import random_images, random_model
 
 # The layers that compile quickly.
 measure = partial(measure_sparsity, layers=("pool1", "relu1_1"))
@@ -40,14 +39,7 @@ def _narrow_head(units: int = 16) -> tuple[Layer, ...]:
 
 def _make(seed: int, **kwargs) -> VGG:
     config = VGGConfig("vgg11_bn", _narrow_head())
-    model = VGG(config, precision="default", rngs=nnx.Rngs(seed), **kwargs)
-    rng = np.random.default_rng(seed)
-    for layer in config.layers:  # BatchNorm that does something, biases that are not 0
-        if layer.kind in ("batch_norm", "linear"):
-            stack = model.conv_stack if layer.kind == "batch_norm" else model.head
-            bias = getattr(stack, layer.name).bias
-            bias[...] = jnp.asarray(rng.normal(scale=0.3, size=bias.shape), bias.dtype)
-    return model
+    return random_model(config, seed, precision="default", **kwargs)
 
 
 @pytest.fixture(scope="module")

@@ -24,12 +24,12 @@ from convert.target import convert
 from convert.verify import ROUNDING, Flip, Rounding
 from flaxvgg.config import Layer, VGGConfig
 from flaxvgg.images import load_images
-from flaxvgg.mapping import build, entries, model_arrays
+from flaxvgg.mapping import build, model_arrays
 from flaxvgg.model import VGG
 from flaxvgg.provenance import PREPROCESSING
 from flaxvgg.samples import sample_photos
 from flaxvgg.sparsity import measure_sparsity
-from helpers import REAL_WEIGHTS
+from helpers import REAL_WEIGHTS, random_model
 
 # Keras's own, where it makes NumPy arrays of its variables.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -54,13 +54,7 @@ def real_weights() -> VGG:
 @pytest.fixture(scope="module")
 def random_weights() -> VGG:
     """A whole vgg16 at precision "highest"."""
-    rng = np.random.default_rng(0)
-    config = VGGConfig.classifier("vgg16", num_classes=2)
-    arrays = {}
-    for entry in entries(config):
-        scale = np.sqrt(2 / np.prod(entry.shape[:-1])) if len(entry.shape) > 1 else 0.1
-        arrays[entry.path] = rng.standard_normal(entry.shape, np.float32) * np.float32(scale)
-    return build(config, arrays)
+    return random_model(VGGConfig.classifier("vgg16", num_classes=2))
 
 
 def _photos(count: int, size: tuple[int, int]) -> np.ndarray:

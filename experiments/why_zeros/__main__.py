@@ -31,9 +31,13 @@ def main(
 
 
 def _study(weights: str, out: Path) -> None:
+    from experiments.why_zeros import pictures
+
+    pictures.sources()  # says what to install, before something else fails for the lack of it
+
     from convert.sources import read_source
     from convert.target import convert
-    from experiments.why_zeros import figure, pictures, report, study
+    from experiments.why_zeros import figure, report, study
     from experiments.why_zeros.subject import Effort, Subject
     from flaxvgg.checkpoint import write_atomically
 

@@ -7,6 +7,7 @@ from experiments.why_zeros.subject import Subject, count, spread, zeros
 from experiments.why_zeros.text import Table, percent, spread_of
 
 CLAIM = "The image has too little detail"
+METHOD = "Noise is drawn three times; detail is the mean difference between neighbouring pixels."
 
 BLURS = (2, 4, 8, 16, 32)
 _GREYS = [(level, level, level) for level in (0, 64, 128, 192, 255)]
@@ -73,19 +74,19 @@ def verdict(found: dict) -> str:
     empty = min(grey["mean"], blurred["mean"]) > photos["mean"]
     finer = pool5[texture]["mean"] > photos["mean"] and step[texture] > step["photos"]
     return (
-        f"{'In part' if empty else 'False'}: a uniform grey has {percent(grey['mean'])} zeros, "
+        f"{'In part' if empty else 'False'}: uniform greys have {percent(grey['mean'])} zeros, "
         f"photos blurred beyond recognition {percent(blurred['mean'])}, photos "
         f"{percent(photos['mean'])} (from {100 * photos['min']:.1f} to {percent(photos['max'])}); "
         f"{'but detail alone is not it, ' if finer else ''}{texture} have {textured:.1f} times the "
         f"detail of the photos and {percent(pool5[texture]['mean'])}, pure noise {noisy:.1f} times "
-        f"and {percent(noise['mean'])}; and no image of any kind has fewer than "
-        f"{percent(least['pool5']['min'])} ({least['kind']})."
+        f"and {percent(noise['mean'])}; and none of these images has fewer "
+        f"than {percent(least['pool5']['min'])} ({least['kind']})."
     )
 
 
 def table(found: dict) -> Table:
     """One row a kind of image."""
-    header = ["images", "number", "detail (mean step between pixels)", "zeros in pool5 (range)"]
+    header = ["images", "number", "detail, of 255 levels", "zeros in pool5 (range)"]
     return header, [
         [
             row["kind"],

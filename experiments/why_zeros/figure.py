@@ -69,7 +69,8 @@ def _negatives(ax: "Axes", found: dict) -> str:
     ax.set(xlim=(-5, 5), yticks=[], xlabel="in front of ReLU, standard deviations")
     ax.spines["left"].set_visible(False)
     zero, negative = (sum(row[key] for row in layers) for key in ("zero_after", "negative_before"))
-    return f"yes: {100 * negative / zero:.4g} % of the zeros were"
+    share = negative / zero
+    return f"{'yes' if share > 0.99 else 'in part'}: {100 * share:.4g} % of the zeros were"
 
 
 def _initialisation(ax: "Axes", found: dict) -> str:
@@ -118,7 +119,7 @@ def _detail(ax: "Axes", found: dict) -> str:
     ax.legend(fontsize=9, frameon=False, loc="lower left")
     least = min(min(row["zeros"]) for row in found["kinds"])
     grey, photos = (100 * kinds[kind]["pool5"]["mean"] for kind in ("one grey", "photos"))
-    return f"grey {grey:.0f} %, photos {photos:.0f} %, no image below {100 * least:.0f} %"
+    return f"grey {grey:.0f} %, photos {photos:.0f} %, none below {100 * least:.0f} %"
 
 
 def _size(ax: "Axes", found: dict) -> str:
@@ -136,17 +137,15 @@ def _size(ax: "Axes", found: dict) -> str:
     )  # fmt: skip
     ax.set_xticks(range(len(rows)), names)
     ax.set(ylabel="zeros in pool5, %", xlim=(-0.5, len(rows) - 0.5))
-    shown = " · ".join(f"{100 * row['pool5']['mean']:.0f} %" for row in (first, *larger))
-    return shown
+    enlarged = " and ".join(f"{100 * row['pool5']['mean']:.0f}" for row in larger)
+    return f"photos enlarged: {enlarged} %, only mirrored: {100 * mirror['pool5']['mean']:.0f} %"
 
 
 def _preprocessing(ax: "Axes", found: dict) -> str:
     rows = found["recipes"]
     _photo_dots(ax, [row["zeros"] for row in rows])
-    names = [
-        row["recipe"].replace(" for ", "\nfor ").replace("0 to 1, ", "0 to 1,\n") for row in rows
-    ]
-    names = [name.replace(" subtracted", "") for name in names]
+    names = [row["recipe"].replace(" subtracted", "").replace(", ", ",\n") for row in rows]
+    names = [name.replace(" for ", "\nfor ").replace(" means", "\nmeans") for name in names]
     ax.set_xticks(range(len(rows)), names, fontsize=8.5)
     ax.set(ylabel="zeros in pool5, %", xlim=(-0.5, len(rows) - 0.5))
     changes = [100 * row["more"]["mean"] for row in rows]

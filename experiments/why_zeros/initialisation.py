@@ -11,6 +11,10 @@ from experiments.why_zeros.text import Table, percent, spread_of
 from flaxvgg.model import VGG
 
 CLAIM = "A ReLU network is like that, trained or not"
+METHOD = (
+    "The same photos through networks with other weights; ranges are over seeds. Shuffling leaves "
+    "each filter its bias and the values of its weights, and puts them in random places."
+)
 
 TRAINED = "trained"
 NO_BIASES = "trained, biases set to 0"
@@ -116,10 +120,10 @@ def verdict(found: dict) -> str:
     learned = trained["pool5"]["mean"] > untrained
     change = abs(networks[NO_BIASES]["pool5"]["mean"] - trained["pool5"]["mean"])
     return (
-        f"{'False' if learned else 'True'}: with random weights about half of "
-        f"{found['layers'][relu]} is zero (He {percent(he_['zeros'][relu])}, PyTorch's default "
-        f"{percent(pytorch['zeros'][relu])}), after training {percent(trained['zeros'][relu])}; "
-        f"biases are not the reason (without them pool5 moves by {100 * change:.1f} points), and "
+        f"{'False' if learned else 'True'}: with random weights {percent(he_['zeros'][relu])} of "
+        f"{found['layers'][relu]} are zero (He) or {percent(pytorch['zeros'][relu])} (PyTorch's "
+        f"default), after training {percent(trained['zeros'][relu])}; setting the trained biases "
+        f"to 0 moves pool5 by {100 * change:.1f} points, and "
         "where a random network is zero hardly depends on the photo: channels silent in some "
         f"photos but not in all are {percent(he_['silent_in_some']['mean'])} and "
         f"{percent(pytorch['silent_in_some']['mean'])} of them, against "

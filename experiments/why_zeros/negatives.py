@@ -9,6 +9,10 @@ from experiments.why_zeros.subject import Subject, zeros
 from experiments.why_zeros.text import Table, millions, percent
 
 CLAIM = "The convolution's results are negative there"
+METHOD = (
+    "Counts in front of and behind each ReLU, over all photos; a normal distribution with the "
+    "layer's mean and standard deviation would have the last column below zero."
+)
 
 EDGES = np.linspace(-5, 5, 81)  # of the histograms, in standard deviations; zero is an edge
 

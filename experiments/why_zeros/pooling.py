@@ -6,6 +6,10 @@ from experiments.why_zeros.subject import Subject
 from experiments.why_zeros.text import Table, percent
 
 CLAIM = "Max pooling makes the zeros"
+METHOD = (
+    "Of four independent values, each zero with probability p, all are zero with p^4; “within a "
+    "channel” takes p of each channel in each photo."
+)
 
 
 def all_four_zero(maps: np.ndarray) -> np.ndarray:

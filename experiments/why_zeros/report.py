@@ -13,7 +13,7 @@ make test        # or anything else that makes .venv
 .venv/bin/python -m experiments.why_zeros --out build/why_zeros
 ```
 
-It takes about five minutes on two cores, and writes `results.json` with every number,
+It takes three to five minutes on two cores, and writes `results.json` with every number,
 `why_zeros.png`, and this page. With `--weights` it studies other weights: a checkpoint, a file or a
 name, as `python -m convert` takes them.
 """
@@ -37,6 +37,7 @@ def readme(results: dict[str, Any]) -> str:
         parts += [
             f"## ({letter}) “{explanation.CLAIM}”",
             explanation.verdict(results[letter]),
+            explanation.METHOD,
             markdown(explanation.table(results[letter])),
         ]
     return "\n\n".join(parts) + "\n"

@@ -9,6 +9,10 @@ from experiments.why_zeros.subject import Subject, count, spread, zeros
 from experiments.why_zeros.text import Table, percent, points, spread_of
 
 CLAIM = "The image has the wrong size"
+METHOD = (
+    "Photos are stretched to each size, as their recipe says; “mirrored” continues the photo of "
+    "the first size by its mirror images, so that the image is larger, and nothing in it."
+)
 
 # What a reader counted in pool5 of one image of 375x1242 pixels.
 READER = {"images": "375x1242, a reader's image", "values": 214016, "non_zero": 26721}
@@ -69,8 +73,8 @@ def verdict(found: dict) -> str:
     edge = (
         ""
         if found["inside"] is None
-        else f"; padding with zeros is not it: {percent(found['border'])} of pool5's border and "
-        f"{percent(found['inside'])} of its inside are zero"
+        else f"; of pool5's border, where zeros are padded, {percent(found['border'])} are zero, "
+        f"of its inside {percent(found['inside'])}"
     )
     return (
         f"{'False' if alone < 0.01 else 'In part'}: {percent(first['pool5']['mean'])} at "

@@ -19,7 +19,7 @@ from experiments.why_zeros import (
 from experiments.why_zeros.subject import Subject
 from flaxvgg.console import step
 
-# Each has CLAIM, measure(subject), and verdict(found) and table(found) of what that gave.
+# Each has CLAIM, METHOD, measure(subject), and verdict(found) and table(found) of what that gave.
 EXPLANATIONS: dict[str, ModuleType] = {
     "a": negatives,
     "b": initialisation,
@@ -41,7 +41,6 @@ def run(subject: Subject) -> dict[str, Any]:
         "sha256": provenance.sha256,
         "preprocessing": provenance.preprocessing.name,
         "photos": subject.names,
-        "last_relu": subject.last_relu,
         "map": _map(subject),
     }
     for letter, explanation in EXPLANATIONS.items():
