@@ -48,8 +48,9 @@ the medians over the photos. The error is relative to float64. fc6 is one layer 
 - **Not on a GPU**, where a loop over rows would lose.
 
 On this machine skipping is faster than the dense product at "default" up to
-{_break_even(results["sweep"]):.0%} non-zeros. The convolutions are those of {results["weights"]}; fc6 is random, as torchvision initialises it, which
-changes no time. Made by `python -m experiments.skip_zeros`; all numbers are in results.json.
+{_break_even(results["sweep"]):.0%} non-zeros. The convolutions are those of
+{results["weights"]}; fc6 is random, as torchvision initialises it, which changes no time.
+Made by `python -m experiments.skip_zeros`; all numbers are in results.json.
 """
 
 
