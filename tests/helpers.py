@@ -119,7 +119,8 @@ def random_model(config: VGGConfig, seed: int = 0, **kwargs) -> VGG:
 
 def small_model(precision: str = "default") -> VGG:
     """vgg11's convolutions with random weights; 20 channels of its last one are dead."""
-    model = random_model(VGGConfig.features_only("vgg11", "no head here"), precision=precision)
+    config = VGGConfig.features_only("vgg11", "these weights come without a classifier")
+    model = random_model(config, precision=precision)
     bias = model.conv_stack.conv5_2.bias
     bias[...] = bias[...].at[:20].set(-1e3)
     return model
