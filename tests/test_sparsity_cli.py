@@ -263,5 +263,5 @@ def test_a_report_plots_without_photos(survey):
 def test_titles_say_what_is_partial(survey):
     assert survey.title == "vgg11, random initialisation: 9 photos at 32x64"
     some = dataclasses.replace(survey, left=31)
-    assert some.title == "vgg11, a PyTorch state dict: partial: 9 of 40 photos at 32x64"
+    assert some.title == "vgg11, random initialisation: partial: 9 of 40 photos at 32x64"
     assert some.partial
