@@ -3,13 +3,16 @@ from .cam.explanation import Explanation, Flag
 from .cam.methods import METHODS, explain
 from .checkpoint import CheckpointError, load, save
 from .config import ARCHITECTURES, VGGConfig
-from .heads import fully_convolutional, score_maps, with_gap
+from .datasets import DatasetError, LabelledImages
+from .heads import fully_convolutional, score_maps, with_gap, with_score_map
 from .images import ImageError, find_images, fit_image, load_images, normalise, open_image
 from .mapping import MappingError, from_torch, to_torch
 from .model import VGG, flatten_chw
 from .provenance import PREPROCESSING, Preprocessing, Provenance
 from .sparsity import measure_sparsity
 from .sparsity_report import SparsityReport
+from .training.collapse import Diagnosis, diagnose
+from .training.trainer import Optimisation, Trainer, TrainState
 from .weights import WeightsError
 from .zoo import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 
@@ -22,15 +25,22 @@ __all__ = [
     "PREPROCESSING",
     "VGG",
     "CheckpointError",
+    "DatasetError",
+    "Diagnosis",
     "Explanation",
     "Flag",
     "ImageError",
+    "LabelledImages",
     "MappingError",
+    "Optimisation",
     "Preprocessing",
     "Provenance",
     "SparsityReport",
+    "TrainState",
+    "Trainer",
     "VGGConfig",
     "WeightsError",
+    "diagnose",
     "explain",
     "find_images",
     "fit_image",
@@ -54,4 +64,5 @@ __all__ = [
     "vgg19",
     "vgg19_bn",
     "with_gap",
+    "with_score_map",
 ]

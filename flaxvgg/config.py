@@ -10,6 +10,8 @@ Kind = Literal[
     "conv",
     "batch_norm",
     "relu",
+    "leaky_relu",
+    "shifted_relu",
     "max_pool",
     "avg_pool",
     "global_avg_pool",
@@ -29,6 +31,9 @@ _BLOCKS = {
 }
 _WIDTHS = (64, 128, 256, 512, 512)
 
+# What may stand between a score map's last convolution and its mean.
+LAST_ACTIVATIONS = ("relu", "leaky_relu", "shifted_relu", "none")
+
 ARCHITECTURES = tuple(_BLOCKS) + tuple(f"{arch}_bn" for arch in _BLOCKS)
 POOLED_SIZE = 7  # the classifier sees a 7x7 map, whatever the size of the image
 SMALLEST_IMAGE = 32  # five halvings leave one pixel
@@ -42,7 +47,9 @@ class Layer:
     (`features.28`), or "" where torchvision has no module for it. `inputs` and `outputs` count
     channels. A linear layer with `kernel` 7 reads a flattened 7x7 map of `inputs` channels: behind
     "flatten" it is the classifier's fc6; behind "windows", which flattens every 7x7 window of a
-    map, it is the 7x7 convolution without padding that has the same weights.
+    map, it is the 7x7 convolution without padding that has the same weights. `rate` is dropout's;
+    `eps` and `momentum` are BatchNorm's as PyTorch means them: momentum is the part that a batch
+    has in the running statistics.
     """
 
     name: str
@@ -52,6 +59,8 @@ class Layer:
     outputs: int = 0
     kernel: int = 1
     rate: float = 0.0
+    eps: float = 1e-5
+    momentum: float = 0.1
 
 
 def _conv_layers(arch: str) -> tuple[Layer, ...]:
@@ -130,6 +139,7 @@ class VGGConfig:
         Zhou et al. 2016 (arXiv:1512.04150), who published VGG16 with 1024. In PyTorch the same
         network has `avgpool = AdaptiveAvgPool2d(1)` and `classifier = Linear(channels, classes)`.
         """
+        check_arch(arch)
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, not {num_classes}")
         if channels is not None and channels < 1:
@@ -143,12 +153,61 @@ class VGGConfig:
         )
         if channels is None:
             return cls(arch, head)
-        check_arch(arch)
         at = len(_conv_layers(arch)) - 1  # the place of pool5 in torchvision's `features`
         conv = Layer("conv6", "conv", f"features.{at}", inputs=_WIDTHS[-1], outputs=width, kernel=3)
         return cls(
             arch, (conv, Layer("relu6", "relu", f"features.{at + 1}"), *head), last_pool=False
         )
+
+    @classmethod
+    def score_map(
+        cls,
+        arch: str,
+        *,
+        num_classes: int,
+        channels: int = 1024,
+        last: str = "relu",
+        batch_norm: bool = False,
+        fc: bool = False,
+    ) -> "VGGConfig":
+        """Two convolutions in the place of pool5, one channel for each class, and its mean: no FC.
+
+        3x3 to `channels`, ReLU, 3x3 to `num_classes`, the activation `last` (one of
+        `LAST_ACTIVATIONS`), the mean over space. `batch_norm` puts a BatchNorm with eps 1e-3 and
+        momentum 0, whose running statistics never move, behind both convolutions; `fc` a linear
+        layer from the means to as many scores. In PyTorch the convolutions and activations follow
+        in `features`, then `avgpool = AdaptiveAvgPool2d(1)`, and with `fc` `classifier =
+        Linear(classes, classes)`. With `last="relu"` and no `fc` no score can be negative, and
+        training tends to die: see `flaxvgg.diagnose`.
+        """
+        check_arch(arch)
+        if min(num_classes, channels) < 1:
+            raise ValueError(
+                f"num_classes and channels must be at least 1, not {num_classes} and {channels}"
+            )
+        if last not in LAST_ACTIVATIONS:
+            raise ValueError(f"no activation {last!r}: choose from {', '.join(LAST_ACTIVATIONS)}")
+        head: list[Layer] = []
+        at = len(_conv_layers(arch)) - 1  # the place of pool5 in torchvision's `features`
+
+        def add(name: str, kind: Kind, **options: float) -> None:
+            head.append(Layer(name, kind, f"features.{at + len(head)}", **options))
+
+        inputs = _WIDTHS[-1]
+        for block, outputs, activation in ((6, channels, "relu"), (7, num_classes, last)):
+            add(f"conv{block}", "conv", inputs=inputs, outputs=outputs, kernel=3)
+            if batch_norm:
+                sizes = {"inputs": outputs, "outputs": outputs}
+                add(f"bn{block}", "batch_norm", **sizes, eps=1e-3, momentum=0.0)
+            if activation != "none":
+                add(f"relu{block}", activation)
+            inputs = outputs
+        head.append(Layer("gap", "global_avg_pool", "avgpool"))
+        head.append(Layer("means", "flatten", outputs=num_classes))
+        if fc:
+            sizes = {"inputs": num_classes, "outputs": num_classes}
+            head.append(Layer("fc", "linear", "classifier", **sizes))
+        return cls(arch, (*head, Layer("prob", "softmax")), last_pool=False)
 
     def fully_convolutional(self) -> "VGGConfig":
         """The same parameters, with the classifier applied to every 7x7 window of pool5.
@@ -241,7 +300,8 @@ class VGGConfig:
                 f"this model has no logits: {self.no_head_because}. "
                 "Use model.features(images) or model.gap(images)."
             )
-        return [layer for layer in self.head if layer.kind == "linear"][-1]
+        scoring = ("linear", "flatten")  # a score map's means are its logits
+        return [layer for layer in self.head if layer.kind in scoring and layer.outputs][-1]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value from which `from_json` makes an equal configuration."""

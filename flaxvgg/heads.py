@@ -26,6 +26,40 @@ def with_gap(model: VGG, num_classes: int, *, channels: int | None = None, rngs:
     `classifier = Linear(512, num_classes)`. Raises ValueError for sizes under 1.
     """
     config = VGGConfig.gap(model.config.arch, num_classes=num_classes, channels=channels)
+    return _with_new_head(model, config, rngs)
+
+
+def with_score_map(
+    model: VGG,
+    num_classes: int,
+    *,
+    channels: int = 1024,
+    last: str = "relu",
+    batch_norm: bool = False,
+    fc: bool = False,
+    rngs: nnx.Rngs,
+) -> VGG:
+    """The same convolutions with a score map as head: one channel for each class, and its mean.
+
+    pool5 gives way to a 3x3 convolution to `channels`, ReLU, a 3x3 convolution to `num_classes`,
+    the activation `last` ("relu", "leaky_relu", "shifted_relu": max(x, -1), or "none") and the mean
+    over space; see `VGGConfig.score_map` for `batch_norm` and `fc`. With "none" it is the network
+    of Lin et al. 2014 (Network in Network, arXiv:1312.4400, section 3.2), and without an FC layer
+    channel k of the last map is the class activation map of class k. Raises ValueError for sizes
+    under 1 and for another activation.
+    """
+    config = VGGConfig.score_map(
+        model.config.arch,
+        num_classes=num_classes,
+        channels=channels,
+        last=last,
+        batch_norm=batch_norm,
+        fc=fc,
+    )
+    return _with_new_head(model, config, rngs)
+
+
+def _with_new_head(model: VGG, config: VGGConfig, rngs: nnx.Rngs) -> VGG:
     conv = model.conv_stack.conv1_1
     stack = LayerStack(
         config.head,

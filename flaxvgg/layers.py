@@ -99,16 +99,26 @@ def windows(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n oh ow _"]:
 class BatchNorm(nnx.BatchNorm):
     """`nnx.BatchNorm` with the running statistics of `torch.nn.BatchNorm2d`.
 
-    Two differences: the running variance is the unbiased one, and the number of batches seen is
-    kept, so that a PyTorch state dict survives the way here and back unchanged.
+    Three differences: `momentum` is the part that a batch has in the running statistics, the
+    running variance is the unbiased one, and the number of batches seen is kept, so that a PyTorch
+    state dict survives the way here and back unchanged.
     """
 
-    def __init__(self, features: int, *, dtype, param_dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
         super().__init__(
             features,
             use_running_average=True,
-            momentum=0.9,
-            epsilon=1e-5,
+            momentum=1 - momentum,
+            epsilon=eps,
             dtype=dtype,
             param_dtype=param_dtype,
             use_fast_variance=False,  # E[x^2] - E[x]^2 cancels

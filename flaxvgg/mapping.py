@@ -326,6 +326,7 @@ def from_torch(
     param_dtype: DTypeLike | None = None,
     precision: jax.lax.PrecisionLike = "highest",
     dropout: float = 0.5,
+    config: VGGConfig | None = None,
     provenance: Provenance = Provenance(source="a PyTorch state dict"),
 ) -> VGG:
     """A model with the weights of a torchvision state dict.
@@ -333,10 +334,15 @@ def from_torch(
     `state_dict` maps torchvision's names to tensors or arrays; the number of classes is read from
     it. Parameters keep their dtype, bit for bit, unless `param_dtype` says otherwise. A state dict
     without a classifier, or with the all-NaN classifier of IMAGENET1K_FEATURES, gives a model whose
-    features work and whose logits are refused with the reason. Raises MappingError (a ValueError)
+    features work and whose logits are refused with the reason. A head that names alone do not tell,
+    as a score map's, is given as `config`. Raises MappingError (a ValueError)
     naming every entry that is unexpected, missing, mis-shaped, wrongly typed or not finite.
     """
-    config, left_out = config_for(arch, state_dict, dropout=dropout)
+    left_out: set[str] = set()
+    if config is None:
+        config, left_out = config_for(arch, state_dict, dropout=dropout)
+    elif config.arch != arch:
+        raise ValueError(f"config is of {config.arch}, not of {arch}")
     kept = {name: value for name, value in state_dict.items() if name not in left_out}
     arrays = arrays_from_torch(config, kept, param_dtype)
     return build(

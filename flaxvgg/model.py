@@ -67,7 +67,8 @@ class LayerStack(nnx.Module):
                         **kwargs,
                     )
                 case "batch_norm":
-                    module = BatchNorm(layer.outputs, **kwargs)
+                    options = {"eps": layer.eps, "momentum": layer.momentum}
+                    module = BatchNorm(layer.outputs, **options, **kwargs)
                 case "dropout":
                     # No rngs of its own: under jax.jit a stored stream gives one mask for ever.
                     module = nnx.Dropout(layer.rate, deterministic=True)
@@ -80,6 +81,10 @@ class LayerStack(nnx.Module):
         match layer.kind:
             case "relu":
                 return jax.nn.relu(x)
+            case "leaky_relu":
+                return jax.nn.leaky_relu(x)  # with PyTorch's slope, 0.01
+            case "shifted_relu":
+                return jnp.maximum(x, -1)
             case "max_pool":
                 return max_pool_2x2(x)
             case "avg_pool":

@@ -41,7 +41,7 @@ _FIXED_PASSES[("torchcam", "score_cam")] = 2
 _ONE_CLASS = ("eigen_cam", "full_grad", "score_cam", "ablation_cam", "cam")
 
 
-def network(arch: str, state_dict: StateDict) -> torch.nn.Module:
+def network(arch: str, state_dict: StateDict) -> torchvision.models.VGG:
     """torchvision's network with the same weights."""
     classes = len(state_dict["classifier.6.bias"])
     model = getattr(torchvision.models, arch)(num_classes=classes, init_weights=False)
@@ -51,7 +51,7 @@ def network(arch: str, state_dict: StateDict) -> torch.nn.Module:
 
 
 def cases(
-    model: torch.nn.Module, images: np.ndarray, kept: int, methods: Sequence[str]
+    model: torchvision.models.VGG, images: np.ndarray, kept: int, methods: Sequence[str]
 ) -> Iterator[Case]:
     """What the packages have of the methods, for one class and for 8, at the last ReLU."""
     x = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
@@ -107,13 +107,14 @@ def _with_torchcam(method, model, layer, x: torch.Tensor, classes: int, kept: in
         with method(model, layer, reshape_transform=_first(kept), **named) as cam:
             with torch.inference_mode(not by_gradients):
                 scores = model(x)
-            last = classes - 1
-            return [cam(c, scores, retain_graph=c < last) for c in range(classes)]
+            if classes == 1:
+                return cam(0, scores)
+            return [cam(c, scores, retain_graph=c < classes - 1) for c in range(classes)]
 
     return call
 
 
-def _with_gap(model: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.Module]:
+def _with_gap(model: torchvision.models.VGG) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The same convolutions with global average pooling and one linear layer, and what it pools."""
     gap = torch.nn.Sequential()
     gap.append(model.features).append(torch.nn.AdaptiveAvgPool2d(1)).append(torch.nn.Flatten())

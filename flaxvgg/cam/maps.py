@@ -134,8 +134,7 @@ def _by_weights(
         activations = as_float32(outputs[name])
         match method:
             case "cam":
-                kernel = as_float32(network.parameters(network.output).kernel[...])
-                weights = kernel.T[classes]
+                weights = _class_weights(network, activations.shape[-1])[classes]
             case "score_cam":
                 weights = score_cam_weights(network, images, activations, classes, convention)
             case "ablation_cam":
@@ -145,6 +144,13 @@ def _by_weights(
                 raise ValueError(method)
         maps.append(_weigh(activations, weights))
     return _found(tuple(maps), classes, scores)
+
+
+def _class_weights(network: Network, channels: int) -> Float[Array, "classes c"]:
+    """Each class's weight of each channel that is pooled; of a score map, its own channel's."""
+    if network.config.head_output.kind == "flatten":
+        return jnp.eye(channels)
+    return as_float32(network.parameters(network.output).kernel[...]).T
 
 
 def _eigen_cam(

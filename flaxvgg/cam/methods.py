@@ -108,10 +108,10 @@ def _layers(config: VGGConfig, method: str, layer: str | Sequence[str] | None) -
     pooled = next((i for i, x in enumerate(layers) if x.kind in _POOLED), len(layers))
     maps = layers[:pooled]
     if method == "cam":
-        kinds = [x.kind for x in layers[pooled:]][:3]
-        if kinds != ["global_avg_pool", "flatten", "linear"]:
+        kinds = [x.kind for x in layers[pooled:] if x.kind != "softmax"]
+        if kinds not in (["global_avg_pool", "flatten", "linear"], ["global_avg_pool", "flatten"]):
             raise ValueError(
-                '"cam" needs global average pooling and one linear layer behind it: '
+                '"cam" needs global average pooling and one linear layer or none behind it: '
                 "flaxvgg.with_gap(model, num_classes, rngs=rngs)"
             )
         default = choices = [maps[-1].name]

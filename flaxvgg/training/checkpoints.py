@@ -1,0 +1,149 @@
+"""The states of a run on disk: the last and the best ones, written while training goes on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from flaxvgg.checkpoint import CheckpointError
+from flaxvgg.training.trainer import TrainState
+
+_METRIC = "metric"
+
+
+class Checkpoints:
+    """The states of one run in a folder: the last one, and the `keep` of the highest metric.
+
+    They are written in the background, each whole or not at all: a run that is killed at any moment
+    finds the last one that was finished.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, Any], keep: int):
+        self._run = json.loads(json.dumps(run))
+        policies = ocp.training.preservation_policies
+        self._checkpointer = ocp.training.Checkpointer(
+            folder.absolute(),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(1),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics[_METRIC],
+                        n=keep,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, state: TrainState, data: Any, metric: float | None = None) -> None:
+        """Write the state, and that of the data, as of now. Raises CheckpointError.
+
+        The state is copied before this returns. An error of the previous save is raised too.
+        """
+        step = int(state.step)
+        self.wait()
+        if any(found.step == step for found in self._checkpointer.checkpoints):
+            return
+        metrics = None if metric is None else {_METRIC: metric}
+        told = {"run": self._run, "data": data}
+        try:
+            self._checkpointer.save_async(
+                step, _named(state, np.array), metrics=metrics, custom_metadata=told
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._unwritable(error) from None
+
+    def wait(self) -> None:
+        """Wait until the last state is on disk. Raises CheckpointError where it could not be."""
+        try:
+            self._checkpointer.wait()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._unwritable(error) from None
+
+    def last(self, template: TrainState) -> tuple[TrainState, Any] | None:
+        """The last state and that of its data; None where there is none.
+
+        Raises CheckpointError where it is another network's, or of another run.
+        """
+        found = self._checkpointer.latest
+        return None if found is None else self._read(found.step, template)
+
+    def best(self, template: TrainState) -> TrainState:
+        """The state with the highest metric; the last one where none has any."""
+        found = list(self._checkpointer.checkpoints)
+        rated = [x for x in found if x.metrics]
+        chosen = max(rated, key=lambda x: (x.metrics[_METRIC], x.step)) if rated else found[-1]
+        return self._read(chosen.step, template)[0]
+
+    def close(self) -> None:
+        """Wait for the last save and let go of the folder. Raises CheckpointError as `wait`."""
+        try:
+            self._checkpointer.close()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._unwritable(error) from None
+
+    def _read(self, step: int, template: TrainState) -> tuple[TrainState, Any]:
+        where = f"{self._checkpointer.directory} at step {step}"
+        try:
+            metadata = self._checkpointer.metadata(step)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{where} is damaged: {_first(error)}") from None
+        told = metadata.custom_metadata or {}
+        expected = _named(template, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
+        stored = metadata.metadata
+        problems = [f"{name} is missing" for name in expected if name not in stored]
+        problems += [f"{name} is unexpected" for name in stored if name not in expected]
+        problems += [
+            f"{name} is {tuple(stored[name].shape)}, not {tuple(x.shape)}"
+            for name, x in expected.items()
+            if name in stored and tuple(stored[name].shape) != tuple(x.shape)
+        ]
+        if problems or told.get("run") != self._run:
+            reason = problems[0] if problems else _difference(told.get("run"), self._run)
+            raise CheckpointError(
+                f"{where} is of another run: {reason}; choose another folder, or delete this one"
+            )
+        try:
+            # As NumPy arrays, which JAX adopts.
+            like = _named(template, lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape))
+            arrays = self._checkpointer.load(step, like)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{where} is damaged: {_first(error)}") from None
+        leaves = [jax.numpy.asarray(arrays[name]) for name in expected]
+        return jax.tree.unflatten(jax.tree.structure(template), leaves), told["data"]
+
+    def _unwritable(self, error: Exception) -> CheckpointError:
+        folder = self._checkpointer.directory
+        return CheckpointError(
+            f"no checkpoint could be written to {folder} ({_first(error)}): the last good one is "
+            "as it was; make room and run again"
+        )
+
+
+def _named(state: TrainState, convert) -> dict[str, Any]:
+    """Every array of a state by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): convert(leaf) for path, leaf in leaves}
+
+
+def _difference(stored: Any, run: Mapping[str, Any]) -> str:
+    """The first option that differs."""
+    stored = stored or {}
+    for room, value in run.items():
+        before = stored.get(room)
+        if isinstance(value, dict) and isinstance(before, dict):
+            for name, x in value.items():
+                if before.get(name) != x:
+                    return f"{room}.{name} was {before.get(name)!r}, and is {x!r}"
+        elif before != value:
+            return f"{room} was {before!r}, and is {value!r}"
+    return "its options differ"
+
+
+def _first(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec")[0]

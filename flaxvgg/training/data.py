@@ -1,0 +1,70 @@
+"""The batches of a run through Grain: the same ones in the same order, from any step on."""
+
+import os
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from flaxvgg.datasets import LabelledImages
+from flaxvgg.images import fit_image, open_image
+from flaxvgg.provenance import Preprocessing
+from flaxvgg.training.config import Data
+
+_RATIO = 3 / 4  # the narrowest crop, as in torchvision's RandomResizedCrop
+_AHEAD = 4  # batches that are read before they are asked for
+
+
+def batches(
+    images: LabelledImages, data: Data, recipe: Preprocessing, *, epochs: int, seed: int
+) -> grain.MapDataset:
+    """All batches of a run, by number: {"pixels": (N, H, W, 3) in 8 bits, "labels": (N, K)}.
+
+    Each epoch is shuffled anew; a last batch that is not full is left out. Raises ValueError for
+    fewer images than a batch.
+    """
+    if len(images) < data.batch:
+        raise ValueError(
+            f"{len(images)} images to train on, fewer than a batch: lower batch = {data.batch}"
+        )
+
+    def load(index: int, random: np.random.Generator) -> dict[str, Any]:
+        pixels = _seen(open_image(images.paths[index]), data, recipe, random)
+        return {"pixels": pixels, "labels": images.labels[index]}
+
+    source = grain.MapDataset.range(len(images)).seed(seed).shuffle()
+    # Batches within an epoch, so that each has the same number of them.
+    whole = len(images) // data.batch * data.batch
+    return source.slice(slice(whole)).repeat(epochs).random_map(load).batch(data.batch)
+
+
+def reading(dataset: grain.MapDataset) -> grain.DatasetIterator:
+    """Read batches in threads; the iterator's state is the number of the next one."""
+    options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=_AHEAD)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def _seen(
+    image: Image.Image, data: Data, recipe: Preprocessing, random: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image as it is trained on, this time."""
+    if data.crop < 1:
+        part = _crop(image, data.crop, random)
+        pixels = np.asarray(image.resize(data.size[::-1], Image.Resampling.BILINEAR, part))
+    else:
+        pixels = fit_image(image, data.size, recipe)
+    return pixels[:, ::-1].copy() if data.flip and random.random() < 0.5 else pixels
+
+
+def _crop(
+    image: Image.Image, least: float, random: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """A random part of the image: left, top, right, bottom."""
+    area = random.uniform(least, 1) * image.width * image.height
+    ratio = np.exp(random.uniform(np.log(_RATIO), -np.log(_RATIO)))
+    width = min(image.width, np.sqrt(area * ratio))
+    height = min(image.height, np.sqrt(area / ratio))
+    left, top = random.uniform(0, image.width - width), random.uniform(0, image.height - height)
+    return left, top, left + width, top + height

@@ -1,0 +1,206 @@
+"""A whole run: batches, steps, checkpoints, tests and curves, resumable at any moment."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flaxvgg.checkpoint import save
+from flaxvgg.console import console, errors, step
+from flaxvgg.datasets import LabelledImages, read_labelled
+from flaxvgg.evaluation import mean_average_precision
+from flaxvgg.extraction import map_photos
+from flaxvgg.folders import check_folder, png, write_bytes
+from flaxvgg.images import normalise
+from flaxvgg.model import VGG
+from flaxvgg.plotting.training import curves_figure
+from flaxvgg.training.checkpoints import Checkpoints
+from flaxvgg.training.collapse import diagnose
+from flaxvgg.training.config import Run
+from flaxvgg.training.data import batches, reading
+from flaxvgg.training.log import Log, Row
+from flaxvgg.training.losses import LOSSES
+from flaxvgg.training.trainer import Trainer, TrainState
+
+
+class TrainingError(ValueError):
+    """Training cannot go on: a loss that is not finite, or a network that learns no more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """How a run ended: how many steps of all were done, and the rows of metrics.csv."""
+
+    steps: int
+    of: int
+    rows: list[Row]
+
+
+def read_images(run: Run) -> tuple[LabelledImages, LabelledImages]:
+    """The images to train and to test on. Raises ValueError where they do not fit the run."""
+    train = read_labelled(run.data.train)
+    if run.data.test is None:
+        train, test = train.split(run.data.held_out, run.training.seed)
+    else:
+        test = read_labelled(run.data.test, train.classes)
+    counts = zip(train.classes, train.labels.sum(0), strict=True)
+    empty = [name for name, count in counts if not count]
+    if empty:
+        raise ValueError(f"no image to train on is of class {', '.join(empty)}")
+    if run.training.loss == "softmax" and (train.labels.sum(1) != 1).any():
+        raise ValueError('loss "softmax" needs one label for each image: choose "multilabel"')
+    return train, test
+
+
+def train(
+    load: Callable[[], VGG], run: Run, out: Path, stop: Callable[[], bool] = lambda: False
+) -> Trained:
+    """Train a new head on the model that `load` gives, and write what comes of it into `out`.
+
+    That is checkpoints/ (a run that was killed goes on from the last one and ends in the same
+    parameters, bit for bit on one device), metrics.csv, tensorboard/, curves.png, and, at the end,
+    model/: the best by the test metric, for `flaxvgg.load`. The metric is the mean average
+    precision, with "softmax" the accuracy. `stop` is asked after each step. Raises TrainingError
+    where training cannot go on, with the reason and the cure; ValueError for what does not fit.
+    """
+    check_folder(out)
+    images, test = read_images(run)
+    loaded = load()
+    model = run.model.with_head(loaded, len(images.classes), run.training.seed)
+    model.provenance = dataclasses.replace(
+        loaded.provenance,
+        source=f"{loaded.provenance.source}, trained on {run.data.train.name}",
+        sha256="",
+        classes=images.classes,
+    )
+    dataset = batches(
+        images, run.data, model.preprocessing, epochs=run.epochs, seed=run.training.seed
+    )
+    trainer = Trainer.of(model, run.training, steps=len(dataset))
+    state, iterator = trainer.start(model), reading(dataset)
+    with contextlib.closing(Checkpoints(out / "checkpoints", run.to_json(), run.keep)) as kept:
+        found = kept.last(state)
+        if found is None:
+            _warn(model, run, dataset[0])
+        else:
+            state, position = found
+            iterator.set_state(position)
+            console.print(f"going on behind step {int(state.step)} of {len(dataset)}")
+        with Log(out, int(state.step)) as log:
+            session = _Session(run, trainer, test, iterator, kept, log, len(dataset), stop)
+            state = session.until_stopped(state)
+        write_bytes(out / "curves.png", png(curves_figure(log.rows, metric_name(run))))
+        if int(state.step) == len(dataset):
+            with step("writing") as told:
+                save(trainer.model(kept.best(state)), out / "model")
+                told.append(str(out / "model"))
+    return Trained(int(state.step), len(dataset), log.rows)
+
+
+def metric_name(run: Run) -> str:
+    """What the test metric of a run is called."""
+    return "accuracy" if run.training.loss == "softmax" else "mAP"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Session:
+    """A run from its last checkpoint on."""
+
+    run: Run
+    trainer: Trainer
+    test: LabelledImages
+    batches: Iterator[Mapping[str, Array]]
+    checkpoints: Checkpoints
+    log: Log
+    steps: int
+    stop: Callable[[], bool]
+
+    def until_stopped(self, state: TrainState) -> TrainState:
+        """The state at the end, or where `stop` said so; it is on disk then."""
+        an_epoch = self.steps // self.run.epochs
+        while int(state.step) < self.steps and not self.stop():
+            epoch, done = divmod(int(state.step), an_epoch)
+            with _progress(f"epoch {epoch + 1} of {self.run.epochs}", done, an_epoch) as show:
+                while done < an_epoch and not self.stop():
+                    state, row = self._step(state, epoch)
+                    done += 1
+                    show(done, row["loss"])
+                    if done < an_epoch:
+                        self.log.add(row)
+                        if self.run.every and int(state.step) % self.run.every == 0:
+                            self._save(state)
+            if done == an_epoch:
+                row |= self._tested(state)
+                self.log.add(row)
+                self._save(state, row["test_metric"])
+                console.print(_line(self.run, row), highlight=False)
+        if self.stop():
+            self._save(state)
+        self.checkpoints.wait()
+        return state
+
+    def _step(self, state: TrainState, epoch: int) -> tuple[TrainState, dict[str, float]]:
+        options, trainer = self.run.training, self.trainer
+        batch = next(self.batches)
+        images = normalise(batch["pixels"], trainer.preprocessing)
+        labels = jnp.asarray(batch["labels"])
+        rate = float(trainer.rate(int(state.step) // options.accumulate))
+        state, metrics = trainer.step(state, images, labels)
+        values = {name: float(value) for name, value in metrics.items()}
+        finite = all(map(math.isfinite, values.values()))
+        if not finite or not (values["gradient_norm"] or values["largest_score"]):
+            found = diagnose(trainer.model(state, average=False), images, labels, options.loss)
+            raise TrainingError(f"step {int(state.step)}: {found}. The last checkpoint is kept")
+        at = {"step": int(state.step), "epoch": epoch + 1}
+        return state, {**at, **values, "learning_rate": rate}
+
+    def _tested(self, state: TrainState) -> dict[str, float]:
+        """Loss and metric on the test images."""
+        model, labels = self.trainer.model(state), self.test.labels
+        scores = map_photos(_scores, model, self.test.paths, self.run.data.size, "testing")
+        loss = LOSSES[self.run.training.loss](jnp.asarray(scores), jnp.asarray(labels))
+        if not jnp.isfinite(loss):
+            raise TrainingError(f"the test loss is {loss}: lower the learning rate")
+        metric = mean_average_precision(scores, labels)
+        if self.run.training.loss == "softmax":
+            metric = float((scores.argmax(1) == labels.argmax(1)).mean())
+        return {"test_loss": float(loss), "test_metric": metric}
+
+    def _save(self, state: TrainState, metric: float | None = None) -> None:
+        self.checkpoints.save(state, self.batches.get_state(), metric)
+
+
+@jax.jit
+def _scores(model: VGG, images: Float[Array, "n h w 3"]) -> Float[Array, "n k"]:
+    return model(images).astype(jnp.float32)
+
+
+def _warn(model: VGG, run: Run, batch: Mapping[str, Array]) -> None:
+    """Say beforehand where a network is made to collapse."""
+    images = normalise(batch["pixels"], model.preprocessing)
+    found = diagnose(model, images, batch["labels"], run.training.loss)
+    if found.state != "healthy":
+        errors.print(str(found), style="yellow")
+
+
+def _line(run: Run, row: Mapping[str, float]) -> str:
+    return (
+        f"epoch {row['epoch']:3} of {run.epochs}   loss {row['loss']:.4f}   "
+        f"test loss {row['test_loss']:.4f}   {metric_name(run)} {row['test_metric']:.3f}"
+    )
+
+
+@contextlib.contextmanager
+def _progress(what: str, done: int, of: int) -> Iterator[Callable[[int, float], None]]:
+    """A bar that is told how many steps are done, and the loss."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    loss = TextColumn("loss {task.fields[loss]}")
+    with Progress(*columns, TimeRemainingColumn(), loss, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=of, completed=done, loss="...")
+        yield lambda done, loss: bar.update(task, completed=done, loss=f"{loss:.4f}")

@@ -1,0 +1,251 @@
+"""One step of training as a pure function of a state that can be stored and sharded."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from flaxvgg.cam.network import as_scores
+from flaxvgg.model import VGG, run_layers
+from flaxvgg.provenance import Preprocessing
+from flaxvgg.training.losses import LOSSES
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimisation:
+    """What moves the parameters, and how far.
+
+    `learning_rate` is the head's; the convolutions' is `stack_rate` times that, and at 0 they are
+    frozen, BatchNorm statistics included. `schedule` goes from it to 0 over the run ("cosine") or
+    stays ("constant"), after `warmup` steps from 0. `clip` bounds the global norm of the gradient
+    (0: not at all). `weight_decay` is added to the gradient as PyTorch's SGD and Adam do, and
+    decoupled for "adamw". `accumulate` batches make one step. `average` is the decay of an
+    exponential moving average of the parameters (0: none). `dropout` and the like draw from `seed`.
+    """
+
+    loss: Literal["multilabel", "softmax"] = "multilabel"
+    optimiser: Literal["sgd", "adam", "adamw"] = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.0  # of "sgd"
+    stack_rate: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
+    clip: float = 0.0
+    weight_decay: float = 0.0
+    accumulate: int = 1
+    average: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in {
+            "loss": tuple(LOSSES),
+            "optimiser": ("sgd", "adam", "adamw"),
+            "schedule": ("constant", "cosine"),
+        }.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"no {name} {getattr(self, name)!r}: choose from {', '.join(choices)}"
+                )
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+        for name in ("stack_rate", "clip", "weight_decay", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("momentum", "average"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, not {self.accumulate}")
+
+    def rate(self, steps: int | None) -> Callable[[Any], Any]:
+        """The head's learning rate as a function of the step, for a run of so many `steps`."""
+        if self.schedule == "constant":
+            after = optax.constant_schedule(self.learning_rate)
+        elif steps is None:
+            raise ValueError('schedule "cosine" needs the number of steps')
+        else:
+            after = optax.cosine_decay_schedule(self.learning_rate, max(1, steps - self.warmup))
+        if not self.warmup:
+            return after
+        start = optax.linear_schedule(0.0, self.learning_rate, self.warmup)
+        return optax.join_schedules([start, after], [self.warmup])
+
+    def transformation(self, steps: int | None) -> optax.GradientTransformation:
+        """The optimiser as optax has it, for a run of so many `steps` (batches)."""
+        chain = [optax.clip_by_global_norm(self.clip)] if self.clip else []
+        if self.weight_decay and self.optimiser != "adamw":
+            chain.append(optax.add_decayed_weights(self.weight_decay))
+        if self.optimiser != "sgd":
+            chain.append(optax.scale_by_adam())
+        elif self.momentum:
+            chain.append(optax.trace(self.momentum))
+        if self.weight_decay and self.optimiser == "adamw":
+            chain.append(optax.add_decayed_weights(self.weight_decay))
+        updates = steps if steps is None else max(1, steps // self.accumulate)
+        chain.append(optax.scale_by_learning_rate(self.rate(updates)))
+        if self.stack_rate != 1:
+            chain.append(optax.masked(optax.scale(self.stack_rate), _is_stack))
+        made = optax.chain(*chain)
+        if self.accumulate == 1:
+            return made
+        return optax.MultiSteps(made, self.accumulate).gradient_transformation()
+
+
+def _is_stack(parameters: nnx.State) -> Any:
+    """True for each parameter of the convolutions."""
+
+    def of_path(path: tuple[Any, ...], _: Any) -> bool:
+        return path[0].key == "conv_stack"
+
+    return jax.tree_util.tree_map_with_path(of_path, parameters)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "trained", "kept", "optimiser", "average"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that changes in training, as a pytree: a run goes on from it as if it had never stopped.
+
+    `trained` holds the parameters that the optimiser moves, `kept` frozen parameters and BatchNorm
+    statistics, `average` the moving average of the trained ones or None.
+    """
+
+    step: Int[Array, ""]
+    trained: nnx.State
+    kept: nnx.State
+    optimiser: Any
+    average: nnx.State | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trainer:
+    """A model's structure, a loss and an optimiser: from a state and a batch to the next state.
+
+        trainer = flaxvgg.Trainer.of(model, flaxvgg.Optimisation(learning_rate=1e-3))
+        state = trainer.start(model)
+        state, metrics = trainer.step(state, images, labels)
+        model = trainer.model(state)
+
+    With `after` set to a layer, images are that layer's outputs, computed before once and for all.
+    """
+
+    optimisation: Optimisation
+    structure: nnx.GraphDef
+    preprocessing: Preprocessing
+    transformation: optax.GradientTransformation
+    rate: Callable[[Any], Any]
+    after: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: VGG,
+        optimisation: Optimisation = Optimisation(),
+        *,
+        steps: int | None = None,
+        after: str | None = None,
+    ) -> "Trainer":
+        """A trainer of models like this one, for a run of `steps` batches.
+
+        Raises ValueError for a model without a head, an unknown layer, and where "cosine" is not
+        told the number of steps.
+        """
+        _ = model.config.head_output  # or what it raises
+        after = None if after is None else model.config.resolve(after)
+        inside = {layer.name for layer in model.config.conv_stack}
+        if after in inside and optimisation.stack_rate:
+            raise ValueError(f"the convolutions before {after} cannot be trained from its outputs")
+        structure, _, _ = _split(model, optimisation)
+        updates = steps if steps is None else max(1, steps // optimisation.accumulate)
+        return cls(
+            optimisation,
+            structure,
+            model.preprocessing,
+            optimisation.transformation(steps),
+            optimisation.rate(updates),
+            after,
+        )
+
+    def start(self, model: VGG) -> TrainState:
+        """The state before the first step. The model's arrays are copied: a step donates them."""
+        _, trained, kept = jax.tree.map(jnp.copy, _split(model, self.optimisation))
+        average = jax.tree.map(jnp.copy, trained) if self.optimisation.average else None
+        return TrainState(
+            jnp.zeros((), jnp.int32), trained, kept, self.transformation.init(trained), average
+        )
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def step(
+        self, state: TrainState, images: Float[Array, "n ..."], labels: Float[Array, "n k"]
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        """The next state, and the metrics of the batch: (N, H, W, 3) images and (N, K) labels.
+
+        The old state's memory is used for the new one. Metrics are the `loss` and `gradient_norm`
+        before the step, and `largest_score`, the largest magnitude of a score.
+        """
+        options = self.optimisation
+        key = jax.random.fold_in(jax.random.key(options.seed), state.step)
+
+        def loss_of(trained: nnx.State) -> tuple[Array, tuple[Array, nnx.State]]:
+            kept = jax.tree.map(lambda x: x, state.kept)  # statistics are set inside of this trace
+            model = nnx.merge(self.structure, trained, kept)
+            model.train()
+            if not options.stack_rate:
+                model.conv_stack.eval()
+            scores = self._scores(model, images, key)
+            _, _, kept = _split(model, options)
+            return LOSSES[options.loss](scores, labels), (scores, kept)
+
+        (loss, (scores, kept)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
+        updates, optimiser = self.transformation.update(gradients, state.optimiser, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        average = state.average
+        if average is not None:
+            decay = options.average
+            average = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, average, trained)
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(gradients),
+            "largest_score": abs(scores).max(),
+        }
+        return TrainState(state.step + 1, trained, kept, optimiser, average), metrics
+
+    @partial(jax.jit, static_argnums=0)
+    def scores(self, state: TrainState, images: Float[Array, "n ..."]) -> Float[Array, "n k"]:
+        """The scores (N, K) in evaluation mode, by the moving average where there is one."""
+        return self._scores(self.model(state), images, None)
+
+    def model(self, state: TrainState, *, average: bool = True) -> VGG:
+        """The model in evaluation mode, with the moving average where there is one and wanted.
+
+        It shares the state's arrays, which the next step takes.
+        """
+        trained = state.average if average and state.average is not None else state.trained
+        model = nnx.merge(self.structure, trained, state.kept)
+        model.eval()
+        return model
+
+    def _scores(self, model: VGG, images: Array, key: Array | None) -> Float[Array, "n k"]:
+        output = model.config.head_output.name
+        stacks = model.conv_stack, model.head
+        return as_scores(run_layers(stacks, images, {output}, after=self.after, rngs=key)[output])
+
+
+def _split(model: VGG, options: Optimisation) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The structure, what is trained, and everything else."""
+
+    def is_trained(path: tuple[Any, ...], value: Any) -> bool:
+        moved = path[0] == "head" or options.stack_rate > 0
+        return moved and isinstance(value, nnx.Param)
+
+    structure, trained, kept = nnx.split(model, is_trained, ...)
+    return structure, trained, kept
