@@ -1,7 +1,7 @@
-"""The command line: flaxvgg demo | features | sparsity | cam | info."""
+"""The command line: flaxvgg demo | features | sparsity | cam | train | info."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -205,6 +205,39 @@ def cam(
 
 
 @app.command()
+def train(
+    config: Annotated[
+        Path, typer.Option(help="A TOML file: the images, the weights, how to train.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="The folder for the model, checkpoints and curves.")
+    ] = Path("run"),
+) -> None:
+    """Train a global average pooling head, and the convolutions if wanted, on your own images.
+
+    A run that was stopped or killed goes on from its last checkpoint when it is called again.
+    Ctrl-C stops behind the step and keeps it.
+    """
+    with clear_errors(f"the checkpoints in {out} are as they were"):
+        from flaxvgg.training.config import read_run
+        from flaxvgg.training.run import train as train_run
+
+        run = read_run(config)
+        model = run.model
+
+        def load() -> "VGG":
+            return _load(model.weights, model.arch, dtype=model.dtype, precision=model.precision)
+
+        with stoppable() as stop:
+            trained = train_run(load, run, out, stop.is_set)
+        best = out / "curves.png"
+        console.print(f"look at {best}", style="bold", highlight=False, markup=False)
+        if trained.steps < trained.of:
+            errors.print(f"stopped behind step {trained.steps} of {trained.of}: run it again")
+            raise typer.Exit(130)
+
+
+@app.command()
 def info(
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A checkpoint, to see what it records.")
@@ -233,15 +266,15 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _load(weights: str, arch: str) -> "VGG":
+def _load(weights: str, arch: str, **options: Any) -> "VGG":
     import flaxvgg
     from flaxvgg.checkpoint import is_checkpoint
 
     check_arch(arch)
     with step("loading") as found:
         if is_checkpoint(Path(weights)):
-            model = flaxvgg.load(weights)
+            model = flaxvgg.load(weights, **options)
         else:
-            model = getattr(flaxvgg, arch)(weights=weights)
+            model = getattr(flaxvgg, arch)(weights=weights, **options)
         found += [model.config.arch, model.provenance.source]
     return model

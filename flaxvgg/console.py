@@ -20,7 +20,8 @@ T = TypeVar("T")
 
 console = Console()
 # Packages of the extras: what only some sources, targets and pictures need.
-_OPTIONAL = {"h5py", "matplotlib", "onnx", "onnxruntime", "torch", "torchvision"}
+_OPTIONAL = {"grain", "h5py", "matplotlib", "onnx", "onnxruntime", "pydantic", "tensorboardX"}
+_OPTIONAL |= {"torch", "torchvision"}
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
@@ -49,7 +50,7 @@ def clear_errors(unharmed: str) -> Iterator[None]:
             raise
         errors.print(
             f"error: this needs {error.name}, which is not installed: "
-            "pip install 'flaxvgg[convert,plot]'",
+            "pip install 'flaxvgg[convert,plot,train]'",
             style="red",
         )
         raise typer.Exit(2) from None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def curves_figure(rows: Sequence[Mapping[str, float | None]], metric: str) -> "Figure":
+def curves_figure(rows: Sequence[Mapping[str, float | int | None]], metric: str) -> "Figure":
     """Loss by step beside the gradient's norm and the test metric; `rows` is metrics.csv."""
     figure = new_figure(figsize=(10, 3.4), dpi=110, layout="constrained")
     left, middle, right = figure.subplots(1, 3)

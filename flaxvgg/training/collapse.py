@@ -153,7 +153,7 @@ def _look(
     scores = as_scores(found[output])
     return {
         "loss": value,
-        "gradient_norm": optax.global_norm(gradients),
+        "gradient_norm": optax.tree.norm(gradients),
         "largest_score": abs(scores).max(),
         "zero_scores": (scores == 0).mean(),
         "inactive": {name: 1 - (found[name] > 0).mean() for name in into if name in found},

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-Row = dict[str, float | None]
+Row = dict[str, float | int | None]
 
 _TESTS = ("test_loss", "test_metric")
 _COLUMNS = ("step", "epoch", "loss", "gradient_norm", "largest_score", "learning_rate", *_TESTS)
@@ -35,7 +35,7 @@ class Log:
         self._file.close()
         self._board.close()
 
-    def add(self, row: Mapping[str, float]) -> None:
+    def add(self, row: Mapping[str, float | int]) -> None:
         """Note a step, with a test or without one."""
         full: Row = {name: row.get(name) for name in _COLUMNS}
         self.rows.append(full)
@@ -52,4 +52,10 @@ def read_rows(path: Path) -> list[Row]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if None not in row.values()]
-    return [{name: float(value) if value else None for name, value in row.items()} for row in rows]
+    return [{name: _value(name, text) for name, text in row.items()} for row in rows]
+
+
+def _value(name: str, text: str) -> float | int | None:
+    if not text:
+        return None
+    return int(text) if name in ("step", "epoch") else float(text)

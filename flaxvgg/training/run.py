@@ -8,20 +8,21 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flaxvgg.checkpoint import save
 from flaxvgg.console import console, errors, step
 from flaxvgg.datasets import LabelledImages, read_labelled
-from flaxvgg.evaluation import mean_average_precision
+from flaxvgg.evaluation.classification import mean_average_precision
 from flaxvgg.extraction import map_photos
 from flaxvgg.folders import check_folder, png, write_bytes
 from flaxvgg.images import normalise
 from flaxvgg.model import VGG
 from flaxvgg.plotting.training import curves_figure
 from flaxvgg.training.checkpoints import Checkpoints
-from flaxvgg.training.collapse import diagnose
+from flaxvgg.training.collapse import cannot_be_negative, diagnose
 from flaxvgg.training.config import Run
 from flaxvgg.training.data import batches, reading
 from flaxvgg.training.log import Log, Row
@@ -115,7 +116,7 @@ class _Session:
     run: Run
     trainer: Trainer
     test: LabelledImages
-    batches: Iterator[Mapping[str, Array]]
+    batches: Iterator[Mapping[str, np.ndarray]]
     checkpoints: Checkpoints
     log: Log
     steps: int
@@ -145,7 +146,7 @@ class _Session:
         self.checkpoints.wait()
         return state
 
-    def _step(self, state: TrainState, epoch: int) -> tuple[TrainState, dict[str, float]]:
+    def _step(self, state: TrainState, epoch: int) -> tuple[TrainState, dict[str, float | int]]:
         options, trainer = self.run.training, self.trainer
         batch = next(self.batches)
         images = normalise(batch["pixels"], trainer.preprocessing)
@@ -153,14 +154,19 @@ class _Session:
         rate = float(trainer.rate(int(state.step) // options.accumulate))
         state, metrics = trainer.step(state, images, labels)
         values = {name: float(value) for name, value in metrics.items()}
-        finite = all(map(math.isfinite, values.values()))
-        if not finite or not (values["gradient_norm"] or values["largest_score"]):
-            found = diagnose(trainer.model(state, average=False), images, labels, options.loss)
-            raise TrainingError(f"step {int(state.step)}: {found}. The last checkpoint is kept")
+        where = f"step {int(state.step)}, whose state is not kept"
+        if not all(map(math.isfinite, values.values())):
+            at = f"loss {values['loss']:g}, gradient norm {values['gradient_norm']:g}"
+            raise TrainingError(
+                f"{where}: {at}: lower the learning rate, or bound the gradient (clip)"
+            )
+        if not values["gradient_norm"] and not values["largest_score"]:
+            model = trainer.model(state, average=False)
+            raise TrainingError(f"{where}: {diagnose(model, images, labels, options.loss)}")
         at = {"step": int(state.step), "epoch": epoch + 1}
         return state, {**at, **values, "learning_rate": rate}
 
-    def _tested(self, state: TrainState) -> dict[str, float]:
+    def _tested(self, state: TrainState) -> dict[str, float | int]:
         """Loss and metric on the test images."""
         model, labels = self.trainer.model(state), self.test.labels
         scores = map_photos(_scores, model, self.test.paths, self.run.data.size, "testing")
@@ -181,15 +187,15 @@ def _scores(model: VGG, images: Float[Array, "n h w 3"]) -> Float[Array, "n k"]:
     return model(images).astype(jnp.float32)
 
 
-def _warn(model: VGG, run: Run, batch: Mapping[str, Array]) -> None:
+def _warn(model: VGG, run: Run, batch: Mapping[str, np.ndarray]) -> None:
     """Say beforehand where a network is made to collapse."""
-    images = normalise(batch["pixels"], model.preprocessing)
-    found = diagnose(model, images, batch["labels"], run.training.loss)
-    if found.state != "healthy":
+    if cannot_be_negative(model.config):
+        images = normalise(batch["pixels"], model.preprocessing)
+        found = diagnose(model, images, batch["labels"], run.training.loss)
         errors.print(str(found), style="yellow")
 
 
-def _line(run: Run, row: Mapping[str, float]) -> str:
+def _line(run: Run, row: Mapping[str, float | int]) -> str:
     return (
         f"epoch {row['epoch']:3} of {run.epochs}   loss {row['loss']:.4f}   "
         f"test loss {row['test_loss']:.4f}   {metric_name(run)} {row['test_metric']:.3f}"

@@ -1,0 +1,176 @@
+"""Images with labels: folders, CSV files, Pascal VOC; and what is said of broken ones."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flaxvgg.datasets import (
+    VOC_CLASSES,
+    DatasetError,
+    image_folder,
+    label_file,
+    pascal_voc,
+    read_labelled,
+)
+
+
+def _image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 32)).save(path)
+    return path
+
+
+def test_each_folder_is_a_class(tmp_path):
+    dog = _image(tmp_path / "dog" / "deep" / "a.png")
+    cats = [_image(tmp_path / "cat" / name) for name in ("a.jpg", "b.jpg")]
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "notes.txt").write_text("no image")
+    found = image_folder(tmp_path)
+    assert found.classes == ("cat", "dog")
+    assert found.paths == (*cats, dog)
+    np.testing.assert_array_equal(found.labels, [[1, 0], [1, 0], [0, 1]])
+    assert found.labels.dtype == np.float32
+    assert found.boxes is None
+    renumbered = image_folder(tmp_path, ("dog", "cow", "cat"))
+    np.testing.assert_array_equal(renumbered.labels, [[0, 0, 1], [0, 0, 1], [1, 0, 0]])
+
+
+def test_every_bad_folder_is_named(tmp_path):
+    _image(tmp_path / "cat" / "a.jpg")
+    (tmp_path / "dog").mkdir()
+    _image(tmp_path / "cta" / "a.jpg")
+    with pytest.raises(DatasetError, match="2 problems") as error:
+        image_folder(tmp_path, ("cat", "dog"))
+    assert "class dog is empty" in str(error.value)
+    assert "'cta' is none of the classes: did you mean cat?" in str(error.value)
+    with pytest.raises(DatasetError, match="no such folder"):
+        image_folder(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match="no folders in it"):
+        image_folder(tmp_path / "cat")
+
+
+def test_a_csv_file_gives_many_labels_or_none(tmp_path):
+    for name in ("a.png", "sub/b.png", "c.png"):
+        _image(tmp_path / name)
+    table = tmp_path / "labels.csv"
+    # As a spreadsheet writes it: with a mark of the encoding, and a column of its own.
+    table.write_text(
+        "image,labels,by\na.png,cat; dog,me\nsub/b.png,,me\nc.png,dog,me\n", "utf-8-sig"
+    )
+    found = label_file(table)
+    assert found.classes == ("cat", "dog")
+    assert found.paths == tuple(tmp_path / name for name in ("a.png", "sub/b.png", "c.png"))
+    np.testing.assert_array_equal(found.labels, [[1, 1], [0, 0], [0, 1]])
+    assert read_labelled(table).classes == found.classes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the first line must be image,labels, not nothing"),
+        ("file,label\na.png,cat\n", "not file, label"),
+        ("image,labels\n", "no images in it"),
+        ("image,labels\na.png,\n", "no labels in it"),
+        ("image,labels\na.png,cat\na.png,dog\n", "line 3: a.png for the second time"),
+        ("image,labels\nb.png,cat\na.png,cat\n../c.png,cat\n", "line 2: b.png is missing"),
+        ("\xff\xfe".encode("latin-1"), "no CSV file"),
+    ],
+)
+def test_a_bad_csv_file_says_which_line(tmp_path, text, said):
+    _image(tmp_path / "a.png")
+    table = tmp_path / "labels.csv"
+    table.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DatasetError, match=said):
+        label_file(table)
+
+
+def test_unknown_labels_and_long_lists_stay_readable(tmp_path):
+    rows = "".join(f"{i}.png,cat\n" for i in range(30))
+    table = tmp_path / "labels.csv"
+    table.write_text("image,labels\n" + rows)
+    with pytest.raises(DatasetError, match="30 problems") as error:
+        label_file(table)
+    assert str(error.value).count("is missing") == 10
+    assert "and 20 more" in str(error.value)
+    assert len(error.value.problems) == 30
+    _image(tmp_path / "0.png")
+    table.write_text("image,labels\n0.png,cta\n")
+    with pytest.raises(
+        DatasetError, match="line 2: 'cta' is none of the classes: did you mean cat"
+    ):
+        label_file(table, ("cat", "dog"))
+
+
+def _annotation(*objects: tuple[str, str, tuple[float, ...]]) -> str:
+    names = ("xmin", "ymin", "xmax", "ymax")
+    body = "".join(
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>"
+        + "".join(f"<{n}>{x}</{n}>" for n, x in zip(names, box, strict=True))
+        + "</bndbox></object>"
+        for name, difficult, box in objects
+    )
+    return f"<annotation>{body}</annotation>"
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Two images in the layout of VOCdevkit/VOC2007."""
+    for name, objects in {
+        "000001": [("dog", "0", (1, 2, 20, 30)), ("dog", "0", (5.6, 2, 40, 32))],
+        "000002": [("cat", "1", (1, 1, 5, 5)), ("person", "0", (3, 3, 9, 9))],
+    }.items():
+        _image(tmp_path / "JPEGImages" / f"{name}.jpg")
+        (tmp_path / "Annotations").mkdir(exist_ok=True)
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(_annotation(*objects))
+    sets = tmp_path / "ImageSets" / "Main"
+    sets.mkdir(parents=True)
+    (sets / "trainval.txt").write_text("000001\n000002\n")
+    (sets / "test.txt").write_text("000002\n000003\n")
+    return tmp_path
+
+
+def test_pascal_voc_as_it_is_published(voc):
+    found = read_labelled(voc)
+    dog, cat, person = (VOC_CLASSES.index(name) for name in ("dog", "cat", "person"))
+    assert found.labels.shape == (2, 20)
+    assert found.labels.sum() == 2
+    assert found.labels[0, dog] == found.labels[1, person] == 1
+    assert found.labels[1, cat] == 0  # difficult
+    # Counted from 0, the right and bottom no more part of it; older annotations have fractions.
+    assert found.boxes == ({dog: ((0, 1, 20, 30), (5, 1, 40, 32))}, {person: ((2, 2, 9, 9),)})
+    with pytest.raises(DatasetError, match="2 problems") as error:
+        pascal_voc(voc, "test")
+    assert "JPEGImages/000003.jpg is missing" in str(error.value)
+    with pytest.raises(DatasetError, match=r"no ImageSets/Main/val\.txt"):
+        pascal_voc(voc, "val")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<annotation><object>", "no element found"),
+        (_annotation(("unicorn", "0", (1, 1, 2, 2))), "'unicorn' is none of the classes"),
+        (_annotation(("dog", "0", (1, 1, 2, "nan"))), "NaN"),
+    ],
+)
+def test_a_broken_annotation_is_named(voc, text, said):
+    (voc / "Annotations" / "000002.xml").write_text(text)
+    with pytest.raises(DatasetError, match=r"Annotations/000002.xml: .*" + said):
+        pascal_voc(voc)
+
+
+def test_held_out_images_are_drawn_class_by_class(tmp_path):
+    for name, count in {"cat": 10, "dog": 5, "owl": 1}.items():
+        for i in range(count):
+            _image(tmp_path / name / f"{i}.png")
+    found = image_folder(tmp_path)
+    train, test = found.split(0.2)
+    assert set(train.paths) | set(test.paths) == set(found.paths)
+    assert not set(train.paths) & set(test.paths)
+    np.testing.assert_array_equal(test.labels.sum(0), [2, 1, 0])
+    assert found.split(0.2)[1].paths == test.paths
+    assert found.split(0.2, seed=1)[1].paths != test.paths
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        found.split(1.0)
+    with pytest.raises(ValueError, match="too few images"):
+        found.of(np.array([15])).split(0.5)
