@@ -96,17 +96,17 @@ def pxap(
     """
     maps = _heatmaps(heatmaps)
     objects = _masks(masks, maps.shape, "masks")
-    counted = np.ones_like(objects)
+    others = ~objects
     if ignore is not None:
-        counted = ~_masks(ignore, maps.shape, "ignore") | objects
+        others &= ~_masks(ignore, maps.shape, "ignore")
     if not objects.any():
         raise ValueError("masks are false everywhere: there is no object to find")
     # 1 has a step of its own.
     steps = np.append(_THRESHOLDS, [1, 2])
     found = np.zeros((2, len(_THRESHOLDS) + 1))
-    for heatmap, mask, counts in zip(maps, objects, counted, strict=True):
+    for heatmap, *parts in zip(maps, objects, others, strict=True):
         values = heatmap.astype(np.float64)
-        found += [np.histogram(values[part], steps)[0] for part in (mask, counts & ~mask)]
+        found += [np.histogram(values[part], steps)[0] for part in parts]
     hits, misses = found[:, ::-1]
     shown = np.cumsum(hits + misses)
     precision = np.cumsum(hits) / np.maximum(shown, 1)
