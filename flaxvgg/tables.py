@@ -41,7 +41,8 @@ def model_facts(model: VGG) -> dict[str, str]:
     if not config.head:
         classes = f"no logits: {config.no_head_because}"
     elif model.classes:
-        classes = f"{len(model.classes)}: {', '.join(model.classes[:3])} ..."
+        more = " ..." if len(model.classes) > 5 else ""
+        classes = f"{len(model.classes)}: {', '.join(model.classes[:5])}{more}"
     else:
         classes = f"{config.num_classes}, without names"
     return {

@@ -50,6 +50,8 @@ def full_grad(
     total = jnp.zeros(images.shape[:3], jnp.float32)
     for term in terms:
         sizes = scale(jnp.moveaxis(jnp.abs(term), -1, 1), eps, axes)
-        enlarged = resize(sizes, images.shape[1:3], align_corners=convention.full_grad_corners)
-        total = total + enlarged.sum(axis=1)
+        # Resizing is linear, so the channels are added up first: one map is enlarged, and not 512.
+        summed = sizes.sum(axis=1, keepdims=True)
+        enlarged = resize(summed, images.shape[1:3], align_corners=convention.full_grad_corners)
+        total = total + enlarged[:, 0]
     return total
