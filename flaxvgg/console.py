@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -41,8 +42,9 @@ def step(what: str) -> Iterator[list[str]]:
 def clear_errors(unharmed: str) -> Iterator[None]:
     """Turn bad input into one line and exit code 2, Ctrl-C into exit code 130.
 
-    `unharmed` says what was left as it was.
+    `unharmed` says what was left as it was. What Orbax logs of the same error is not shown.
     """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         yield
     except ModuleNotFoundError as error:

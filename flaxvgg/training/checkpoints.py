@@ -96,6 +96,8 @@ class Checkpoints:
         told = metadata.custom_metadata or {}
         expected = _named(template, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
         stored = metadata.metadata
+        if stored is None:  # which is what Orbax makes of a table of contents that it cannot read
+            raise CheckpointError(f"{where} is damaged: delete that folder, and run again")
         problems = [f"{name} is missing" for name in expected if name not in stored]
         problems += [f"{name} is unexpected" for name in stored if name not in expected]
         problems += [

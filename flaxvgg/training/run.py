@@ -151,7 +151,7 @@ class _Session:
         batch = next(self.batches)
         images = normalise(batch["pixels"], trainer.preprocessing)
         labels = jnp.asarray(batch["labels"])
-        rate = float(trainer.rate(int(state.step) // options.accumulate))
+        rate = trainer.learning_rate(int(state.step))
         state, metrics = trainer.step(state, images, labels)
         values = {name: float(value) for name, value in metrics.items()}
         where = f"step {int(state.step)}, whose state is not kept"

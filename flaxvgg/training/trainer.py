@@ -64,20 +64,21 @@ class Optimisation:
             raise ValueError(f"accumulate must be at least 1, not {self.accumulate}")
 
     def rate(self, steps: int | None) -> Callable[[Any], Any]:
-        """The head's learning rate as a function of the step, for a run of so many `steps`."""
+        """The head's learning rate by the optimiser's step, for a run of so many batches."""
         if self.schedule == "constant":
             after = optax.constant_schedule(self.learning_rate)
         elif steps is None:
             raise ValueError('schedule "cosine" needs the number of steps')
         else:
-            after = optax.cosine_decay_schedule(self.learning_rate, max(1, steps - self.warmup))
+            updates = steps // self.accumulate - self.warmup
+            after = optax.cosine_decay_schedule(self.learning_rate, max(1, updates))
         if not self.warmup:
             return after
         start = optax.linear_schedule(0.0, self.learning_rate, self.warmup)
         return optax.join_schedules([start, after], [self.warmup])
 
     def transformation(self, steps: int | None) -> optax.GradientTransformation:
-        """The optimiser as optax has it, for a run of so many `steps` (batches)."""
+        """The optimiser as optax has it, for a run of so many batches."""
         chain = [optax.clip_by_global_norm(self.clip)] if self.clip else []
         if self.weight_decay and self.optimiser != "adamw":
             chain.append(optax.add_decayed_weights(self.weight_decay))
@@ -87,8 +88,7 @@ class Optimisation:
             chain.append(optax.trace(self.momentum))
         if self.weight_decay and self.optimiser == "adamw":
             chain.append(optax.add_decayed_weights(self.weight_decay))
-        updates = steps if steps is None else max(1, steps // self.accumulate)
-        chain.append(optax.scale_by_learning_rate(self.rate(updates)))
+        chain.append(optax.scale_by_learning_rate(self.rate(steps)))
         if self.stack_rate != 1:
             chain.append(optax.masked(optax.scale(self.stack_rate), _is_stack))
         made = optax.chain(*chain)
@@ -126,7 +126,7 @@ class TrainState:
     average: PyTree | None
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Trainer:
     """A model's structure, a loss and an optimiser: from a state and a batch to the next state.
 
@@ -136,13 +136,13 @@ class Trainer:
         model = trainer.model(state)
 
     With `after` set to a layer, images are that layer's outputs, computed before once and for all.
+    Trainers of the same models and options are equal, and what was compiled for one serves another.
     """
 
     optimisation: Optimisation
     structure: nnx.GraphDef
     preprocessing: Preprocessing
-    transformation: optax.GradientTransformation
-    rate: Callable[[Any], Any]
+    steps: int | None = None
     after: str | None = None
 
     @classmethod
@@ -165,15 +165,18 @@ class Trainer:
         if after in inside and optimisation.stack_rate:
             raise ValueError(f"the convolutions before {after} cannot be trained from its outputs")
         structure, _, _ = _split(model, optimisation)
-        updates = steps if steps is None else max(1, steps // optimisation.accumulate)
-        return cls(
-            optimisation,
-            structure,
-            model.preprocessing,
-            optimisation.transformation(steps),
-            optimisation.rate(updates),
-            after,
-        )
+        trainer = cls(optimisation, structure, model.preprocessing, steps, after)
+        trainer.learning_rate(0)  # or what it raises
+        return trainer
+
+    def learning_rate(self, step: int) -> float:
+        """The head's learning rate at a step, which counts batches."""
+        return float(self.optimisation.rate(self.steps)(step // self.optimisation.accumulate))
+
+    @property
+    def transformation(self) -> optax.GradientTransformation:
+        """The optimiser as optax has it."""
+        return self.optimisation.transformation(self.steps)
 
     def start(self, model: VGG) -> TrainState:
         """The state before the first step. The model's arrays are copied: a step donates them."""
