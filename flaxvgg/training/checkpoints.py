@@ -76,9 +76,9 @@ class Checkpoints:
     def best(self, template: TrainState) -> TrainState:
         """The state with the highest metric; the last one where none has any."""
         found = list(self._checkpointer.checkpoints)
-        rated = [x for x in found if x.metrics]
-        chosen = max(rated, key=lambda x: (x.metrics[_METRIC], x.step)) if rated else found[-1]
-        return self._read(chosen.step, template)[0]
+        # Of equal ones the later; one that was not tested only where none was.
+        ranks = [((x.metrics or {}).get(_METRIC, -np.inf), x.step) for x in found]
+        return self._read(max(ranks)[1], template)[0]
 
     def close(self) -> None:
         """Wait for the last save and let go of the folder. Raises CheckpointError as `wait`."""

@@ -127,6 +127,7 @@ class _Session:
         an_epoch = self.steps // self.run.epochs
         while int(state.step) < self.steps and not self.stop():
             epoch, done = divmod(int(state.step), an_epoch)
+            row: dict[str, float | int] = {}
             with _progress(f"epoch {epoch + 1} of {self.run.epochs}", done, an_epoch) as show:
                 while done < an_epoch and not self.stop():
                     state, row = self._step(state, epoch)
