@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flaxvgg.config import SMALLEST_IMAGE, check_arch
-from flaxvgg.console import clear_errors, console, errors, step, stoppable
+from flaxvgg.console import clear_errors, console, errors, keep_compiled, step, stoppable
 
 if TYPE_CHECKING:
     from flaxvgg.model import VGG
@@ -18,6 +18,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+@app.callback()
+def prepare() -> None:
+    keep_compiled()
+
 
 _Weights = Annotated[
     str,

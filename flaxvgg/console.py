@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import hashlib
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
@@ -62,6 +64,21 @@ def clear_errors(unharmed: str) -> Iterator[None]:
     except KeyboardInterrupt:
         errors.print(f"interrupted: {unharmed}")
         raise typer.Exit(130) from None
+
+
+def keep_compiled() -> None:
+    """Keep XLA's programs from one command to the next, in JAX's persistent compilation cache.
+
+    Under XDG_CACHE_HOME (~/.cache), a folder for each kind of processor, since a program made for
+    one may not run on another. Who sets JAX_COMPILATION_CACHE_DIR has said where, and who sets
+    JAX_ENABLE_COMPILATION_CACHE=false has none. To be called before JAX is imported.
+    """
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        lines = [line for line in file if line.startswith(("flags", "Features"))]
+        kind = hashlib.sha256("".join(lines[:1]).encode()).hexdigest()[:8]
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "flaxvgg" / f"xla-{kind}"))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
 """The command line as a user meets it: features, demo, info, and what it says to bad input."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -166,5 +169,34 @@ def test_parse_size():
 def test_help_names_every_command():
     result = run("--help")
     assert result.exit_code == 0
-    commands = ("features", "demo", "sparsity", "cam", "info")
+    commands = ("features", "demo", "sparsity", "cam", "train", "info")
     assert all(command in result.stdout for command in commands)
+
+
+_COMPILE = """
+import sys
+from flaxvgg.console import keep_compiled
+keep_compiled()
+import jax
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x * 3 + 1)(2.0)
+sys.stdout.write("hit" if "/jax/compilation_cache/cache_hits" in events else "miss")
+"""
+
+
+def test_the_command_line_keeps_what_it_compiled(tmp_path):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment = kept | {"XDG_CACHE_HOME": str(tmp_path)}
+
+    def compiled(**extra: str) -> str:
+        command = [sys.executable, "-c", _COMPILE]
+        return subprocess.check_output(command, env=environment | extra, text=True)
+
+    assert [compiled(), compiled()] == ["miss", "hit"]
+    (folder,) = (tmp_path / "flaxvgg").iterdir()
+    assert folder.name.startswith("xla-")
+    elsewhere = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}
+    assert compiled(**elsewhere) == "miss"
+    assert compiled(JAX_ENABLE_COMPILATION_CACHE="false") == "miss"
