@@ -11,20 +11,23 @@ direct convolution 2.7e-7 to 2.8e-7. The price is time: on two cores the whole s
 PyTorch's; of 16, they take as long as of 8.
 
 Only float32 at precision "highest" is blocked, and only on a CPU; everything else goes straight to
-XLA, on NVIDIA to cuDNN and cuBLAS.
+XLA, on NVIDIA to cuDNN and cuBLAS. The derivatives of a float32 convolution at "default" are
+Winograd's on a CPU (`winograd.py`).
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
+
+from flaxvgg import winograd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,38 +64,70 @@ def conv_general_dilated(
     *,
     precision: Any = None,
     **kwargs: Any,
-) -> Float[Array, "n h w o"]:
+) -> Float[Array, "n oh ow o"]:
     """`jax.lax.conv_general_dilated` on NHWC maps without groups, as `nnx.Conv` calls it."""
     if not isinstance(padding, str):
         padding = tuple(map(tuple, padding))
     settings = {"window_strides": window_strides, "padding": padding, "precision": precision}
     call = Product(lax.conv_general_dilated, tuple((settings | kwargs).items()))
-    if not is_blocked(precision, lhs, rhs) or lhs.shape[-1] % _CHANNELS:
-        return call(lhs, rhs)
-    return _compiled(lhs, rhs, call, _in_blocks)
+    if is_blocked(precision, lhs, rhs):
+        return call(lhs, rhs) if lhs.shape[-1] % _CHANNELS else _compiled(lhs, rhs, call, _BLOCKED)
+    ones = ("window_strides", "lhs_dilation", "rhs_dilation")
+    plain = all(set(dict(call.settings).get(name) or (1,)) == {1} for name in ones)
+    if plain and rhs.shape[:2] == (3, 3) and padding == ((1, 1), (1, 1)):
+        by_input, by_kernel = winograd.gains(lhs, rhs)
+        if by_kernel:
+            faster = OnCPU(_plain, _by_input if by_input else _plain, _by_kernel)
+            return _compiled(lhs, rhs, call, faster)
+    return call(lhs, rhs)
 
 
-_InBlocks = Callable[[Product, Array, Array], Array]
+_Function = Callable[[Product, Array, Array], Array]
+
+
+class OnCPU(NamedTuple):
+    """How a CPU computes a product, and the terms of its derivative by the input and the kernel."""
+
+    value: _Function
+    by_input: _Function
+    by_kernel: _Function
+
+
+def _plain(call: Product, x: Array, kernel: Array) -> Array:
+    return call(x, kernel)
+
+
+def _by_input(_: Product, dx: Array, kernel: Array) -> Array:
+    return winograd.by_input(dx, kernel)
+
+
+def _by_kernel(_: Product, x: Array, dkernel: Array) -> Array:
+    return winograd.by_kernel(x, dkernel)
+
+
+def _run(function: _Function, call: Product, x: Array, kernel: Array) -> Array:
+    if function is _plain:
+        return call(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=partial(function, call), default=call)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _exact(x: Array, kernel: Array, call: Product, in_blocks: _InBlocks) -> Array:
-    return lax.platform_dependent(x, kernel, cpu=partial(in_blocks, call), default=call)
+def _product(x: Array, kernel: Array, call: Product, on_cpu: OnCPU) -> Array:
+    return _run(on_cpu.value, call, x, kernel)
 
 
-@partial(_exact.defjvp, symbolic_zeros=True)
-def _exact_jvp(call, in_blocks, primals, tangents):
-    # The derivative is XLA's own: a loop would keep its every step for the backward pass.
+@partial(_product.defjvp, symbolic_zeros=True)
+def _product_jvp(call, on_cpu, primals, tangents):
     (x, kernel), (dx, dkernel) = primals, tangents
     terms = []
     if not isinstance(dx, SymbolicZero):
-        terms.append(call(dx, kernel))
+        terms.append(_run(on_cpu.by_input, call, dx, kernel))
     if not isinstance(dkernel, SymbolicZero):
-        terms.append(call(x, dkernel))
-    return _exact(x, kernel, call, in_blocks), sum(terms[1:], terms[0])
+        terms.append(_run(on_cpu.by_kernel, call, x, dkernel))
+    return _product(x, kernel, call, on_cpu), sum(terms[1:], terms[0])
 
 
-_compiled = jax.jit(_exact, static_argnums=(2, 3))
+_compiled = jax.jit(_product, static_argnums=(2, 3))
 
 
 def _in_blocks(call: Product, x: Array, kernel: Array) -> Array:
@@ -117,6 +152,10 @@ def _summed(call: Callable[[Array, Array], Array], x: Array, kernel: Array, size
     return lax.fori_loop(1, channels // size, lambda i, total: total + block(i), block(0))
 
 
+# Its derivative is XLA's own: a loop would keep its every step for the backward pass.
+_BLOCKED = OnCPU(_in_blocks, _plain, _plain)
+
+
 def dot_general(
     lhs: Float[Array, "*n k"], rhs: Float[Array, "k o"], dimension_numbers: Any, **kwargs: Any
 ) -> Float[Array, "*n o"]:
@@ -125,7 +164,7 @@ def dot_general(
     call = Product(lax.dot_general, tuple(settings.items()))
     if not is_blocked(kwargs.get("precision"), lhs, rhs) or lhs.shape[-1] % _ROWS:
         return call(lhs, rhs)
-    return _compiled(lhs, rhs, call, _dot_in_blocks)
+    return _compiled(lhs, rhs, call, OnCPU(_dot_in_blocks, _plain, _plain))
 
 
 def _dot_in_blocks(call: Product, x: Array, kernel: Array) -> Array:

@@ -199,4 +199,3 @@ def test_the_command_line_keeps_what_it_compiled(tmp_path):
     assert folder.name.startswith("xla-")
     elsewhere = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}
     assert compiled(**elsewhere) == "miss"
-    assert compiled(JAX_ENABLE_COMPILATION_CACHE="false") == "miss"

@@ -208,6 +208,13 @@ def _progress(what: str, done: int, of: int) -> Iterator[Callable[[int, float], 
     """A bar that is told how many steps are done, and the loss."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     loss = TextColumn("loss {task.fields[loss]}")
-    with Progress(*columns, TimeRemainingColumn(), loss, console=console, transient=True) as bar:
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        loss,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
         task = bar.add_task(what, total=of, completed=done, loss="...")
         yield lambda done, loss: bar.update(task, completed=done, loss=f"{loss:.4f}")
