@@ -42,15 +42,15 @@ def fit_gap(
     labels: Float[np.ndarray, "n classes"],
     *,
     steps: int = 500,
-    decay: float = 1e-3,
+    decay: float = 1e-4,
 ) -> VGG:
     """`flaxvgg.with_gap`, its linear layer fitted by logistic regression, a class at a time.
 
-    The pooled features are standardised, and the weights brought back to what they were.
+    It is fitted to centred and scaled features, and the weights brought back to what they were.
     """
     pooled = features.mean(axis=(1, 2))
-    mean, deviation = pooled.mean(axis=0), pooled.std(axis=0)
-    deviation = deviation + 1e-3 * pooled.std()  # some channels are zero on every image
+    # Scaled by the channel's own deviation alone, nearly silent channels would be loud.
+    mean, deviation = pooled.mean(axis=0), pooled.std(axis=0) + pooled.std()
     x, y = jnp.asarray((pooled - mean) / deviation), jnp.asarray(labels)
 
     def loss(weights: tuple[Array, Array]) -> Array:

@@ -67,6 +67,10 @@ TRAINING_BACKGROUNDS = (
     Crop("grass.png", (0, 0, 512, 512)),
     Crop("text.png", (0, 0, 448, 172)),
     Crop("camera.png", (0, 0, 512, 512)),
+    # What is around some of the things: it is there without them, too.
+    Crop("coffee.png", (485, 0, 600, 400)),
+    Crop("rocket.jpg", (400, 0, 640, 427)),
+    Crop("china.jpg", (370, 0, 640, 427)),
 )
 TEST_BACKGROUNDS = (
     Crop("gravel.png", (0, 0, 512, 512)),
