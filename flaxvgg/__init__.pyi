@@ -3,6 +3,15 @@ from .cam.explanation import Explanation, Flag
 from .cam.methods import METHODS, explain
 from .checkpoint import CheckpointError, load, save
 from .config import ARCHITECTURES, VGGConfig
+from .evaluation.classification import average_precision, mean_average_precision
+from .evaluation.faithfulness import average_drop, average_increase, deletion, insertion
+from .evaluation.localisation import (
+    centre_gaussian,
+    max_box_acc,
+    max_box_acc_v2,
+    pointing_game,
+    pxap,
+)
 from .heads import fully_convolutional, score_maps, with_gap
 from .images import ImageError, find_images, fit_image, load_images, normalise, open_image
 from .mapping import MappingError, from_torch, to_torch
@@ -32,17 +41,28 @@ __all__ = [
     "SparsityReport",
     "VGGConfig",
     "WeightsError",
+    "average_drop",
+    "average_increase",
+    "average_precision",
+    "centre_gaussian",
+    "deletion",
     "explain",
     "find_images",
     "fit_image",
     "flatten_chw",
     "from_torch",
     "fully_convolutional",
+    "insertion",
     "load",
     "load_images",
+    "max_box_acc",
+    "max_box_acc_v2",
+    "mean_average_precision",
     "measure_sparsity",
     "normalise",
     "open_image",
+    "pointing_game",
+    "pxap",
     "save",
     "score_maps",
     "to_torch",
