@@ -115,11 +115,10 @@ The classifier is the one of {weights}. Only the linear layer behind GAP was
 fitted here, by logistic regression. """
 _TEST = """\
 The data is small: each of {count} classes is **one thing in one photo**
-({objects}), cut in two. The parts for training are laid, at {training} places, sizes and
-tints, on four backgrounds, two, one or none in an image. Heads are told which things an image
-shows, never where.
+({objects}), cut in two. The parts for training are laid on backgrounds, two, one or none in
+each of {training} images. Heads are told which things an image shows, never where.
 
-The test is {scenes} scenes of two of the other parts on four other backgrounds; no pixel was in the
+The test is {scenes} scenes of two of the other parts on other backgrounds; no pixel was in the
 training. The two objects of a scene have the highest scores in
 {by_classifier} of the cases with the classifier and in {by_gap} with GAP. As the things are still
 those of the training, this shows whether a map tells known things apart and finds them, and nothing

@@ -55,7 +55,7 @@ def fit_gap(
 
     def loss(weights: tuple[Array, Array]) -> Array:
         kernel, bias = weights
-        misses = optax.sigmoid_binary_cross_entropy(x @ kernel + bias, y).mean()
+        misses = optax.sigmoid_binary_cross_entropy(x @ kernel + bias[None], y).mean()
         return misses + decay * (kernel**2).sum()
 
     start = jnp.zeros((x.shape[1], y.shape[1])), jnp.zeros(y.shape[1])

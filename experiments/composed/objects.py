@@ -45,8 +45,8 @@ _MOTORCYCLE = (
     Crop("motorcycle_left.png", (95, 60, 365, 430)),
     Crop("motorcycle_right.png", (355, 60, 660, 450)),
 )
-# Too slim for halves: its upper and its lower part.
-_ROCKET = Crop("rocket.jpg", (262, 115, 384, 265)), Crop("rocket.jpg", (262, 265, 384, 427))
+# Too slim for halves: its lower and its upper part.
+_ROCKET = Crop("rocket.jpg", (270, 260, 376, 427)), Crop("rocket.jpg", (270, 112, 376, 260))
 
 OBJECTS = (
     Object("astronaut", *_halves("astronaut.png", (85, 10, 345, 380), 230)),

@@ -17,7 +17,7 @@ from flaxvgg.images import fit_image
 from flaxvgg.provenance import Preprocessing
 
 _EMPTY = 0.15  # of the training images show no object
-_SMALLEST = 0.3  # of the image's side, in the direction in which an object is tighter
+_SMALLEST = 0.4  # of the image's side, in the direction in which an object is tighter
 _PHOTOS = {  # whole objects, where they are in whole photos
     "motorcycle": Crop("motorcycle_right.png", (95, 50, 660, 485)),
     "pagoda": Crop("china.jpg", (75, 15, 395, 385)),

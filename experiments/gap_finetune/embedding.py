@@ -39,7 +39,7 @@ def embed(found: Run, effort: Effort) -> SampleHead:
 def _photos(gap: VGG, size: int) -> dict[str, dict[str, Any]]:
     """What the head says to the whole photos: of each the first class, and its probability."""
     recipe, found = gap.preprocessing, {}
-    for photo in dict.fromkeys(item.training.photo for item in OBJECTS):
+    for photo in sorted({item.training.photo for item in OBJECTS}):
         pixels = fit_image(open_photo(photo), (size, size), recipe)
         logits = np.asarray(_logits(gap, normalise(pixels[None], recipe)), np.float64)[0]
         top = int(logits.argmax())

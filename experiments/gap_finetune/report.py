@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.composed.objects import TEST_BACKGROUNDS, TRAINING_BACKGROUNDS
 from experiments.gap_finetune.study import (
     AIMS,
     EIGEN,
@@ -46,6 +47,7 @@ def readme(results: Results) -> str:
         weights=results["weights"],
         arch=results["arch"],
         table=table(results),
+        answer="Not as well as it should." if missed else "Yes.",
         verdict="Missed: " + "; ".join(missed) + "." if missed else held,
         tuning=_tuning(results),
         classes=", ".join(results["classes"]),
@@ -56,6 +58,8 @@ def readme(results: Results) -> str:
         eigen=_percent(methods[EIGEN]["pointing_game"]["mean"]),
         random=_percent(methods[RANDOM]["pointing_game"]["mean"]),
         gaussian=_percent(methods[GAUSSIAN]["pointing_game"]["mean"]),
+        grounds=len(TRAINING_BACKGROUNDS),
+        other_grounds=len(TEST_BACKGROUNDS),
         **{name: effort[name] for name in ("training", "tests", "size", "steps", "batch")},
     )
 
@@ -102,21 +106,19 @@ def _line(cells: Sequence[str]) -> str:
 _PAGE = """\
 # Does VGG16 with GAP and one linear layer learn, and do its maps find things?
 
-> Global average pooling in the classifier's place, fine-tuned: is that enough for a CAM?
-
 ```sh
 python -m experiments.gap_finetune        # needs the environment that `make test` makes
 ```
 
-Yes: one linear layer on frozen convolutions, fitted in seconds to images whose classes are known
-and places are not, is enough here. Its peak lies on the object asked for in {first} of
+{answer} One linear layer on frozen convolutions was fitted, in seconds, to images whose classes are
+known and places are not. The peak of its map lies on the object asked for in {first} of
 {questions} questions such as "where is the cat?", against {eigen} for Eigen-CAM, which knows no
 class, {random} for a head that was not fitted, and {gaussian} for the middle of the image.
 
 {table}
 
-Mean ± standard deviation over {seeds} seeds, each with its own training and test images.
-{verdict}
+Mean ± standard deviation over {seeds} seeds, each with its own training and test images. What is
+not fitted, such as the decay and the learning rate, was chosen on another seed. {verdict}
 
 ![Test scenes with boxes, the CAM of each object, and Eigen-CAM](gap_finetune.png)
 
@@ -129,18 +131,18 @@ Then the last block of convolutions and the head are trained together for {steps
 
 {count} classes ({classes}), each
 **one thing in one photo** that scikit-image or scikit-learn carries, on the {arch} convolutions of
-{weights}. Every thing is cut in two. One part is laid on four backgrounds for
-{training} training images of {size} px, with no, one or two things; the other part on four other
-backgrounds for {tests} test images of two things. Train and test share no pixel, of things or of
-backgrounds, but a test thing is the other part of a training thing. So this shows that a map tells
-known things apart and finds them, and says nothing about how well it does on new ones.
+{weights}. Every thing is cut in two. One part is laid on {grounds} backgrounds for
+{training} training images of {size} px, with no, one or two things; the other part on
+{other_grounds} others for {tests} test images of two things. Train and test share no pixel, of
+things or of backgrounds, but a test thing is the other part of a training thing. So this shows that
+a map tells known things apart and finds them, and nothing about how well it does on new ones.
 
 - Mean average precision asks whether the scores name what is in an image.
 - The pointing game (Zhang et al. 2016) asks whether a map's peak is in the box of its object, with
   no tolerance.
 - MaxBoxAccV2 (Choe et al. 2020) asks whether a box around what is hot has an IoU of at least 0.3,
   0.5 and 0.7 with the object's, and takes the mean, each at its best threshold. The maps have 7x7
-  places, of 32 px each, for things of some 60 to 200 px.
+  places of 32 px.
 
 The head of the first seed comes with flaxvgg: see [its card](../../flaxvgg/sample_head.md). This
 command writes both; they go into the package by hand.

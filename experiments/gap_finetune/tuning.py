@@ -60,10 +60,7 @@ def make_step(
         value, gradient = jax.value_and_grad(loss)(state.parameters, batch)
         updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
-        return State(parameters, optimiser_state), {
-            "loss": value,
-            "gradient_norm": optax.global_norm(gradient),
-        }
+        return State(parameters, optimiser_state), {"loss": value}
 
     return State(trained, optimiser.init(trained)), step, model_of
 
