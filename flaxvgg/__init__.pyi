@@ -18,6 +18,7 @@ from .images import ImageError, find_images, fit_image, load_images, normalise, 
 from .mapping import MappingError, from_torch, to_torch
 from .model import VGG, flatten_chw
 from .provenance import PREPROCESSING, Preprocessing, Provenance
+from .sample_head import with_sample_head
 from .sparsity import measure_sparsity
 from .sparsity_report import SparsityReport
 from .training.collapse import Diagnosis, diagnose
@@ -84,5 +85,6 @@ __all__ = [
     "vgg19",
     "vgg19_bn",
     "with_gap",
+    "with_sample_head",
     "with_score_map",
 ]
