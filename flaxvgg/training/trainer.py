@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from flaxvgg.cam.network import as_scores
 from flaxvgg.model import VGG, run_layers
@@ -97,7 +97,7 @@ class Optimisation:
         return optax.MultiSteps(made, self.accumulate).gradient_transformation()
 
 
-def _is_stack(parameters: nnx.State) -> Any:
+def _is_stack(parameters: PyTree) -> Any:
     """True for each parameter of the convolutions."""
 
     def of_path(path: tuple[Any, ...], _: Any) -> bool:
@@ -120,10 +120,10 @@ class TrainState:
     """
 
     step: Int[Array, ""]
-    trained: nnx.State
-    kept: nnx.State
+    trained: PyTree
+    kept: PyTree
     optimiser: Any
-    average: nnx.State | None
+    average: PyTree | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,7 +195,7 @@ class Trainer:
         options = self.optimisation
         key = jax.random.fold_in(jax.random.key(options.seed), state.step)
 
-        def loss_of(trained: nnx.State) -> tuple[Array, tuple[Array, nnx.State]]:
+        def loss_of(trained: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
             kept = jax.tree.map(lambda x: x, state.kept)  # statistics are set inside of this trace
             model = nnx.merge(self.structure, trained, kept)
             model.train()
@@ -206,15 +206,17 @@ class Trainer:
             return LOSSES[options.loss](scores, labels), (scores, kept)
 
         (loss, (scores, kept)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
-        updates, optimiser = self.transformation.update(gradients, state.optimiser, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
+        with jax.numpy_dtype_promotion("standard"):  # which optax builds upon
+            found = self.transformation.update(gradients, state.optimiser, state.trained)
+            updates, optimiser = found
+            trained = optax.apply_updates(state.trained, updates)
         average = state.average
         if average is not None:
             decay = options.average
             average = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, average, trained)
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "largest_score": abs(scores).max(),
         }
         return TrainState(state.step + 1, trained, kept, optimiser, average), metrics
@@ -240,7 +242,7 @@ class Trainer:
         return as_scores(run_layers(stacks, images, {output}, after=self.after, rngs=key)[output])
 
 
-def _split(model: VGG, options: Optimisation) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+def _split(model: VGG, options: Optimisation) -> tuple[nnx.GraphDef, PyTree, PyTree]:
     """The structure, what is trained, and everything else."""
 
     def is_trained(path: tuple[Any, ...], value: Any) -> bool:
