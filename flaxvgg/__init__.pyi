@@ -4,11 +4,21 @@ from .cam.methods import METHODS, explain
 from .checkpoint import CheckpointError, load, save
 from .config import ARCHITECTURES, VGGConfig
 from .datasets import DatasetError, LabelledImages
+from .evaluation.classification import average_precision, mean_average_precision
+from .evaluation.faithfulness import average_drop, average_increase, deletion, insertion
+from .evaluation.localisation import (
+    centre_gaussian,
+    max_box_acc,
+    max_box_acc_v2,
+    pointing_game,
+    pxap,
+)
 from .heads import fully_convolutional, score_maps, with_gap, with_score_map
 from .images import ImageError, find_images, fit_image, load_images, normalise, open_image
 from .mapping import MappingError, from_torch, to_torch
 from .model import VGG, flatten_chw
 from .provenance import PREPROCESSING, Preprocessing, Provenance
+from .sample_head import with_sample_head
 from .sparsity import measure_sparsity
 from .sparsity_report import SparsityReport
 from .training.collapse import Diagnosis, diagnose
@@ -40,6 +50,11 @@ __all__ = [
     "Trainer",
     "VGGConfig",
     "WeightsError",
+    "average_drop",
+    "average_increase",
+    "average_precision",
+    "centre_gaussian",
+    "deletion",
     "diagnose",
     "explain",
     "find_images",
@@ -47,11 +62,17 @@ __all__ = [
     "flatten_chw",
     "from_torch",
     "fully_convolutional",
+    "insertion",
     "load",
     "load_images",
+    "max_box_acc",
+    "max_box_acc_v2",
+    "mean_average_precision",
     "measure_sparsity",
     "normalise",
     "open_image",
+    "pointing_game",
+    "pxap",
     "save",
     "score_maps",
     "to_torch",
@@ -64,5 +85,6 @@ __all__ = [
     "vgg19",
     "vgg19_bn",
     "with_gap",
+    "with_sample_head",
     "with_score_map",
 ]

@@ -1,6 +1,5 @@
 """The demonstration: a few photos through the network, and what can be seen of it."""
 
-import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from flaxvgg.extraction import map_photos, save_npz
 from flaxvgg.folders import check_folder, png, write_bytes
 from flaxvgg.images import find_images, load_pixels
 from flaxvgg.model import VGG
-from flaxvgg.plotting.demo import demo_figure
+from flaxvgg.plotting.demo import Maps, demo_figure
+from flaxvgg.sample_head import packaged_head, with_sample_head
 from flaxvgg.samples import sample_photos
 from flaxvgg.sparsity import count_images, total_counts
 from flaxvgg.survey import zeros_by_photo
@@ -36,15 +36,19 @@ def run_demo(
     model = load()
     out.mkdir(parents=True, exist_ok=True)
     names = [path.stem for path in paths]
+    sampled = not model.config.head and not packaged_head().misfit(model)
+    if sampled:
+        model = with_sample_head(model)
     with step("looking at") as found:
-        seen = map_photos(_look, model, paths, size, "photos")
+        look = _look_for_classes if sampled else _look
+        seen = map_photos(look, model, paths, size, "photos")
         found.append(f"{len(paths)} photos at {size[0]}x{size[1]}")
     counts = {layer: seen["counts"][layer] for layer in _counted(model)}
     zeros = zeros_by_photo(counts)
     title = f"{model.config.arch}, {model.provenance.source}"
     console.print(sparsity_table(total_counts(model, counts), zeros, title))
     with step("writing") as found:
-        kept = {name: seen[name] for name in ("pool5", "gap")}
+        kept = {model.config.resolve("features"): seen["features"], "gap": seen["gap"]}
         save_npz(out / "features.npz", kept | {"photos": np.array([str(path) for path in paths])})
         by_photo = {
             layer: dict(zip(names, map(float, z), strict=True)) for layer, z in zeros.items()
@@ -53,8 +57,11 @@ def run_demo(
         write_bytes(out / "zeros.json", text.encode())
         pictures = [load_pixels(path, size, model.preprocessing) for path in paths]
         middle, last = _mapped(model)
-        alike, cams = (middle, seen["middle"]), (last, seen["cams"])
-        figure = demo_figure(names, pictures, alike, cams, zeros, title)
+        maps = [Maps(f"Eigen-CAM\n({last})", seen["eigen"])]
+        if sampled:
+            titles = _answers(seen["logits"], model.classes)
+            maps.append(Maps("CAM\n(sample head)", seen["cams"], titles))
+        figure = demo_figure(names, pictures, (middle, seen["middle"]), maps, zeros, title)
         write_bytes(out / "demo.png", png(figure))
         found += ["features.npz", "zeros.json", "demo.png"]
     console.print(f"look at {out / 'demo.png'}", style="bold", highlight=False, soft_wrap=True)
@@ -62,14 +69,27 @@ def run_demo(
 
 def _look(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, Any]:
     middle, last = _mapped(model)
-    taps = model.activations(images, [middle, "pool5"])
+    taps = model.activations(images, [middle, "features"])
     return {
         "counts": count_images(model, images, _counted(model)),  # the same pass: XLA runs it once
         "middle": taps[middle],
-        "cams": explain(model, images, method="eigen_cam", layer=last).heatmaps()[:, 0],
-        "pool5": taps["pool5"],
-        "gap": taps["pool5"].mean(axis=(1, 2)),
+        "eigen": explain(model, images, method="eigen_cam", layer=last).heatmaps()[:, 0],
+        "features": taps["features"],
+        "gap": taps["features"].mean(axis=(1, 2)),
     }
+
+
+def _look_for_classes(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, Any]:
+    """With the sample head: where the evidence for the likeliest class is, too."""
+    # grad-cam's convention shows nothing where there is evidence against the class.
+    found = explain(model, images, method="cam", convention="grad-cam")
+    return _look(model, images) | {"cams": found.heatmaps()[:, 0], "logits": model(images)}
+
+
+def _answers(logits: Float[np.ndarray, "n classes"], names: Sequence[str]) -> list[str]:
+    """The likeliest class of each photo and its probability, of which all may be low."""
+    tops = [(row.max(), names[row.argmax()]) for row in logits.astype(np.float64)]
+    return [f"{name} {1 / (1 + np.exp(-top)):.2f}" for top, name in tops]
 
 
 def _counted(model: VGG) -> list[str]:
@@ -79,5 +99,5 @@ def _counted(model: VGG) -> list[str]:
 
 def _mapped(model: VGG) -> tuple[str, str]:
     """The last activations of blocks 4 and 5: relu4_3 and relu5_3 in vgg16."""
-    before_pool = {name: before for before, name in itertools.pairwise(_counted(model))}
-    return before_pool["pool4"], before_pool["pool5"]
+    last = {name[len("relu")]: name for name in _counted(model) if name.startswith("relu")}
+    return last["4"], last["5"]

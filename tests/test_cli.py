@@ -6,14 +6,16 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from typer.testing import CliRunner
 
 import flaxvgg
 from convert.__main__ import app as convert
 from flaxvgg.cli import app, parse_size
+from flaxvgg.plotting.demo import demo_figure
 from flaxvgg.samples import sample_photos
-from helpers import REAL_WEIGHTS
+from helpers import REAL_WEIGHTS, small_model
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,44 @@ def test_demo(tmp_path, weights, photos):
         for i, path in enumerate(arrays["photos"]):
             name = path.rpartition("/")[2].partition(".")[0]
             assert zeros["pool5"][name] == pytest.approx((arrays["pool5"][i] == 0).mean())
+
+
+@pytest.fixture
+def maps(monkeypatch):
+    """The rows of heat maps that the demo draws."""
+    found = []
+
+    def draw(names, pictures, alike, maps, zeros, title):
+        found.extend(maps)
+        return demo_figure(names, pictures, alike, maps, zeros, title)
+
+    monkeypatch.setattr("flaxvgg.demo.demo_figure", draw)
+    return found
+
+
+def test_demo_names_what_is_in_photos_that_the_sample_head_knows(tmp_path, weights, photos, maps):
+    result = run("demo", photos, "--weights", weights, "--out", tmp_path / "demo")
+    assert result.exit_code == 0, result.output
+    eigen, cams = maps
+    assert eigen.label == "Eigen-CAM\n(relu5_3)"
+    assert [title.split()[0] for title in cams.titles] == ["astronaut", "cat", "cup"]
+    assert all(float(title.split()[1]) > 0.5 for title in cams.titles)
+    assert cams.heats.shape == (3, 224, 224)
+    assert cams.heats.max() == 1
+
+
+def test_demo_of_a_gap_network_without_pool5(tmp_path, photos, maps):
+    path = tmp_path / "gap.safetensors"
+    model = flaxvgg.with_gap(small_model(), 3, channels=16, rngs=nnx.Rngs(0))
+    flaxvgg.save(model, path)
+    out = tmp_path / "demo"
+    result = run("demo", photos, "--weights", path, "--size", "64x64", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert [row.label for row in maps] == ["Eigen-CAM\n(relu5_2)"]  # the head is not the sample one
+    with np.load(out / "features.npz") as arrays:
+        assert set(arrays) == {"relu6", "gap", "photos"}
+        assert arrays["relu6"].shape == (3, 4, 4, 16)
+        np.testing.assert_allclose(arrays["gap"], arrays["relu6"].mean((1, 2)), rtol=1e-4)
 
 
 def test_info(weights):

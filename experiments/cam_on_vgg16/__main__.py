@@ -45,6 +45,7 @@ def _compare(weights: str, arch: str, out: Path) -> None:
     from convert.sources import read_source
     from convert.target import convert
     from experiments.cam_on_vgg16 import figure, report, study
+    from experiments.composed.picture import to_png
     from flaxvgg.checkpoint import write_atomically
 
     if out.exists() and not out.is_dir():
@@ -61,7 +62,7 @@ def _compare(weights: str, arch: str, out: Path) -> None:
         results, shown = study.run(
             model, study.Effort(), lambda name, done: progress.update(tasks[name], completed=done)
         )
-    picture = figure.to_png(figure.draw(shown))
+    picture = to_png(figure.draw(shown))
     page = report.readme(results)
     out.mkdir(parents=True, exist_ok=True)
     for name, data in {

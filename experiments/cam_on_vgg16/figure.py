@@ -1,15 +1,13 @@
 """The picture: for each object of a few scenes, every method's map over the image."""
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from experiments.cam_on_vgg16.methods import METHODS
-from experiments.cam_on_vgg16.scenes import OBJECTS, Box
 from experiments.cam_on_vgg16.study import Seen
+from experiments.composed.objects import OBJECTS, Box
 from flaxvgg.plotting.figures import new_figure
 
 if TYPE_CHECKING:
@@ -94,12 +92,3 @@ def _mark(axis, one: Seen, method: str) -> None:
     axis.plot(*peak, color="black", markersize=11, markeredgewidth=4, **style)
     colour = _RIGHT if hit else _WRONG
     axis.plot(*peak, color=colour, markersize=11, markeredgewidth=2, **style)
-
-
-def to_png(figure: "Figure") -> bytes:
-    """The figure with 256 colours, which is a third of the size and looks the same."""
-    full, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(full, format="png")
-    image = Image.open(full).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
-    return small.getvalue()

@@ -114,14 +114,14 @@ _GAP_FITTED = """\
 The classifier is the one of {weights}. Only the linear layer behind GAP was
 fitted here, by logistic regression. """
 _TEST = """\
-The data is small: each of {count} classes is **one object of one photo**
-({objects}), cut out and pasted over
-four textures at {training} places, sizes and tints, one object or none in an image. Heads are told
-which object an image shows, never where.
+The data is small: each of {count} classes is **one thing in one photo**
+({objects}), cut in two. The parts for training are laid, at {training} places, sizes and
+tints, on four backgrounds, two, one or none in an image. Heads are told which things an image
+shows, never where.
 
-The test is {scenes} scenes of two objects, on three other textures and at other sizes, the
-motorcycle as a second camera saw it. The two objects of a scene have the highest scores in
-{by_classifier} of the cases with the classifier and in {by_gap} with GAP. As the objects are those
-of the training, this shows whether a map tells known things apart and finds them, and nothing about
-how well VGG16 does on new ones.
+The test is {scenes} scenes of two of the other parts on four other backgrounds; no pixel was in the
+training. The two objects of a scene have the highest scores in
+{by_classifier} of the cases with the classifier and in {by_gap} with GAP. As the things are still
+those of the training, this shows whether a map tells known things apart and finds them, and nothing
+about how well VGG16 does on new ones.
 """

@@ -8,10 +8,13 @@ import jax
 import numpy as np
 
 import flaxvgg
-from experiments.cam_on_vgg16 import costs, scenes
-from experiments.cam_on_vgg16.fitting import features_of, fit_classifier, fit_gap
+from experiments.cam_on_vgg16 import costs
+from experiments.cam_on_vgg16.fitting import fit_classifier
 from experiments.cam_on_vgg16.methods import METHODS, Networks, heat_at, peak
-from experiments.cam_on_vgg16.scenes import OBJECTS, Scenes
+from experiments.composed import scenes
+from experiments.composed.fitting import features_of, fit_gap
+from experiments.composed.objects import OBJECTS, Box
+from experiments.composed.scenes import Scenes
 from flaxvgg.model import VGG
 
 _BATCH = 2
@@ -72,7 +75,7 @@ class Seen:
 
     pixels: np.ndarray
     object: int
-    boxes: Mapping[int, scenes.Box]
+    boxes: Mapping[int, Box]
     heats: Mapping[str, np.ndarray]
     peaks: Mapping[str, tuple[int, int] | None]
     score: float

@@ -64,7 +64,7 @@ def explain(
         raise ValueError(f"images must have shape (N, H, W, 3), not {images.shape}")
     if not len(images):
         raise ValueError("no images: the batch is empty")
-    _check_evaluating(model)
+    check_evaluating(model)
     layers = _layers(config, method, layer)
     if config.head or method != "eigen_cam":
         classes = _classes(classes, len(images), config.head_output.outputs)
@@ -132,7 +132,7 @@ def _layers(config: VGGConfig, method: str, layer: str | Sequence[str] | None) -
     return resolved
 
 
-def _check_evaluating(model: VGG) -> None:
+def check_evaluating(model: VGG) -> None:
     """Raise ValueError in training mode, in which an image's scores depend on chance or batch."""
     for stack in (model.conv_stack, model.head):
         for layer in stack.layers:

@@ -1,7 +1,7 @@
 """The picture of the demonstration."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -10,6 +10,14 @@ from flaxvgg.plotting.figures import draw_heat, enlarge, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+class Maps(NamedTuple):
+    """A row of the picture: what the maps are, one for each photo in [0, 1], and their titles."""
+
+    label: str
+    heats: Float[np.ndarray, "n h w"]
+    titles: Sequence[str] = ()
 
 
 def components_rgb(features: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w 3"]:
@@ -32,19 +40,22 @@ def demo_figure(
     names: Sequence[str],
     pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
     alike: tuple[str, Float[np.ndarray, "n y x c"]],
-    cams: tuple[str, Float[np.ndarray, "n h w"]],
+    maps: Sequence[Maps],
     zeros: Mapping[str, Float[np.ndarray, " n"]],
     title: str,
 ) -> "Figure":
-    """Photos, what their features have in common, where they differ most, and how many are zero.
+    """Photos, what their features have in common, heat maps of them, and how many are zero.
 
-    `alike` are a layer and its feature maps, `cams` a layer and its Eigen-CAMs in [0, 1], `zeros`
-    the fraction of zeros of each photo (N,) by layer.
+    `alike` are a layer and its feature maps, `zeros` the fraction of zeros of each photo (N,) by
+    layer.
     """
-    columns = len(names)
-    figure = new_figure(figsize=(max(1.75 * columns, 8), 8.8), dpi=110, layout="constrained")
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=[5.8, 3.0]))
-    axes = top.subplots(3, columns, squeeze=False)
+    columns, rows = len(names), 2 + len(maps)
+    height = 1.93 * rows
+    figure = new_figure(
+        figsize=(max(1.75 * columns, 8), height + 3.0), dpi=110, layout="constrained"
+    )
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=[height, 3.0]))
+    axes = top.subplots(rows, columns, squeeze=False)
     colours = components_rgb(alike[1])
     for i, (name, picture) in enumerate(zip(names, pictures, strict=True)):
         size = picture.shape[:2]
@@ -52,8 +63,11 @@ def demo_figure(
         axes[0, i].imshow(picture)
         axes[0, i].set_title(name.replace("_", " ")[:18], fontsize=9)
         axes[1, i].imshow(np.clip(rgb, 0, 1))
-        draw_heat(axes[2, i], picture, cams[1][i])
-    labels = ("photo", f"what is alike\n({alike[0]})", f"Eigen-CAM\n({cams[0]})")
+        for ax, row in zip(axes[2:, i], maps, strict=True):
+            draw_heat(ax, picture, row.heats[i])
+            if row.titles:
+                ax.set_title(row.titles[i], fontsize=9)
+    labels = ("photo", f"what is alike\n({alike[0]})", *(row.label for row in maps))
     for row, label in zip(axes, labels, strict=True):
         row[0].set_ylabel(label, fontsize=9)
         for ax in row:

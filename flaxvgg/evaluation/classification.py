@@ -1,0 +1,58 @@
+"""Average precision: how far the scores rank what is there above what is not."""
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from flaxvgg.model import AnyArray
+
+
+def average_precision(
+    scores: Float[AnyArray, "n k"], labels: Shaped[AnyArray, "n k"]
+) -> Float[np.ndarray, " k"]:
+    """The average precision (K,) of each class, of scores (N, K) for labels (N, K) of 0 and 1.
+
+    The mean, over a class's positives, of the precision among all that score at least as high, so
+    that the order of equal scores plays no part: scikit-learn's `average_precision_score`, which
+    does not interpolate. A class without positives has none: NaN, where scikit-learn gives 0.
+
+    Raises ValueError for other shapes, for none, for scores that are not finite and other labels.
+    """
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+    if scores.ndim != 2 or scores.shape != labels.shape or not scores.size:
+        raise ValueError(
+            f"scores {scores.shape} and labels {labels.shape} must both have shape (N, K), "
+            "with N and K at least 1"
+        )
+    wrong = np.flatnonzero(~np.isfinite(scores).all(axis=0))
+    if len(wrong):
+        raise ValueError(f"scores of class {wrong[0]} are not finite")
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError("labels must be 0 or 1")
+    classes = zip(scores.T, labels.T == 1, strict=True)
+    return np.array([_of_class(values, positive) for values, positive in classes])
+
+
+def mean_average_precision(
+    scores: Float[AnyArray, "n k"], labels: Shaped[AnyArray, "n k"]
+) -> float:
+    """The mean of `average_precision` over the classes that have positives, the others left out.
+
+    scikit-learn's average="macro", which counts classes without positives as 0. Raises ValueError
+    where `average_precision` does, and where no class has a positive.
+    """
+    found = average_precision(scores, labels)
+    if np.isnan(found).all():
+        raise ValueError("no class has a positive: there is no average precision to take a mean of")
+    return float(np.nanmean(found))
+
+
+def _of_class(scores: Float[np.ndarray, " n"], positive: Shaped[np.ndarray, " n"]) -> float:
+    if not positive.any():
+        return np.nan
+    hits = scores[positive]
+    return float(np.mean(_at_least(hits, hits) / _at_least(scores, hits)))
+
+
+def _at_least(values: Float[np.ndarray, " n"], limits: Float[np.ndarray, " m"]) -> np.ndarray:
+    """How many of the values are at least as large as each limit."""
+    return len(values) - np.searchsorted(np.sort(values), limits)

@@ -1,0 +1,276 @@
+"""Whether a heat map finds the object: the pointing game, boxes, and pixels.
+
+Boxes are (left, top, right, bottom) in whole pixels; right and bottom are the first ones outside.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import ndimage
+
+from flaxvgg.model import AnyArray
+
+Boxes = Sequence[Int[AnyArray, "_ 4"]] | Int[AnyArray, "n _ 4"]
+"""One array (G, 4) for each image, of its G boxes; an array (N, G, 4) where all have as many."""
+
+_THRESHOLDS = np.arange(0, 1, 0.001)  # of the published evaluation
+_EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
+
+
+def pointing_game(
+    heatmaps: Float[AnyArray, "n h w"],
+    targets: Bool[AnyArray, "n h w"] | Boxes,
+    tolerance: int | float = 0,
+) -> float:
+    """The fraction of maps (N, H, W) with their maximum on the object (Zhang et al. 2016).
+
+    `targets` are boolean masks (N, H, W), or boxes. A maximum off the object hits too if the
+    nearest pixel of it is at most `tolerance` pixels away, centre to centre; 15 is usual.
+    The maps are of any scale and sign. Of several maxima the first in reading order counts. A map
+    that is constant (thus a zero one), or not finite, points nowhere: a miss.
+
+    The paper's figure (arXiv:1608.00507) is the mean over classes of this fraction. Raises
+    ValueError for other shapes, for no maps, for an image without a target, for a box that is empty
+    or not inside the image, and for a negative tolerance.
+    """
+    maps = _maps(heatmaps)
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be a number of pixels from 0, not {tolerance}")
+    if isinstance(targets, AnyArray) and targets.dtype == bool:
+        objects = _masks(targets, maps.shape, "targets")
+        empty = np.flatnonzero(~objects.any(axis=(1, 2)))
+        if len(empty):
+            raise ValueError(f"no target in image {empty[0]}: leave out images without the object")
+    else:
+        objects = _filled(_boxes(targets, maps.shape), maps.shape)
+    pairs = zip(maps, objects, strict=True)
+    return float(np.mean([_hits(heatmap, mask, tolerance) for heatmap, mask in pairs]))
+
+
+def max_box_acc(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> float:
+    """MaxBoxAcc (Choe et al. 2020, arXiv:2001.07437): how often the map's box is right.
+
+    A map (N, H, W) in [0, 1] is cut at a threshold, and the box around its largest component is
+    right if its IoU with one of the image's `boxes` is at least 0.5. The fraction of images that
+    are right is taken at the threshold at which it is highest for the whole data set.
+
+    As the published evaluation has it: the map becomes 8 bits (255 x, rounded down); a pixel is in
+    if it is above t times the map's maximum, rounded down, for t = 0, 0.001, ... 0.999; components
+    include diagonal neighbours; the largest is the one whose outline, drawn through the centres of
+    its pixels, encloses most, holes included, and of equals the lowest; the box takes in one more
+    column on the right and one more row below, inside the image. There maps and boxes come at
+    224x224. Unlike there, a zero map has no box, and not that of the top left pixel.
+
+    Raises ValueError for other shapes, no maps, values outside [0, 1] or NaN, an image without a
+    box, and a box that is empty or not inside the image.
+    """
+    overlaps = _overlaps(heatmaps, boxes, _largest_outline)
+    return _best_accuracy(overlaps, 0.5)
+
+
+def max_box_acc_v2(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> float:
+    """MaxBoxAccV2 (Choe et al. 2020, arXiv:2001.07437): any box of the map, at three IoUs.
+
+    `max_box_acc` with the boxes of all outlines, those of holes included, of which the best counts;
+    and the mean of that for an IoU of at least 0.3, 0.5 and 0.7, each at its own best threshold.
+    """
+    overlaps = _overlaps(heatmaps, boxes, _all_outlines)
+    return float(np.mean([_best_accuracy(overlaps, iou) for iou in (0.3, 0.5, 0.7)]))
+
+
+def pxap(
+    heatmaps: Float[AnyArray, "n h w"],
+    masks: Bool[AnyArray, "n h w"],
+    ignore: Bool[AnyArray, "n h w"] | None = None,
+) -> float:
+    """PxAP (Choe et al. 2020, arXiv:2001.07437): average precision over the pixels of all maps.
+
+    How far maps (N, H, W) in [0, 1] rank the pixels of the object above others, in the whole data
+    set at once. As in the published evaluation, values are told apart in steps of 0.001, and pixels
+    of `ignore` do not count, but for those of an object.
+
+    Raises ValueError for other shapes, no maps, values outside [0, 1] or NaN, and masks that are
+    false everywhere.
+    """
+    maps = _heatmaps(heatmaps)
+    objects = _masks(masks, maps.shape, "masks")
+    counted = np.ones_like(objects)
+    if ignore is not None:
+        counted = ~_masks(ignore, maps.shape, "ignore") | objects
+    if not objects.any():
+        raise ValueError("masks are false everywhere: there is no object to find")
+    # 1 has a step of its own.
+    steps = np.append(_THRESHOLDS, [1, 2])
+    found = np.zeros((2, len(_THRESHOLDS) + 1))
+    for heatmap, mask, counts in zip(maps, objects, counted, strict=True):
+        values = heatmap.astype(np.float64)
+        found += [np.histogram(values[part], steps)[0] for part in (mask, counts & ~mask)]
+    hits, misses = found[:, ::-1]
+    shown = np.cumsum(hits + misses)
+    precision = np.cumsum(hits) / np.maximum(shown, 1)
+    return float((precision * hits).sum() / hits.sum())
+
+
+def centre_gaussian(height: int, width: int) -> Float[np.ndarray, "h w"]:
+    """A map (H, W) that knows only that objects are central, the baseline of Choe et al. 2020.
+
+    A Gaussian whose standard deviation is half the image on either axis; float32, in (0, 1]. As
+    its level lines are the same for any other, that hardly matters to what is measured here.
+    Raises ValueError for sizes under 1.
+    """
+    if min(height, width) < 1:
+        raise ValueError(f"no map has {height}x{width} pixels")
+    y, x = ((2 * np.arange(size) + 1) / size - 1 for size in (height, width))
+    return np.exp(-(y[:, None] ** 2 + x**2) / 2).astype(np.float32)
+
+
+def _hits(heatmap: np.ndarray, mask: Bool[np.ndarray, "h w"], tolerance: int | float) -> bool:
+    if not np.isfinite(heatmap).all() or heatmap.min() == heatmap.max():
+        return False
+    peak = np.unravel_index(heatmap.argmax(), heatmap.shape)
+    distances = np.linalg.norm(np.argwhere(mask) - peak, axis=1)
+    return bool(distances.min() <= tolerance)
+
+
+def _best_accuracy(overlaps: Float[np.ndarray, "n thresholds"], iou: float) -> float:
+    return float((overlaps >= iou).mean(axis=0).max())
+
+
+def _overlaps(
+    heatmaps: AnyArray, boxes: Any, outlines: Callable[[np.ndarray], np.ndarray]
+) -> Float[np.ndarray, "n thresholds"]:
+    """The best IoU of each map's boxes with one of the image's, at each threshold."""
+    maps = _heatmaps(heatmaps)
+    pairs = zip(maps, _boxes(boxes, maps.shape), strict=True)
+    return np.stack([_overlaps_of_one(heatmap, given, outlines) for heatmap, given in pairs])
+
+
+def _overlaps_of_one(
+    heatmap: np.ndarray,
+    given: Int[np.ndarray, "g 4"],
+    outlines: Callable[[np.ndarray], np.ndarray],
+) -> Float[np.ndarray, " thresholds"]:
+    image = (heatmap.astype(np.float64) * 255).astype(np.uint8)
+    # Many thresholds make one level of 8 bits.
+    levels, level_of = np.unique((_THRESHOLDS * image.max()).astype(int), return_inverse=True)
+    height, width = image.shape
+    best = []
+    for level in levels:
+        found = outlines(image > level)
+        found[:, 2:] = np.minimum(found[:, 2:] + 1, [width, height])
+        best.append(_ious(found, given).max(initial=0))
+    return np.array(best, np.float64)[level_of]
+
+
+def _all_outlines(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "g 4"]:
+    """The boxes of all outlines in the mask: around components, and around their holes."""
+    components = _labelled(mask, _EIGHT_NEIGHBOURS)
+    found = [_box(place) for place in ndimage.find_objects(components)]
+    # Pixels that are out touch along edges only. The first region is that around everything.
+    regions = _labelled(_framed(~mask, True))
+    for place in ndimage.find_objects(regions)[1:]:
+        left, top, right, bottom = _box(place)
+        # The outline of a hole runs over the pixels around it; and the frame is taken off.
+        found.append((left - 2, top - 2, right, bottom))
+    return np.array(found, int).reshape(-1, 4)
+
+
+def _largest_outline(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "g 4"]:
+    """The box of the component whose outline encloses most; none of an empty mask."""
+    filled = _labelled(_framed(~mask, True)) != 1
+    components = _labelled(filled, _EIGHT_NEIGHBOURS)
+    count = components.max()
+    if not count:
+        return np.zeros((0, 4), int)
+    # Of the square between four pixels' centres, an outline encloses all if the four are in, half
+    # if three are, and nothing if fewer are. Of three, one is the first or the last.
+    pixels = filled.astype(np.int8)
+    inside = pixels[:-1, :-1] + pixels[:-1, 1:] + pixels[1:, :-1] + pixels[1:, 1:] - 2
+    owner = np.maximum(components[:-1, :-1], components[1:, 1:])
+    areas = np.bincount(owner[inside > 0], inside[inside > 0], count + 1)[1:]
+    largest = count - 1 - areas[::-1].argmax()
+    box = _box(ndimage.find_objects(components)[largest])
+    return np.array([box]) - 1  # the frame
+
+
+def _labelled(
+    mask: Bool[np.ndarray, "h w"], neighbours: np.ndarray | None = None
+) -> Int[np.ndarray, "h w"]:
+    """The connected regions of a mask, numbered from 1 in reading order."""
+    labels = np.empty(mask.shape, np.int32)
+    ndimage.label(mask, neighbours, output=labels)
+    return labels
+
+
+def _framed(mask: np.ndarray, value: bool) -> np.ndarray:
+    return np.pad(mask, 1, constant_values=value)
+
+
+def _box(place: tuple[slice, slice]) -> tuple[int, int, int, int]:
+    rows, columns = place
+    return columns.start, rows.start, columns.stop, rows.stop
+
+
+def _ious(found: Int[np.ndarray, "f 4"], given: Int[np.ndarray, "g 4"]) -> Float[np.ndarray, "f g"]:
+    """Intersection over union of each box found with each one given."""
+    found = found[:, None]
+    low, high = np.maximum(found, given)[..., :2], np.minimum(found, given)[..., 2:]
+    shared = np.maximum(high - low, 0).prod(axis=-1)
+    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(axis=-1) for boxes in (found, given)]
+    return shared / (areas[0] + areas[1] - shared)
+
+
+def _maps(heatmaps: AnyArray) -> np.ndarray:
+    maps = np.asarray(heatmaps)
+    if maps.ndim != 3 or not maps.size:
+        raise ValueError(f"heatmaps must have shape (N, H, W), none of them 0, not {maps.shape}")
+    return maps
+
+
+def _heatmaps(heatmaps: AnyArray) -> np.ndarray:
+    maps = _maps(heatmaps)
+    wrong = np.flatnonzero(~((maps >= 0) & (maps <= 1)).all(axis=(1, 2)))
+    if len(wrong):
+        raise ValueError(f"heat map {wrong[0]} has values outside [0, 1], or NaN")
+    return maps
+
+
+def _masks(masks: AnyArray, shape: tuple[int, ...], name: str) -> np.ndarray:
+    masks = np.asarray(masks)
+    if masks.dtype != bool or masks.shape != shape:
+        raise ValueError(
+            f"{name} must be boolean, with the maps' shape {shape}, not {masks.dtype} {masks.shape}"
+        )
+    return masks
+
+
+def _boxes(boxes: Any, shape: tuple[int, ...]) -> list[np.ndarray]:
+    count, height, width = shape
+    if len(boxes) != count:
+        raise ValueError(f"boxes of {len(boxes)} images for {count} maps")
+    found = [np.asarray(x) for x in boxes]
+    for i, array in enumerate(found):
+        integers = np.issubdtype(array.dtype, np.integer)
+        if not integers or array.ndim != 2 or array.shape[1] != 4 or not len(array):
+            raise ValueError(
+                f"boxes of image {i} must be whole numbers (G, 4), at least one box, not "
+                f"{array.dtype} {array.shape}"
+            )
+        for left, top, right, bottom in array.tolist():
+            if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+                raise ValueError(
+                    f"box {left, top, right, bottom} of image {i} is empty or not inside its "
+                    f"{height} rows and {width} columns: boxes are (left, top, right, bottom), "
+                    "right and bottom being the first pixels outside"
+                )
+    return [array.astype(int) for array in found]
+
+
+def _filled(boxes: list[np.ndarray], shape: tuple[int, ...]) -> Bool[np.ndarray, "n h w"]:
+    masks = np.zeros(shape, bool)
+    for mask, array in zip(masks, boxes, strict=True):
+        for left, top, right, bottom in array:
+            mask[top:bottom, left:right] = True
+    return masks
