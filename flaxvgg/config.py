@@ -190,7 +190,7 @@ class VGGConfig:
         head: list[Layer] = []
         at = len(_conv_layers(arch)) - 1  # the place of pool5 in torchvision's `features`
 
-        def add(name: str, kind: Kind, **options: float) -> None:
+        def add(name: str, kind: Kind, **options: int | float) -> None:
             head.append(Layer(name, kind, f"features.{at + len(head)}", **options))
 
         inputs = _WIDTHS[-1]
