@@ -57,8 +57,12 @@ def test_a_relu_before_the_mean_is_a_risk_before_the_first_step():
 
 @pytest.mark.parametrize(
     "model",
-    [score_map("none"), score_map("leaky_relu"), score_map("shifted_relu"), score_map(fc=True)]
-    + [tiny_vgg(TINY_GAP), tiny_vgg(TINY_CLASSIFIER)],
+    [
+        *map(score_map, ("none", "leaky_relu", "shifted_relu")),
+        score_map(fc=True),
+        tiny_vgg(TINY_GAP),
+        tiny_vgg(TINY_CLASSIFIER),
+    ],
     ids=["none", "leaky_relu", "shifted_relu", "fc", "gap", "classifier"],
 )
 def test_where_scores_may_be_negative_it_is_healthy(model: VGG):

@@ -1,13 +1,13 @@
 """Training a score map: every step beside PyTorch's, from the same weights and batches.
 
 The numbers rule, step by step: how far our float32 parameters are from those that PyTorch comes to
-in float64 is at most 1.5 times how far PyTorch's own float32 parameters are. At a learning rate of 1
-that is a matter of the gradients, at 0.1 also one of the rounding of the parameters.
+in float64 is at most 1.5 times how far PyTorch's own float32 parameters are. At a learning rate of
+1 that is a matter of the gradients, at 0.1 also one of the rounding of the parameters.
 
 Where it does not hold, at a learning rate of 1, over eight initialisations: behind a leaky ReLU up
-to 2.7 times in the first step (1.2 times over all), behind a shifted one up to 2.3 (1.6 over all):
-XLA adds up a bias's gradient in one chain. With BatchNorm, where PyTorch's sums are in float64, up
-to 1.7, and then steps this long are chaotic. At 0.1 it is 0.97 to 1.09 times for every head.
+to 2.7 times in the first step (1.2 times over all), behind a shifted one up to 2.3 (1.6 over all);
+with BatchNorm, whose sums PyTorch takes in float64, up to 1.7, and then steps this long are
+chaotic. At 0.1 it is 0.97 to 1.09 times for every head.
 """
 
 import dataclasses
