@@ -24,6 +24,8 @@ _CURE = (
     'leave it out (flaxvgg.with_score_map(..., last="none")), which keeps one channel for each '
     "class, or add BatchNorm or an FC layer behind the mean, and start again"
 )
+# By the kind of ReLU, where it stops what comes in, and the gradient with it.
+_STOPS = {"relu": 0, "shifted_relu": -1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +33,10 @@ class Diagnosis:
     """What was found on one batch; `str()` of it is one sentence, with the cure.
 
     `state` is "not finite", "collapsed" (every score exactly 0, gradient exactly 0), "dead" (the
-    image has no way to the scores: all pre-activations of a layer are negative), "at risk" (it
+    image has no way to the scores: a ReLU stops all pre-activations of a layer), "at risk" (it
     still learns, but no score can be negative), or "healthy". `resting_loss` is the loss at scores
-    of 0: ln 2, or ln K. `inactive` gives, by layer, the fraction of the pre-activations that are
-    not positive, `dead` the layers where that is all of them.
+    of 0: ln 2, or ln K. `inactive` gives, by layer, the fraction of the pre-activations that the
+    ReLU behind it stops, at 0 (a shifted one at -1); `dead` are the layers where that is all.
     """
 
     state: str
@@ -55,18 +57,18 @@ class Diagnosis:
                     "start again from the last good checkpoint"
                 )
             case "collapsed":
+                stuck = "exactly 0" if self.zero_scores == 1 else "stuck"
                 because = "the scores come from zeros"
                 if self.dead:
-                    because = f"all pre-activations of {self.dead[0]} are negative"
+                    because = f"the ReLU stops all pre-activations of {self.dead[0]}"
                 return (
-                    f"collapsed: every score is exactly {self.largest_score:g}, the loss rests at "
-                    f"{self.loss:.5f} and the gradient is exactly 0, since {because}; the ReLU "
-                    f"lets no score be negative and no gradient back: {_CURE}"
+                    f"collapsed: every score is {stuck}, the loss rests at {self.loss:.5f} and the "
+                    f"gradient is exactly 0, since {because} and lets none back: {_CURE}"
                 )
             case "dead":
                 return (
-                    f"dead: all pre-activations of {self.dead[0]} are negative, so the scores do "
-                    f"not depend on the image ({at}); start again at a lower learning rate, or "
+                    f"dead: the ReLU stops all pre-activations of {self.dead[0]}, so the scores "
+                    f"do not depend on the image ({at}); start again at a lower learning rate, or "
                     "from pretrained convolutions"
                 )
             case "at risk":
@@ -138,8 +140,12 @@ def _look(
     model: VGG, images: Float[Array, "n h w 3"], labels: Float[Array, "n k"], loss: str
 ) -> dict:
     layers = model.config.layers
-    # What goes into each ReLU, and by which name it goes: that of the layer before.
-    into = [x.name for x, after in itertools.pairwise(layers) if after.kind == "relu"]
+    # What goes into each ReLU is the output of the layer before; by its name, where it is stopped.
+    into = {
+        before.name: _STOPS[layer.kind]
+        for before, layer in itertools.pairwise(layers)
+        if layer.kind in _STOPS
+    }
     output = model.config.head_output.name
 
     def loss_of(model: VGG) -> tuple[Array, dict[str, Array]]:
@@ -156,5 +162,7 @@ def _look(
         "gradient_norm": optax.tree.norm(gradients),
         "largest_score": abs(scores).max(),
         "zero_scores": (scores == 0).mean(),
-        "inactive": {name: 1 - (found[name] > 0).mean() for name in into if name in found},
+        "inactive": {
+            name: 1 - (found[name] > stop).mean() for name, stop in into.items() if name in found
+        },
     }
