@@ -68,16 +68,16 @@ def _tuning(results: Results) -> str:
     """What training the last block changes, in a sentence."""
     before, after = results["methods"][FITTED], results["methods"][TUNED]
     changes = [
-        f"the {name} from {before[metric]['mean']:.3f} to {after[metric]['mean']:.3f}"
+        f"{name} from {before[metric]['mean']:.3f} to {after[metric]['mean']:.3f}"
         for metric, name in zip(
-            METRICS, ("mean average precision", "pointing game", "MaxBoxAccV2"), strict=True
+            METRICS, ("the mean average precision", "the pointing game", "MaxBoxAccV2"), strict=True
         )
     ]
     losses = [(seed[0], seed[-1]) for seed in results["losses"]]
     first, last = (sum(values) / len(losses) for values in zip(*losses, strict=True))
     return (
-        f"It takes {changes[0]}, {changes[1]}, and {changes[2]}; the loss goes from {first:.3f} in "
-        f"the first step to {last:.3f} in the last."
+        f"It takes {changes[0]}, {changes[1]}, and {changes[2]}; the loss, which is small for the "
+        f"fitted head already, goes from {first:.1e} in the first step to {last:.1e} in the last."
     )
 
 
@@ -112,13 +112,16 @@ python -m experiments.gap_finetune        # needs the environment that `make tes
 
 {answer} One linear layer on frozen convolutions was fitted, in seconds, to images whose classes are
 known and places are not. The peak of its map lies on the object asked for in {first} of
-{questions} questions such as "where is the cat?", against {eigen} for Eigen-CAM, which knows no
-class, {random} for a head that was not fitted, and {gaussian} for the middle of the image.
+{questions} questions such as "where is the cat?", against {eigen} for Eigen-CAM, which gives one
+map for both objects of a scene, {random} for a head that was not fitted, and {gaussian} for the
+middle of the image.
 
 {table}
 
 Mean ± standard deviation over {seeds} seeds, each with its own training and test images. What is
-not fitted, such as the decay and the learning rate, was chosen on another seed. {verdict}
+not fitted, such as the decay and the learning rate, was chosen on another seed.
+
+{verdict}
 
 ![Test scenes with boxes, the CAM of each object, and Eigen-CAM](gap_finetune.png)
 
