@@ -40,7 +40,8 @@ def _halves(photo: str, box: Box, middle: int) -> tuple[Crop, Crop]:
     return Crop(photo, (left, top, middle, bottom)), Crop(photo, (middle, top, right, bottom))
 
 
-# The training part is the rear as one camera saw it, the test part the front as another did.
+# The rear as one camera saw it, and the front as another did: by the disparities that come with the
+# photos, what is at column 355 of the right one is behind column 365 of the left one.
 _MOTORCYCLE = (
     Crop("motorcycle_left.png", (95, 60, 365, 430)),
     Crop("motorcycle_right.png", (355, 60, 660, 450)),

@@ -116,7 +116,7 @@ training, on other backgrounds ({other_backgrounds}):
 |---:|---:|---:|
 | {mean_average_precision} | {pointing_game} | {max_box_acc_v2} |
 
-The whole photos, whose left or upper parts it was fitted on:
+The whole photos, of which it was fitted on one part:
 
 | photo | first class | probability |
 |---|---|---:|
