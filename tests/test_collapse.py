@@ -44,8 +44,9 @@ def diagnose(model: VGG, **options: Any) -> flaxvgg.Diagnosis:
     return flaxvgg.diagnose(model, IMAGES, LABELS, **options)
 
 
-def test_a_relu_before_the_mean_is_a_risk_before_the_first_step():
-    found = diagnose(score_map())
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_relu_before_the_mean_is_a_risk_before_the_first_step(batch_norm: bool):
+    found = diagnose(score_map(batch_norm=batch_norm))
     assert found.state == "at risk"
     assert found.gradient_norm > 0
     assert found.resting_loss == pytest.approx(math.log(2))

@@ -26,7 +26,7 @@ def draw(results: dict[str, Any]) -> "Figure":
         grid(results["scratch"], lambda row: [losses[-1] for losses in row["losses"]]),
         (0.2, math.log(2), "RdYlGn_r"),
         "{:.2f}".format,
-        f"From random weights ({arch}): loss after {small} steps",
+        f"From random weights ({arch}):\nloss after {small} steps",
     )
     real.tick_params(labelleft=False)
     _grid(
@@ -34,7 +34,7 @@ def draw(results: dict[str, Any]) -> "Figure":
         grid(results["pretrained"]["rows"], lambda row: row["pointing"]),
         (0, 1, "RdYlGn"),
         "{:.0%}".format,
-        "On real convolutions: maps that peak on the object "
+        "On real convolutions: maps that peak\non their object "
         f"(by chance {results['pretrained']['chance']:.0%})",
     )
     return figure
@@ -47,9 +47,9 @@ def _steps(ax: "Axes", cases: list[dict[str, Any]]) -> None:
         ax.plot([step["loss"] for step in case["pytorch"]], "o", color=colour, mfc="none", ms=8)
     ax.plot([], [], "o", color="0.4", mfc="none", ms=8, label="PyTorch's")
     ax.axhline(math.log(2), color="black", linestyle=":", linewidth=1)
-    ax.text(6, math.log(2) + 0.001, "ln 2: every score is 0", ha="right", va="bottom", fontsize=9)
+    ax.text(6, math.log(2) + 0.001, "ln 2: all scores are 0", ha="right", va="bottom", fontsize=9)
     ax.set(xlabel="steps", ylabel="loss")
-    ax.set_title("The report, in both frameworks", fontsize=11)
+    ax.set_title("The report: the same steps\nhere and in PyTorch", fontsize=11)
     ax.legend(frameon=False, fontsize=9, loc="lower left")
     ax.spines[["top", "right"]].set_visible(False)
 

@@ -83,8 +83,8 @@ with the statistics of the batch.
 
 {_HOW.strip()}
 
-It took {results["seconds"] / 60:.0f} minutes on two cores. `--weights` takes other weights, as
-`python -m convert` does. All numbers are in `results.json`.
+It took {results["seconds"] / 60:.0f} minutes on two cores, and less where they do nothing else.
+`--weights` takes other weights, as `python -m convert` does. All numbers are in `results.json`.
 """
 
 
@@ -227,10 +227,12 @@ object at the best one:
   {maps["no ReLU, bias at the prior"]:.0%}. The loss starts where the others first have to get.
   Behind a ReLU there is no such thing ({lost("ReLU, bias at the prior")}): the score that the prior
   asks for is negative, and a bias that is negative enough stops every pre-activation at once.
-- **BatchNorm in front of the ReLU** ({lost("BatchNorm, ReLU")}): {maps["BatchNorm, ReLU"]:.0%}. It
-  centres every channel, so that some places stay above 0. But the scores still cannot be negative:
-  the loss ends at {lowest:.3f} at the lowest, above the {floor:.3f} that a ReLU leaves possible, and
-  no label's probability is below 1/2. It ranks, and must not be read as a probability.
+- **BatchNorm in front of the ReLU** ({lost("BatchNorm, ReLU")}): {maps["BatchNorm, ReLU"]:.0%}. On
+  real convolutions it centres every channel, so that some places stay above 0. From random weights
+  the images hardly differ in front of it, its eps of 1e-3 outweighs their variance, and it saves
+  nothing. And the scores still cannot be negative: the loss ends at {lowest:.3f} at the lowest,
+  above the {floor:.3f} that a ReLU leaves possible, and no label's probability is below 1/2. It
+  ranks, and must not be read as a probability.
 - **An FC layer** ({lost("ReLU, FC")}): {maps["ReLU, FC"]:.0%} if the channels are mixed by its
   weights; channel k itself is the map of class k no more ({own["ReLU, FC"]:.0%}).
 - **Leaky ReLU** ({lost("leaky ReLU")}): {maps["leaky ReLU"]:.0%}. It never quite stops, but a score

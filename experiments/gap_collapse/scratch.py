@@ -14,7 +14,7 @@ from experiments.gap_collapse.cures import (
 )
 from experiments.gap_collapse.effort import Effort
 
-RATES = (0.1, 1.0)
+RATES = (0.01, 0.1, 1.0)
 CLASSES = 20
 
 

@@ -22,7 +22,7 @@ from flaxvgg.training.losses import LOSSES, resting_loss
 
 _CURE = (
     'leave it out (flaxvgg.with_score_map(..., last="none")), which keeps one channel for each '
-    "class, or add BatchNorm or an FC layer behind the mean, and start again"
+    "class, or add an FC layer behind the mean, and start again"
 )
 # By the kind of ReLU, where it stops what comes in, and the gradient with it.
 _STOPS = {"relu": 0, "shifted_relu": -1}
@@ -127,12 +127,11 @@ def diagnose(
 
 
 def cannot_be_negative(config: VGGConfig) -> bool:
-    """Whether every score is the mean of a ReLU that no BatchNorm keeps alive."""
+    """Whether every score is the mean of a ReLU; BatchNorm in front of it saves nothing."""
     kinds = [layer.kind for layer in config.layers if layer.kind != "global_avg_pool"]
     names = [layer.name for layer in config.layers if layer.kind != "global_avg_pool"]
     output = names.index(config.head_output.name)
-    before = kinds[output - 2 : output + 1]
-    return before[1:] == ["relu", "flatten"] and before[0] != "batch_norm"
+    return kinds[output - 1 : output + 1] == ["relu", "flatten"]
 
 
 @partial(jax.jit, static_argnames="loss")
