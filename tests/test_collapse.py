@@ -29,7 +29,10 @@ def score_map(last: str = "relu", *, batch_norm: bool = False, fc: bool = False)
     head += [Layer("gap", "global_avg_pool", "avgpool"), Layer("means", "flatten", outputs=CLASSES)]
     if fc:
         head.append(Layer("fc", "linear", "classifier", **size))
-    return tiny_vgg(tuple(head))
+    model = tiny_vgg(tuple(head))
+    if batch_norm:
+        model.head.bn7.var[...] = jnp.ones(CLASSES)  # random ones are negative
+    return model
 
 
 def shifted(model: VGG, layer: str, by: float) -> VGG:

