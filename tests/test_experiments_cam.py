@@ -155,7 +155,7 @@ def test_experiment_runs_from_weights_to_the_picture(monkeypatch: pytest.MonkeyP
     assert done == {name: pytest.approx(1) for name in ("features", "classifier", "maps", "costs")}
     assert [row["method"] for row in results["methods"]] == [method.name for method in few]
     assert results["questions"] == 4
-    assert len(shown) == 6  # two scenes of two objects, and two photos
+    assert [len(one.boxes) for one in shown] == [2, 2, 1, 1]  # a scene, and two photos
     png = to_png(figure.draw(shown))
     assert png.startswith(b"\x89PNG")
     assert "| Grad-CAM |" in report.table(results)

@@ -25,8 +25,8 @@ class Optimisation:
     frozen, BatchNorm statistics included. `schedule` goes from it to 0 over the run ("cosine") or
     stays ("constant"), after `warmup` steps from 0. `clip` bounds the global norm of the gradient
     (0: not at all). `weight_decay` is added to the gradient as PyTorch's SGD and Adam do, and
-    decoupled for "adamw". `accumulate` batches make one step. `average` is the decay of an
-    exponential moving average of the parameters (0: none). `dropout` and the like draw from `seed`.
+    decoupled for "adamw". `accumulate` batches make one step. `average` is the decay, batch by
+    batch, of an exponential moving average of the parameters (0: none). Dropout draws from `seed`.
     """
 
     loss: Literal["multilabel", "softmax"] = "multilabel"
