@@ -55,7 +55,7 @@ def cases(
 ) -> Iterator[Case]:
     """What the packages have of the methods, for one class and for 8, at the last ReLU."""
     x = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
-    layer = model.features[-2]  # the ReLU before pool5
+    layer = list(model.features.children())[-2]  # the ReLU before pool5
     channels = next(p for p in reversed(list(model.features.parameters())) if p.ndim == 4).shape[0]
     for tool, known in (("grad-cam", _GRAD_CAM), ("torchcam", _TORCHCAM)):
         for method in (name for name in methods if name in known):
@@ -120,4 +120,4 @@ def _with_gap(model: torchvision.models.VGG) -> tuple[torch.nn.Module, torch.nn.
     gap.append(model.features).append(torch.nn.AdaptiveAvgPool2d(1)).append(torch.nn.Flatten())
     channels = next(p for p in reversed(list(model.features.parameters())) if p.ndim == 4).shape[0]
     gap.append(torch.nn.Linear(channels, model.classifier[-1].out_features))
-    return gap.eval(), model.features[-1]
+    return gap.eval(), list(model.features.children())[-1]
