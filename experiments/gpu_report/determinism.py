@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -31,17 +32,24 @@ def measure(plan_name: str, timeout: float) -> list[dict[str, Any]]:
 
     plan = TINY if plan_name == "tiny" else FULL
     running = [(child, _start(plan_name, *child)) for child in plan.children]
+    until = time.monotonic() + timeout
     found: dict[tuple[str, bool], list[dict[str, Any]]] = {}
-    try:
-        for child, process in running:
-            output, errors = process.communicate(timeout=timeout)
-            if process.returncode:
-                raise RuntimeError(f"{child}: {errors.strip().splitlines()[-1:]}")
-            found.setdefault(child, []).append(json.loads(output))
-    finally:
-        for _, process in running:
-            process.kill()
+    for child, process in running:
+        found.setdefault(child, []).append(_answer(process, until - time.monotonic()))
     return [row for (tool, fixed), answers in found.items() for row in _rows(tool, fixed, answers)]
+
+
+def _answer(process: subprocess.Popen[str], timeout: float) -> dict[str, Any]:
+    """What a process found, or why it found nothing."""
+    try:
+        output, errors = process.communicate(timeout=max(timeout, 0))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return {"failed": "took too long"}
+    if process.returncode:
+        return {"failed": " ".join(errors.strip().splitlines()[-1:])[:300]}
+    return json.loads(output)
 
 
 def _start(plan_name: str, framework: str, deterministic: bool) -> subprocess.Popen[str]:
@@ -59,6 +67,11 @@ def _start(plan_name: str, framework: str, deterministic: bool) -> subprocess.Po
 
 
 def _rows(tool: str, fixed: bool, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for answer in answers:
+        if "failed" in answer:
+            what = f"failed: {answer['failed']}"
+            row = {"tool": tool, "deterministic": fixed, "what": what, "warnings": []}
+            return [row | {"repeats_equal": False, "processes": 0, "processes_equal": None}]
     first = answers[0]["digests"]
     return [
         {
@@ -85,8 +98,11 @@ def _digest(*arrays: Any) -> str:
     return found.hexdigest()[:16]
 
 
-def _repeated(calls: dict[str, Callable[[], str]]) -> Digests:
-    return {what: [call() for _ in range(REPEATS)] for what, call in calls.items()}
+def _repeated(plan: Any, mode: Any, calls: dict[str, Callable[[], str]]) -> Digests:
+    return {
+        f"{mode.name}: {what}": [calls[what]() for _ in range(REPEATS)]
+        for what in plan.computed_again
+    }
 
 
 def of_jax(plan: Any) -> Digests:
@@ -116,7 +132,7 @@ def of_jax(plan: Any) -> Digests:
             "Grad-CAM": lambda x=x, m=model: _digest(explain(m, x[:1], [0]).maps),
             "training step": step,
         }
-        found |= _repeated({f"{mode.name}: {what}": call for what, call in calls.items()})
+        found |= _repeated(plan, mode, calls)
     return found
 
 
@@ -153,7 +169,7 @@ def of_torch(plan: Any) -> Digests:
 
         calls = {"forward": forward, "Grad-CAM": grad_cam, "training step": step}
         with torch_side.arithmetic(mode):
-            found |= _repeated({f"{mode.name}: {what}": call for what, call in calls.items()})
+            found |= _repeated(plan, mode, calls)
     return found
 
 

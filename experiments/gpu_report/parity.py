@@ -140,7 +140,7 @@ def _rounding_size(
     double: torch.nn.Module, weighted: TorchLayer, norm: Layer | None
 ) -> torch.Tensor:
     """sum |w||x| + |b| of every pre-activation, carried through a BatchNorm that follows."""
-    module = double.get_submodule(weighted.layer.torch)
+    module: Any = double.get_submodule(weighted.layer.torch)
     with torch.inference_mode():
         weight, bias, x = module.weight.abs(), module.bias.abs(), weighted.inputs.abs()
         if weighted.layer.kind == "linear":
@@ -149,7 +149,7 @@ def _rounding_size(
             images = x.split(1)  # see torch_layers: float64 takes much memory
             size = torch.cat([torch.conv2d(i, weight, bias, padding="same") for i in images])
         if norm is not None:
-            following = double.get_submodule(norm.torch)
+            following: Any = double.get_submodule(norm.torch)
             scale = following.weight.abs() / (following.running_var + norm.eps).sqrt()
             shift = scale * following.running_mean.abs() + following.bias.abs()
             size = size * scale[:, None, None] + shift[:, None, None]

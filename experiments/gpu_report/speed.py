@@ -5,12 +5,14 @@ Every call stands beside an eager forward pass of PyTorch on the same images, in
 cuDNN's benchmark, fixed shapes.
 """
 
+import contextlib
 import copy
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 from flax import nnx
 
@@ -75,7 +77,7 @@ class Bench:
         if batch == max(self.plan.forward_batches):
             plain = self._compiled(network)
             calls[COMPILED] = _waiting(lambda: plain(theirs))
-        with torch_side.arithmetic(mode):
+        with _tuned(mode):
             if DEVICE.type == "cuda":
                 calls[GRAPH] = _graphed(network_last, last)
             rows = self._timed("forward", batch, mode, calls, calls[EAGER])
@@ -99,7 +101,7 @@ class Bench:
             calls[HOOKS] = _waiting(lambda: hooked(network, theirs, wanted), grad=True)
         rounds = self.plan.slow_rounds if method in self.plan.slow_cams else self.plan.rounds
         beside = _waiting(lambda: network(theirs))
-        with torch_side.arithmetic(mode):
+        with _tuned(mode):
             return self._timed(f"{method}, {classes} cl.", 1, mode, calls, beside, rounds)
 
     def sparsity(self, mode: Mode) -> list[Row]:
@@ -112,7 +114,7 @@ class Bench:
             OURS: lambda: jax.block_until_ready(measure_sparsity(model, x)),
             EAGER: _waiting(lambda: _count_zeros(network, theirs)),
         }
-        with torch_side.arithmetic(mode):
+        with _tuned(mode):
             beside = _waiting(lambda: network(theirs))
             return self._timed("sparsity", batch, mode, calls, beside)
 
@@ -134,7 +136,7 @@ class Bench:
         }
         network = self.network(mode)
         forward = torch_side.tensor(images, torch_side.dtype_of(mode))
-        with torch_side.arithmetic(mode):
+        with _tuned(mode):
             beside = _waiting(lambda: network(forward))
             return self._timed("training step", self.plan.train_batch, mode, calls, beside)
 
@@ -155,18 +157,18 @@ class Bench:
         """TFLOP/s of one large matrix product in each mode, the better of both frameworks."""
         n = self.plan.matrix
         rows = []
+        a = np.random.default_rng(0).standard_normal((n, n), np.float32)
         for mode in self.plan.timed:
-            a = subject.noise(1, (n, n))[0, ..., 0]
             x = subject.on_device(a, mode)
             product = jax.jit(
                 lambda x, precision=mode.precision: jax.numpy.dot(x, x, precision=precision)
             )
-            theirs = torch.from_numpy(a.copy()).to(DEVICE, torch_side.dtype_of(mode))
+            theirs = torch.from_numpy(a).to(DEVICE, torch_side.dtype_of(mode))
             calls: Calls = {
                 OURS: lambda x=x, f=product: jax.block_until_ready(f(x)),
                 EAGER: _waiting(lambda m=theirs: m @ m),
             }
-            with torch_side.arithmetic(mode):
+            with _tuned(mode):
                 found = self._timed(f"product of {n} x {n}", 1, mode, calls, calls[EAGER])
             rows += [_with_tflops(row, 2 * n**3) for row in found]
         return rows
@@ -178,7 +180,7 @@ class Bench:
         rows: list[Row] = []
         for mode in self.plan.timed:
             planned = self.planned_memory(mode)
-            with torch_side.arithmetic(mode):
+            with _tuned(mode):
                 for what, call in self._of_torch(mode).items():
                     common = {"what": what, "mode": mode.name}
                     rows.append({**common, "tool": OURS, "gb": planned[what]})
@@ -227,7 +229,7 @@ class Bench:
         }
         found = {}
         for what, lowered in programs.items():
-            needs = lowered.compile().memory_analysis()
+            needs: Any = lowered.compile().memory_analysis()
             extra = needs.output_size_in_bytes - needs.alias_size_in_bytes
             found[what] = (needs.temp_size_in_bytes + extra) / 1e9
         return found
@@ -245,12 +247,20 @@ class Bench:
         rounds: int | None = None,
     ) -> list[Row]:
         cases = [Case(what, batch, tool, call, beside) for tool, call in calls.items()]
-        benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
-        try:
-            found = measure_cases(cases, rounds or self.plan.rounds, lambda done: None)
-        finally:
-            torch.backends.cudnn.benchmark = benchmark
+        found = measure_cases(cases, rounds or self.plan.rounds, lambda done: None)
         return [_row(measured, mode) for measured in found]
+
+
+@contextlib.contextmanager
+def _tuned(mode: Mode) -> Iterator[None]:
+    """PyTorch in this mode, with cuDNN's algorithms chosen by trial, as XLA chooses its own."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        with torch_side.arithmetic(mode):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def ratio(rows: Iterable[Row], ours: Row, tool: str) -> float | None:
@@ -320,7 +330,7 @@ def _peak(call: Call) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
-def _count_zeros(network: torch.nn.Module, images: torch.Tensor) -> Sequence[torch.Tensor]:
+def _count_zeros(network: Any, images: torch.Tensor) -> Sequence[torch.Tensor]:
     """What `measure_sparsity` counts, written plainly."""
     counts: list[torch.Tensor] = []
 

@@ -1,4 +1,4 @@
-"""What is measured, in order of value: the sections of the report, and their limits in seconds."""
+"""What is measured, in order of value: the sections of the report, and their shares of the time."""
 
 from collections.abc import Iterator
 from functools import cache, partial
@@ -9,11 +9,12 @@ from experiments.gpu_report.sections import Rows, Section, Step
 from experiments.gpu_report.speed import Bench
 from experiments.gpu_report.subject import MODES, TINY, Plan
 
-_CHILDREN_S = 90  # that the processes of the determinism section may take
+# Of the time that there is; sections that take less leave the rest to the others.
+SHARES = {"parity": 0.28, "speed": 0.33, "maps": 0.16, "determinism": 0.18, "memory": 0.07}
 
 
-def sections(plan: Plan, weights: Path | None) -> list[Section]:
-    """All of them; networks are made when the first step needs them."""
+def sections(plan: Plan, weights: Path | None, seconds: float) -> list[Section]:
+    """All of them, for so much time; networks are made when the first step needs them."""
     config = subject.config_of(plan, plan.arch)
     arrays = cache(partial(subject.weights_of, config, weights))
     networks = cache(lambda: torch_side.networks_of(config, arrays()))
@@ -86,15 +87,17 @@ def sections(plan: Plan, weights: Path | None) -> list[Section]:
             for mode in plan.timed:
                 yield step("cam", method, 1, mode)
 
+    limits = {name: share * seconds for name, share in SHARES.items()}
     name = "tiny" if plan is TINY else "full"
-    repeated = Step("children", partial(determinism.measure, name, _CHILDREN_S))
-    return [
-        Section("parity", 130, parity_steps()),
-        Section("speed", 150, speed_steps()),
-        Section("maps", 70, map_steps()),
-        Section("determinism", _CHILDREN_S, iter([repeated])),
-        Section("memory", 30, iter([Step("peaks", lambda: bench().memory())])),
-    ]
+    children = partial(determinism.measure, name, limits["determinism"])
+    steps = {
+        "parity": parity_steps(),
+        "speed": speed_steps(),
+        "maps": map_steps(),
+        "determinism": iter([Step("children", children)]),
+        "memory": iter([Step("peaks", lambda: bench().memory())]),
+    }
+    return [Section(name, limits[name], found) for name, found in steps.items()]
 
 
 def _named(network: str, rows) -> Rows:

@@ -48,8 +48,8 @@ class Plan:
 
     `pages` are sizes (H, W) and batches of the large parity check, `small_archs` what is checked
     at `small` pixels; `maps` are heads and methods (None: all); `timed` and `repeated` the modes
-    of the timings and of what is run again. `backend` is torch.compile's. `children` are processes
-    that repeat a computation: the framework, and whether by deterministic algorithms.
+    of the timings and of what is `computed_again`, by the `children`: processes of a framework,
+    with deterministic algorithms or without. `backend` is torch.compile's.
     """
 
     arch: str = "vgg16"
@@ -79,6 +79,7 @@ class Plan:
     matrix: int = 8192
     backend: str = "inductor"
     repeated: tuple[Mode, ...] = (HIGHEST, BFLOAT16)
+    computed_again: tuple[str, ...] = ("forward", "Grad-CAM", "training step")
     children: tuple[tuple[str, bool], ...] = (
         ("jax", False),
         ("jax", True),
@@ -110,6 +111,7 @@ TINY = Plan(
     matrix=256,
     backend="eager",
     repeated=(TF32,),
+    computed_again=("forward",),
     children=(("jax", True),),
 )
 

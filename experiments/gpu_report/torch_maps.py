@@ -6,6 +6,7 @@ type the network has, so that float64 gives the truth.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -210,7 +211,7 @@ _OTHERS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def hooked_grad_cam(network: torch.nn.Module, images: Tensor, classes: Sequence[int]) -> Tensor:
+def hooked_grad_cam(network: Any, images: Tensor, classes: Sequence[int]) -> Tensor:
     """Grad-CAM as packages with hooks do it: the image once for each class, and `backward`.
 
     The backward pass runs through the whole network, whose weights get gradients, too.
