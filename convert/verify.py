@@ -229,7 +229,45 @@ def _torchvision_network(config: VGGConfig):
     if "global_avg_pool" in kinds:
         network.avgpool = torch.nn.AdaptiveAvgPool2d(1)
         network.classifier = torch.nn.Linear(kinds["linear"].inputs, config.num_classes)
+    elif "linear" in kinds:
+        for layer in config.head:  # a classifier may be narrower than the published one
+            if layer.kind == "linear":
+                linear = torch.nn.Linear(layer.inputs * layer.kernel**2, layer.outputs)
+                network.set_submodule(layer.torch, linear)
     return network
+
+
+class TorchLayer(NamedTuple):
+    """One layer as a PyTorch network computes it: its input and output, channels first."""
+
+    layer: Layer
+    inputs: Any
+    output: Any
+
+    @property
+    def in_our_layout(self):
+        """The output, channels last; flattened, too: the same numbers in another order."""
+        if self.layer.kind == "flatten":
+            return _channels_last(self.inputs).flatten(1)
+        return _channels_last(self.output)
+
+
+def torch_layers(config: VGGConfig, network: Any, images: Any) -> Iterator[TorchLayer]:
+    """Every layer of a PyTorch network, one at a time, on images (N, 3, H, W) where these are."""
+    import torch
+
+    kinds = {"flatten": torch.nn.Flatten(), "softmax": torch.nn.Softmax(dim=1)}
+    outputs = images
+    for layer in config.layers:
+        module = network.get_submodule(layer.torch) if layer.torch else kinds[layer.kind]
+        inputs = outputs
+        with torch.inference_mode():
+            if layer.kind == "conv" and inputs.dtype == torch.float64:
+                # In float64 PyTorch unrolls its input ninefold, the whole batch at once.
+                outputs = torch.cat([module(image) for image in inputs.split(1)])
+            else:
+                outputs = module(inputs)
+        yield TorchLayer(layer, inputs, outputs)
 
 
 def torch_references(
@@ -238,23 +276,13 @@ def torch_references(
     """Every layer of `torch_networks`, one at a time, on images (N, H, W, 3)."""
     import torch
 
-    kinds = {"flatten": torch.nn.Flatten(), "softmax": torch.nn.Softmax(dim=1)}
     tensor = torch.from_numpy(np.array(images, np.float32)).permute(0, 3, 1, 2)
     # The float32 peer gets its images channels-first in memory too: its kernels for channels-last
     # are others, and round up to five times as much. For the truth our layout saves a copy.
-    outputs = [tensor.double(), tensor.contiguous()]
-    for layer in config.layers:
-        # Our flattening is channels-last: the same numbers in another order.
-        views = [_channels_last(x).flatten(1) for x in outputs] if layer.kind == "flatten" else None
-        for i, network in enumerate(networks):
-            module = network.get_submodule(layer.torch) if layer.torch else kinds[layer.kind]
-            with torch.inference_mode():
-                if layer.kind == "conv" and i == 0:
-                    # In float64 PyTorch unrolls its input ninefold, the whole batch at once.
-                    outputs[i] = torch.cat([module(image) for image in outputs[i].split(1)])
-                else:
-                    outputs[i] = module(outputs[i])
-        yield Reference(layer.name, *(_channels_last(x).numpy() for x in views or outputs))
+    inputs = tensor.double(), tensor.contiguous()
+    walks = (torch_layers(config, *pair) for pair in zip(networks, inputs, strict=True))
+    for layers in zip(*walks, strict=True):
+        yield Reference(layers[0].layer.name, *(x.in_our_layout.numpy() for x in layers))
 
 
 def _channels_last(x):

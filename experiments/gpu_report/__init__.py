@@ -1,0 +1,1 @@
+"""Parity and speed on one NVIDIA GPU, against PyTorch on the same card."""

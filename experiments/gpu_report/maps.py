@@ -1,0 +1,44 @@
+"""Class activation maps beside PyTorch's own, both against float64."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from convert.verify import MAX_RATIO
+from experiments.gpu_report import torch_maps, torch_side
+from experiments.gpu_report.subject import HIGHEST, on_device
+from experiments.gpu_report.torch_side import Networks
+from flaxvgg.cam.methods import METHODS, explain
+from flaxvgg.model import VGG
+
+WITH_CLASSIFIER = tuple(method for method in METHODS if method != "cam")
+WITH_GAP = tuple(method for method in METHODS if method != "fully_convolutional")
+
+
+def check(
+    model: VGG, networks: Networks, images: np.ndarray, method: str, classes: Sequence[int]
+) -> dict[str, Any]:
+    """One method's raw maps at `highest`: our error against float64, and PyTorch's."""
+    found = explain(model, on_device(images, HIGHEST), list(classes), method)
+    ours = torch_side.shared(found.maps)
+    with torch_side.arithmetic(HIGHEST):
+        truth, theirs = (
+            torch_maps.maps_of(
+                network,
+                torch_side.tensor(images).to(next(network.parameters()).dtype),
+                classes,
+                method,
+            )
+            for network in (networks.double, networks.single)
+        )
+    error, peer = (torch_side.relative_error(x, truth) for x in (ours, theirs))
+    ratio = error / peer if peer else (0.0 if not error else float("inf"))
+    return {
+        "method": method,
+        "shape": list(ours.shape),
+        "error": error,
+        "peer_error": peer,
+        "ratio": ratio,
+        "holds": ratio <= MAX_RATIO["PyTorch"],
+    }
