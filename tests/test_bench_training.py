@@ -12,6 +12,7 @@ import flaxvgg
 FOLDER = Path(bench.__file__).parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", bench.TRAINED.values())
 def test_both_sides_do_the_same(rate):
     model = flaxvgg.vgg11(num_classes=1, precision="default", rngs=nnx.Rngs(0))

@@ -61,6 +61,7 @@ def test_every_call_is_timed_behind_its_own_forward_pass():
     assert done[-1] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_benchmark_runs_beside_the_packages(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bench, "TOOLS", {"flaxvgg default": "default"})
     results = bench.run("vgg11", 32, rounds=1, methods=["grad_cam"], classes=10)
@@ -87,6 +88,7 @@ def test_benchmark_page_is_that_of_its_results():
     assert "compiled nothing" in text
 
 
+@pytest.mark.slow
 def test_few_channels_leave_score_cam_few_masks():
     weights = flaxvgg.to_torch(flaxvgg.vgg11(num_classes=2, rngs=nnx.Rngs(0)))
     few = ours.with_few_channels("vgg11", weights, 3, "default")
@@ -140,6 +142,7 @@ def test_objects_have_names_that_imagenet_knows():
         study.known_classes(tuple(f"class {i}" for i in range(8)))
 
 
+@pytest.mark.slow
 def test_experiment_runs_from_weights_to_the_picture(monkeypatch: pytest.MonkeyPatch):
     # Score maps need 224 px: they are tested with the heads.
     few = tuple(method for method in methods.METHODS if "score map" not in method.name)

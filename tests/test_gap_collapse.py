@@ -22,6 +22,7 @@ def batch():
     return random_batch(4, 32, six_steps.CLASSES, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cure", [DISEASE, Cure("no ReLU")], ids=["relu", "none"])
 def test_a_small_network_does_the_same_in_both_frameworks(cure, batch):
     config = cure.config("vgg11", six_steps.CLASSES, 32)

@@ -111,6 +111,7 @@ def test_scenes_come_from_the_seed():
     assert set(counts.tolist()) == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_maps_of_cached_features_are_those_of_explain(model):
     test = scenes.held_out_scenes(5, 0, 64)
     gap = flaxvgg.with_gap(model, 11, rngs=nnx.Rngs(1))
@@ -127,6 +128,7 @@ def test_maps_of_cached_features_are_those_of_explain(model):
     np.testing.assert_allclose(heat, np.reshape(eigen, heat.shape), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_step_trains_the_last_block_and_the_head(model):
     training = scenes.training_scenes(16, 0, 64)
     cached = features_of(model, training.pixels, lambda done: None, tuning.CACHED)
@@ -175,6 +177,7 @@ def out(tmp_path_factory, model):
     return folder / "out"
 
 
+@pytest.mark.slow
 def test_the_command_writes_numbers_words_a_picture_and_a_head(out, model):
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md", "gap_finetune.png", "results.json", "sample_head.md", "sample_head.safetensors"

@@ -3,8 +3,10 @@
 import functools
 import inspect
 import re
+from collections.abc import Iterator
 
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -161,13 +163,23 @@ def test_no_layers_asked_for_is_no_layers(default, images):
     assert list(default.activations(images, iter(["pool1"]))) == ["pool1"]
 
 
+def _equations(closed: jex.core.ClosedJaxpr) -> Iterator[jex.core.JaxprEqn]:
+    """All that is computed, inside of other functions too, as often as it is computed."""
+    for equation in closed.jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple) else (value,):
+                if isinstance(inner, jex.core.ClosedJaxpr):
+                    yield from _equations(inner)
+
+
 def test_layers_after_the_deepest_asked_for_are_not_computed():
     model = _abstract("vgg16", precision="default")
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
 
     def counts(function) -> tuple[int, int]:
-        text = str(jax.make_jaxpr(function)(model, images))
-        return text.count("conv_general_dilated["), text.count("dot_general[")
+        names = [x.primitive.name for x in _equations(jax.make_jaxpr(function)(model, images))]
+        return names.count("conv_general_dilated"), names.count("dot_general")
 
     # The average pooling is two products here, one for rows and one for columns.
     assert counts(lambda m, x: m.activations(x, ["conv1_1"])) == (1, 0)
@@ -272,13 +284,9 @@ def test_a_batch_sharded_over_two_devices(model, default, images):
 
 def _precisions(model: VGG) -> list[str]:
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    text = jax.jit(lambda m, x: m(x)).lower(model, images).as_text()
-    products = [
-        line
-        for line in text.splitlines()
-        if "stablehlo.convolution" in line or "dot_general" in line
-    ]
-    return [",".join(re.findall("HIGHEST|HIGH|DEFAULT", line)) for line in products]
+    equations = _equations(jax.make_jaxpr(lambda m, x: m(x))(model, images))
+    products = [x for x in equations if x.primitive.name in ("conv_general_dilated", "dot_general")]
+    return [",".join(p.name for p in x.params["precision"] or ()) for x in products]
 
 
 def test_precision_reaches_every_product():

@@ -24,10 +24,9 @@ from flaxvgg.config import VGGConfig
 from flaxvgg.datasets import image_folder
 from flaxvgg.model import VGG
 from flaxvgg.provenance import PREPROCESSING
-from flaxvgg.training.config import Data, Model, Run
+from flaxvgg.training.config import Data, Model, Run, read_run
 from flaxvgg.training.data import batches, reading
 from flaxvgg.training.log import Log, read_rows
-from flaxvgg.training.losses import LOSSES
 from flaxvgg.training.run import TrainingError, train
 from flaxvgg.training.trainer import Optimisation
 from helpers import TINY_GAP, random_model, tiny_vgg
@@ -253,17 +252,16 @@ def test_a_collapse_is_foretold_and_named_when_it_comes(photos, weights, tmp_pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_checkpoint(photos, tiny, tmp_path):
-    run = a_run(photos, optimiser="sgd", learning_rate=1e-3, every=1)
-    asked = iter(range(100))
-    first = train(tiny, run, tmp_path, lambda: next(asked) > 3)
-    kept = {p.name for p in (tmp_path / "checkpoints").iterdir()}
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(LOSSES, "softmax", lambda scores, labels: scores.mean() * jnp.nan)
-        with pytest.raises(TrainingError, match=r"step 4, .*: loss nan.*lower the learning rate"):
-            train(tiny, run, tmp_path)
-    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == kept
-    assert train(tiny, run, tmp_path).steps == 14 > first.steps
+    # The first step is as good as any other; what it leads to is not.
+    run = a_run(photos, optimiser="sgd", learning_rate=3e38, every=1)
+    with pytest.raises(
+        TrainingError, match=r"step 2, .*: loss (nan|inf), .*lower the learning rate"
+    ):
+        train(tiny, run, tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    kept = train(tiny, run, tmp_path, lambda: True)
+    assert (kept.steps, kept.of) == (1, 14)
+    assert [row["step"] for row in kept.rows] == [1]
 
 
 _FULL = """
@@ -281,7 +279,7 @@ app(sys.argv[1:])
 
 
 def test_a_full_disk_stops_the_run_and_the_last_checkpoint_is_whole(
-    undisturbed, photos, weights, tmp_path
+    photos, weights, stack, tmp_path
 ):
     config = toml(tmp_path / "run.toml", photos, weights)
     command = ["train", "--config", str(config), "--out", str(tmp_path / "run")]
@@ -290,11 +288,8 @@ def test_a_full_disk_stops_the_run_and_the_last_checkpoint_is_whole(
     last = full.stderr.strip().splitlines()[-1]  # a thread of Orbax may have had its say before
     assert last.startswith("error: no checkpoint could be written")
     assert last.endswith("make room and run again")
-    result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, result.output
-    assert re.search(r"going on behind step [67] of 14", result.output)
-    expected, found = arrays(undisturbed[0] / "model"), arrays(tmp_path / "run" / "model")
-    assert all((expected[name] == found[name]).all() for name in expected)
+    kept = train(lambda: stack, read_run(config), tmp_path / "run", lambda: True)
+    assert kept.steps in (6, 7)  # it was whole, and could be read
 
 
 def test_a_damaged_checkpoint_is_named(photos, tiny, tmp_path):

@@ -70,6 +70,7 @@ def results(out):
     return json.loads((out / "results.json").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_the_command_writes_numbers_words_and_a_picture(out, results):
     assert {path.name for path in out.iterdir()} == {"results.json", "README.md", "why_zeros.png"}
     page = (out / "README.md").read_text("utf-8")
@@ -81,6 +82,7 @@ def test_the_command_writes_numbers_words_and_a_picture(out, results):
     assert len(results["photos"]) == 8
 
 
+@pytest.mark.slow
 def test_zeros_are_negatives_and_exact_zeros(results):
     layers = results["a"]["layers"]
     assert [row["layer"] for row in layers] == [
@@ -107,6 +109,7 @@ def test_counts_are_those_of_the_activations(small):
     assert row["sd"] == pytest.approx(conv.std(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_pooled_value_is_zero_where_all_four_are(results):
     maps = np.zeros((1, 5, 3, 2), np.float32)  # an odd last row and column are dropped
     maps[0, 1, 0, 0] = maps[0, 4, 2, 1] = 1
