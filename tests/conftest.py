@@ -31,6 +31,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("flaxvgg", "beartype.beartype")
 
 
+@pytest.fixture(scope="module")
+def quick_compiler() -> Iterator[None]:
+    """For programs that run once or twice: XLA need not make them fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def freed_memory_goes_back() -> Iterator[None]:
     """Networks of half a gigabyte each would otherwise add up from module to module."""

@@ -36,6 +36,7 @@ from flaxvgg.provenance import Provenance
 from flaxvgg.tables import cam_table
 from helpers import TINY_GAP, tiny_vgg
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 SIZE = (32, 64)
 NAMES = ("cat", "space shuttle", "not finite", "zero", "American Staffordshire terrier")
 # A name that would do harm in matplotlib's formulas and in rich's markup.

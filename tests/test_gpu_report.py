@@ -40,19 +40,11 @@ IMAGES, CLASSES = random_images(2, 32, 32), [1, 3]
 
 
 @pytest.fixture(scope="module")
-def quick_compiler():
-    """Programs are compiled for one call: XLA need not make them fast."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the report's own processes
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
 def folder(quick_compiler, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    assert __main__.main(["--out", str(out), "--tiny", "--seconds", "3600"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the report's own processes
+        assert __main__.main(["--out", str(out), "--tiny", "--seconds", "3600"]) == 0
     return out
 
 

@@ -181,7 +181,7 @@ def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not(photos, tiny, tmp_path)
     run = a_run(photos, every=2, stack_rate=0.1)
     whole = train(tiny, run, tmp_path / "whole")
     assert whole.steps == whole.of == 14
-    for at in (1, 6, 7, 8, 12):  # asked before an epoch, before a step and behind an epoch
+    for at in (1, 7, 9):  # asked before an epoch, before a step and behind an epoch
         asked = iter(range(100))
         first = train(tiny, run, tmp_path / str(at), lambda: next(asked) >= at)  # noqa: B023
         assert first.steps < 14
@@ -278,6 +278,7 @@ app(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_the_last_checkpoint_is_whole(
     photos, weights, stack, tmp_path
 ):
