@@ -227,7 +227,7 @@ def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
         metadata = ocp.metadata(path)
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError(
-            f"{path} is no Orbax checkpoint, or a damaged one: {_reason(error)}"
+            f"{path} is no Orbax checkpoint, or a damaged one: {first_line(error)}"
         ) from None
     header = _checked_header(path, (metadata.custom_metadata or {}).get("flaxvgg"))
 
@@ -239,11 +239,11 @@ def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
         try:
             return dict(nnx.traversals.flatten_mapping(ocp.load(path, stored)))
         except (ValueError, OSError, KeyError) as error:
-            raise CheckpointError(f"{path} is damaged: {_reason(error)}") from None
+            raise CheckpointError(f"{path} is damaged: {first_line(error)}") from None
 
     return header, arrays
 
 
-def _reason(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of an error of Orbax, without the specification that tensorstore appends."""
     return (str(error) or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec")[0]

@@ -1,23 +1,21 @@
 """python -m experiments.bench_cam: what every CAM method costs, beside grad-cam and torchcam."""
 
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import typer
 from flax import nnx
 from rich.progress import Progress
 
 import flaxvgg
 from experiments.bench_cam import ours, report
-from experiments.bench_cam.timing import Case, measure
+from experiments.bench_cam.timing import Case, machine, measure
 from flaxvgg.console import clear_errors, console, step
+from flaxvgg.folders import check_folder, png, write_bytes
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 TOOLS = {"flaxvgg": "highest", "flaxvgg default": "default"}
@@ -45,11 +43,11 @@ def main(
         if unknown or rounds < 1:
             choices = ", ".join(ours.METHODS)
             raise ValueError(f"rounds must be at least 1, and methods be among {choices}")
+        check_folder(out)
         results = run(arch, size, rounds, chosen)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-        (out / "README.md").write_text(report.readme(results), "utf-8")
-        report.costs_figure(results).savefig(out / "costs.png")
+        write_bytes(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+        write_bytes(out / "README.md", report.readme(results).encode())
+        write_bytes(out / "costs.png", png(report.costs_figure(results)))
     console.print(report.costs_table(results), highlight=False, markup=False, soft_wrap=True)
     console.print(f"look at {out / 'README.md'} and {out / 'costs.png'}", style="bold")
 
@@ -101,7 +99,7 @@ def run(
         "arch": arch,
         "size": size,
         "rounds": rounds,
-        "machine": _machine(),
+        "machine": machine("jax", "torch", "grad-cam", "torchcam"),
         "load": load,
         "forward": _forward(results),
         "results": results,
@@ -129,16 +127,6 @@ def _forward(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return {
         tool: {"seconds": value, "of_pytorch": round(value / unit, 3)}
         for tool, value in least.items()
-    }
-
-
-def _machine() -> dict[str, str]:
-    packages = ("jax", "torch", "grad-cam", "torchcam")
-    return {
-        "cores": str(os.cpu_count()),
-        "devices": ", ".join(device.device_kind for device in jax.devices()),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
     }
 
 

@@ -6,10 +6,15 @@ several rounds. The processor time of all threads is kept too: it counts work, n
 """
 
 import dataclasses
+import importlib.metadata
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import jax
 
 Call = Callable[[], object]
 
@@ -91,3 +96,13 @@ def _clocks(call: Call) -> tuple[float, float]:
     wall, processor = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - wall, time.process_time() - processor
+
+
+def machine(*packages: str) -> dict[str, str]:
+    """What the times were taken on, with the versions of the packages."""
+    return {
+        "cores": str(os.cpu_count()),
+        "devices": ", ".join(device.device_kind for device in jax.devices()),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }

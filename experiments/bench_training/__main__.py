@@ -1,14 +1,11 @@
 """python -m experiments.bench_training: what a step of training takes, beside PyTorch's."""
 
-import importlib.metadata
 import json
 import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -18,7 +15,7 @@ from flax import nnx
 from rich.progress import Progress
 
 import flaxvgg
-from experiments.bench_cam.timing import Call, Case, measure
+from experiments.bench_cam.timing import Call, Case, machine, measure
 from flaxvgg.console import clear_errors, console
 from flaxvgg.folders import write_bytes
 
@@ -77,15 +74,8 @@ def run(arch: str, batch: int, sizes: Sequence[int], rounds: int) -> dict[str, A
             }
         )
     load.append(round(os.getloadavg()[0], 2))
-    names = ("jax", "torch")
-    machine = {
-        "cores": str(os.cpu_count()),
-        "devices": ", ".join(device.device_kind for device in jax.devices()),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in names},
-    }
     what = {"arch": arch, "batch": batch, "rounds": rounds}
-    return what | {"machine": machine, "load": load, "results": rows}
+    return what | {"machine": machine("jax", "torch"), "load": load, "results": rows}
 
 
 def examples(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +143,7 @@ def table(results: dict[str, Any]) -> str:
 
 def readme(results: dict[str, Any]) -> str:
     """The page of the benchmark."""
-    machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
+    made_on = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     first = ", ".join(f"{row['first_call_seconds']:.0f}" for row in results["results"])
     before, after = results["load"]
     return f"""\
@@ -171,7 +161,7 @@ right behind PyTorch's, in {results["rounds"]} rounds: the ratio's median, and l
 
 The first step, with compilation: {first} s. The convolutions' derivatives are Winograd's where that
 gains (`flaxvgg/winograd.py`); the forward pass is XLA's. Load of the machine before and after:
-{before:.1f} and {after:.1f}. {machine}.
+{before:.1f} and {after:.1f}. {made_on}.
 """
 
 

@@ -46,10 +46,9 @@ def _compare(weights: str, arch: str, out: Path) -> None:
     from convert.target import convert
     from experiments.cam_on_vgg16 import figure, report, study
     from experiments.composed.picture import to_png
-    from flaxvgg.checkpoint import write_atomically
+    from flaxvgg.folders import check_folder, write_bytes
 
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: choose a folder")
+    check_folder(out)
     with step("reading") as found:
         read = convert(read_source(weights, arch))
         found += [read.config.arch, read.provenance.source]
@@ -64,15 +63,12 @@ def _compare(weights: str, arch: str, out: Path) -> None:
         )
     picture = to_png(figure.draw(shown))
     page = report.readme(results)
-    out.mkdir(parents=True, exist_ok=True)
     for name, data in {
         "results.json": (json.dumps(results, indent=1) + "\n").encode(),
         "README.md": page.encode(),
         "cam_on_vgg16.png": picture,
     }.items():
-        write_atomically(
-            (out / name).absolute(), lambda target, data=data: target.write_bytes(data)
-        )
+        write_bytes(out / name, data)
     console.print(report.table(results), highlight=False, markup=False, soft_wrap=True)
     console.print(f"look at {out / 'cam_on_vgg16.png'} and {out / 'README.md'}", style="bold")
 

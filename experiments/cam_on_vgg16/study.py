@@ -13,8 +13,9 @@ from experiments.cam_on_vgg16.fitting import fit_classifier
 from experiments.cam_on_vgg16.methods import METHODS, Networks, heat_at, peak
 from experiments.composed import scenes
 from experiments.composed.fitting import features_of, fit_gap
-from experiments.composed.objects import OBJECTS, Box
+from experiments.composed.objects import OBJECTS
 from experiments.composed.scenes import Scenes
+from flaxvgg.datasets import Box
 from flaxvgg.model import VGG
 
 _BATCH = 2

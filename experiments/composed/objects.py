@@ -11,9 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from flaxvgg.datasets import Box
 from flaxvgg.images import open_image
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom: pixels, the last two exclusive
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from experiments.composed import objects
-from experiments.composed.objects import OBJECTS, Box, Crop
+from experiments.composed.objects import OBJECTS, Crop
+from flaxvgg.datasets import Box
 from flaxvgg.images import fit_image
 from flaxvgg.provenance import Preprocessing
 

@@ -1,7 +1,8 @@
 """The states of a run on disk: the last and the best ones, written while training goes on."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from flaxvgg.checkpoint import CheckpointError
+from flaxvgg.checkpoint import CheckpointError, first_line
 from flaxvgg.training.trainer import TrainState
 
 _METRIC = "metric"
@@ -51,19 +52,15 @@ class Checkpoints:
             return
         metrics = None if metric is None else {_METRIC: metric}
         told = {"run": self._run, "data": data}
-        try:
+        with self._writing():
             self._checkpointer.save_async(
                 step, _named(state, np.array), metrics=metrics, custom_metadata=told
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._unwritable(error) from None
 
     def wait(self) -> None:
         """Wait until the last state is on disk. Raises CheckpointError where it could not be."""
-        try:
+        with self._writing():
             self._checkpointer.wait()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._unwritable(error) from None
 
     def last(self, template: TrainState) -> tuple[TrainState, Any] | None:
         """The last state and that of its data; None where there is none.
@@ -82,17 +79,15 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the last save and let go of the folder. Raises CheckpointError as `wait`."""
-        try:
+        with self._writing():
             self._checkpointer.close()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._unwritable(error) from None
 
     def _read(self, step: int, template: TrainState) -> tuple[TrainState, Any]:
         where = f"{self._checkpointer.directory} at step {step}"
         try:
             metadata = self._checkpointer.metadata(step)
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{where} is damaged: {_first(error)}") from None
+            raise CheckpointError(f"{where} is damaged: {first_line(error)}") from None
         told = metadata.custom_metadata or {}
         expected = _named(template, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
         stored = metadata.metadata
@@ -115,16 +110,20 @@ class Checkpoints:
             like = _named(template, lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape))
             arrays = self._checkpointer.load(step, like)
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{where} is damaged: {_first(error)}") from None
+            raise CheckpointError(f"{where} is damaged: {first_line(error)}") from None
         leaves = [jax.numpy.asarray(arrays[name]) for name in expected]
         return jax.tree.unflatten(jax.tree.structure(template), leaves), told["data"]
 
-    def _unwritable(self, error: Exception) -> CheckpointError:
-        folder = self._checkpointer.directory
-        return CheckpointError(
-            f"no checkpoint could be written to {folder} ({_first(error)}): the last good one is "
-            "as it was; make room and run again"
-        )
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            folder = self._checkpointer.directory
+            raise CheckpointError(
+                f"no checkpoint could be written to {folder} ({first_line(error)}): the last good "
+                "one is as it was; make room and run again"
+            ) from None
 
 
 def _named(state: TrainState, convert) -> dict[str, Any]:
@@ -145,7 +144,3 @@ def _difference(stored: Any, run: Mapping[str, Any]) -> str:
         elif before != value:
             return f"{room} was {before!r}, and is {value!r}"
     return "its options differ"
-
-
-def _first(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec")[0]
