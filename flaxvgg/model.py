@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from flaxvgg import conv3x3
 from flaxvgg.config import SMALLEST_IMAGE, Layer, VGGConfig
 from flaxvgg.layers import (
     BatchNorm,
@@ -76,8 +77,28 @@ class LayerStack(nnx.Module):
                     continue
             setattr(self, layer.name, module)
 
-    def apply(self, layer: Layer, x: Array, rngs: nnx.Rngs | jax.Array | None) -> Array:
-        """The output of one layer of this stack for the input `x`."""
+    def at_once(self, layers: Sequence[Layer], kept: Collection[str], x: Array) -> Sequence[Layer]:
+        """The first of `layers`, and those behind it that are computed together with it.
+
+        A convolution takes its ReLU and its pooling along, unless an output between is `kept`.
+        """
+        count = 1
+        if layers[0].kind == "conv":
+            module = getattr(self, layers[0].name)
+            if module.dtype == jnp.float32 and conv3x3.fits(x, module.kernel):
+                for layer, kind in zip(layers[1:3], ("relu", "max_pool"), strict=False):
+                    if layer.kind != kind or layers[count - 1].name in kept:
+                        break
+                    count += 1
+        return layers[:count]
+
+    def apply(self, layers: Sequence[Layer], x: Array, rngs: nnx.Rngs | jax.Array | None) -> Array:
+        """The output, for the input `x`, of layers that `at_once` gave."""
+        layer, *rest = layers
+        if rest:
+            conv = getattr(self, layer.name)
+            settings = {"relu": True, "pool": len(rest) > 1, "precision": conv.precision}
+            return conv3x3.conv3x3_block(x, conv.kernel[...], conv.bias[...], **settings)
         match layer.kind:
             case "relu":
                 return jax.nn.relu(x)
@@ -222,17 +243,21 @@ def run_layers(
     missing = set(wanted) - set(found)
     started = after is None
     for stack in stacks:
-        for layer in stack.layers:
-            if not missing:
-                break
-            if started:
-                x = stack.apply(layer, x, rngs)
-                if layer.name in shifts:
-                    x = x + shifts[layer.name]
-                if layer.name in missing:
-                    found[layer.name] = x
-                    missing.remove(layer.name)
-            started = started or layer.name == after
+        layers = stack.layers
+        if not started:
+            names = [layer.name for layer in layers]
+            started = after in names
+            layers = layers[names.index(after) + 1 :] if started else ()
+        while layers and missing:
+            together = stack.at_once(layers, missing | set(shifts), x)
+            x = stack.apply(together, x, rngs)
+            name = together[-1].name
+            if name in shifts:
+                x = x + shifts[name]
+            if name in missing:
+                found[name] = x
+                missing.remove(name)
+            layers = layers[len(together) :]
     return found
 
 

@@ -11,23 +11,22 @@ direct convolution 2.7e-7 to 2.8e-7. The price is time: on two cores the whole s
 PyTorch's; of 16, they take as long as of 8.
 
 Only float32 at precision "highest" is blocked, and only on a CPU; everything else goes straight to
-XLA, on NVIDIA to cuDNN and cuBLAS. The derivatives of a float32 convolution at "default" are
-Winograd's on a CPU (`winograd.py`).
+XLA, on NVIDIA to cuDNN and cuBLAS. The 3x3 convolutions, of which a VGG mostly consists, are those
+of `conv3x3.py`, at every precision.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from flaxvgg import winograd
+from flaxvgg import conv3x3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +51,7 @@ _ROWS = 256  # rows of a matrix product summed in one chain
 
 def is_blocked(precision: Any, *arrays: Array) -> bool:
     """Whether products of these arrays at this precision are the blocked ones."""
-    wanted = precision in ("highest", "float32", lax.Precision.HIGHEST)
-    return wanted and all(array.dtype == jnp.float32 for array in arrays)
+    return conv3x3.is_highest(precision) and all(a.dtype == jnp.float32 for a in arrays)
 
 
 def conv_general_dilated(
@@ -70,61 +68,28 @@ def conv_general_dilated(
         padding = tuple(map(tuple, padding))
     settings = {"window_strides": window_strides, "padding": padding, "precision": precision}
     call = Product(lax.conv_general_dilated, tuple((settings | kwargs).items()))
-    if is_blocked(precision, lhs, rhs):
-        return call(lhs, rhs) if lhs.shape[-1] % _CHANNELS else _compiled(lhs, rhs, call, _BLOCKED)
     ones = ("window_strides", "lhs_dilation", "rhs_dilation")
     plain = all(set(dict(call.settings).get(name) or (1,)) == {1} for name in ones)
-    if plain and rhs.shape[:2] == (3, 3) and padding == ((1, 1), (1, 1)):
-        by_input, by_kernel = winograd.gains(lhs, rhs)
-        if by_kernel:
-            faster = OnCPU(_plain, _by_input if by_input else _plain, _by_kernel)
-            return _compiled(lhs, rhs, call, faster)
-    return call(lhs, rhs)
+    if plain and padding == ((1, 1), (1, 1)) and conv3x3.fits(lhs, rhs):
+        return conv3x3.conv3x3(lhs, rhs, precision)
+    if not is_blocked(precision, lhs, rhs) or lhs.shape[-1] % _CHANNELS:
+        return call(lhs, rhs)
+    return _compiled(lhs, rhs, call, _in_blocks)
 
 
-_Function = Callable[[Product, Array, Array], Array]
-
-
-class OnCPU(NamedTuple):
-    """How a CPU computes a product, and the terms of its derivative by the input and the kernel."""
-
-    value: _Function
-    by_input: _Function
-    by_kernel: _Function
-
-
-def _plain(call: Product, x: Array, kernel: Array) -> Array:
-    return call(x, kernel)
-
-
-def _by_input(_: Product, dx: Array, kernel: Array) -> Array:
-    return winograd.by_input(dx, kernel)
-
-
-def _by_kernel(_: Product, x: Array, dkernel: Array) -> Array:
-    return winograd.by_kernel(x, dkernel)
-
-
-def _run(function: _Function, call: Product, x: Array, kernel: Array) -> Array:
-    if function is _plain:
-        return call(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=partial(function, call), default=call)
+_Blocked = Callable[[Product, Array, Array], Array]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _product(x: Array, kernel: Array, call: Product, on_cpu: OnCPU) -> Array:
-    return _run(on_cpu.value, call, x, kernel)
+def _product(x: Array, kernel: Array, call: Product, blocked: _Blocked) -> Array:
+    return lax.platform_dependent(x, kernel, cpu=partial(blocked, call), default=call)
 
 
-@partial(_product.defjvp, symbolic_zeros=True)
-def _product_jvp(call, on_cpu, primals, tangents):
-    (x, kernel), (dx, dkernel) = primals, tangents
-    terms = []
-    if not isinstance(dx, SymbolicZero):
-        terms.append(_run(on_cpu.by_input, call, dx, kernel))
-    if not isinstance(dkernel, SymbolicZero):
-        terms.append(_run(on_cpu.by_kernel, call, x, dkernel))
-    return _product(x, kernel, call, on_cpu), sum(terms[1:], terms[0])
+@_product.defjvp
+def _product_jvp(call, blocked, primals, tangents):
+    # XLA's own derivative: a loop would keep its every step for the backward pass.
+    _, tangent = jax.jvp(call, primals, tangents)
+    return _product(*primals, call, blocked), tangent
 
 
 _compiled = jax.jit(_product, static_argnums=(2, 3))
@@ -152,10 +117,6 @@ def _summed(call: Callable[[Array, Array], Array], x: Array, kernel: Array, size
     return lax.fori_loop(1, channels // size, lambda i, total: total + block(i), block(0))
 
 
-# Its derivative is XLA's own: a loop would keep its every step for the backward pass.
-_BLOCKED = OnCPU(_in_blocks, _plain, _plain)
-
-
 def dot_general(
     lhs: Float[Array, "*n k"], rhs: Float[Array, "k o"], dimension_numbers: Any, **kwargs: Any
 ) -> Float[Array, "*n o"]:
@@ -164,7 +125,7 @@ def dot_general(
     call = Product(lax.dot_general, tuple(settings.items()))
     if not is_blocked(kwargs.get("precision"), lhs, rhs) or lhs.shape[-1] % _ROWS:
         return call(lhs, rhs)
-    return _compiled(lhs, rhs, call, OnCPU(_dot_in_blocks, _plain, _plain))
+    return _compiled(lhs, rhs, call, _dot_in_blocks)
 
 
 def _dot_in_blocks(call: Product, x: Array, kernel: Array) -> Array:

@@ -1,0 +1,225 @@
+"""A float32 3x3 convolution with padding 1: fast and exact on a CPU, XLA's own elsewhere.
+
+On a CPU it is `native`: Winograd's F(2x2, 3x3) with sums in short chains. Elsewhere, and on NVIDIA,
+it is `jax.lax.conv_general_dilated`, which goes to cuDNN. It is a primitive of its own, so that its
+derivatives are of the same kind: by the input, the convolution of the cotangent with the kernel
+turned round; by the kernel, a second primitive, whose derivatives are convolutions again. So
+`jax.grad`, `jax.jvp`, `jax.vmap` and their compositions work as with XLA's.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+from flaxvgg import native, winograd
+from flaxvgg.layers import max_pool_2x2
+
+Precision = Any
+
+
+def fits(x: Array, kernel: Array) -> bool:
+    """Whether `conv3x3` takes these arrays, and a CPU has it."""
+    is_float32 = x.dtype == kernel.dtype == jnp.float32
+    return is_float32 and kernel.shape[:2] == (3, 3) and x.ndim == 4 and native.IS_AVAILABLE
+
+
+def conv3x3(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"], precision: Precision = None
+) -> Float[Array, "n h w o"]:
+    """The convolution; `precision` is XLA's, for where XLA computes it."""
+    return _convolution(x, kernel, precision=precision)
+
+
+def conv3x3_block(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "3 3 c o"],
+    bias: Float[Array, " o"],
+    *,
+    relu: bool,
+    pool: bool,
+    precision: Precision = None,
+) -> Float[Array, "n oh ow o"]:
+    """The convolution and what follows it, in one go: bias, then ReLU, then 2x2 max pooling."""
+    return _block(x, kernel, bias, relu=relu, pool=pool, precision=precision)
+
+
+def _xlas(x: Array, kernel: Array, *, precision: Precision) -> Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    ones = ((1, 1), (1, 1))
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), ones, dimension_numbers=layout, precision=precision
+    )
+
+
+def _natively(x: Array, kernel: Array, *, precision: Precision) -> Array:
+    return native.conv3x3(x, kernel)
+
+
+def _turned(kernel: Array) -> Array:
+    return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+
+
+def _kernel_xlas(x: Array, dy: Array, *, precision: Precision) -> Array:
+    shape = jax.ShapeDtypeStruct((3, 3, x.shape[3], dy.shape[3]), x.dtype)
+    transpose = jax.linear_transpose(lambda kernel: _xlas(x, kernel, precision=precision), shape)
+    return transpose(dy)[0]
+
+
+def _kernel_on_cpu(x: Array, dy: Array, *, precision: Precision) -> Array:
+    if winograd.gains(x, dy) and not is_highest(precision):
+        return winograd.kernel_derivative(x, dy)
+    return _kernel_xlas(x, dy, precision=precision)
+
+
+def is_highest(precision: Precision) -> bool:
+    """Whether float32 sums are to be as exact as they can be."""
+    return precision in ("highest", "float32", lax.Precision.HIGHEST)
+
+
+def _unfused(
+    x: Array, kernel: Array, bias: Array, *, relu: bool, pool: bool, precision: Precision
+) -> Array:
+    y = conv3x3(x, kernel, precision) + bias.reshape(1, 1, 1, -1)
+    y = jax.nn.relu(y) if relu else y
+    return max_pool_2x2(y) if pool else y
+
+
+def _natively_fused(x, kernel, bias, *, relu: bool, pool: bool, precision: Precision) -> Array:
+    return native.conv3x3_block(x, kernel, bias, relu, pool)
+
+
+class _Operation:
+    """A primitive, whose parameters are its settings and what a CPU does in its place.
+
+    JAX looks into the parameters for what depends on the devices: what runs on a CPU is there, so
+    that it can be spread over several of them.
+    """
+
+    def __init__(self, name: str, shape: Callable, on_cpu: Callable, elsewhere: Callable):
+        self.primitive = Primitive(name)
+        self._on_cpu = functools.cache(
+            lambda arrays, settings: jax.make_jaxpr(functools.partial(on_cpu, **dict(settings)))(
+                *arrays
+            )
+        )
+        compiled = functools.cache(
+            lambda settings: jax.jit(functools.partial(self.primitive.bind, **dict(settings)))
+        )
+
+        def lowered_on_cpu(*arrays: Array, on_cpu: ClosedJaxpr, **settings: Any):
+            return jaxpr_as_fun(on_cpu)(*arrays)
+
+        def lowered_elsewhere(*arrays: Array, on_cpu: ClosedJaxpr, **settings: Any):
+            return [elsewhere(*arrays, **settings)]
+
+        self.primitive.def_impl(lambda *arrays, **settings: compiled(_items(settings))(*arrays))
+        self.primitive.def_abstract_eval(
+            lambda *avals, **settings: avals[0].update(shape=shape(*avals, **settings))
+        )
+        for platform, rule in ((None, lowered_elsewhere), ("cpu", lowered_on_cpu)):
+            lowering = mlir.lower_fun(rule, multiple_results=True)
+            mlir.register_lowering(self.primitive, lowering, platform)
+
+    def __call__(self, *arrays: Array, **settings: Any) -> Array:
+        varying = frozenset().union(*map(_axes, arrays))
+        arrays = tuple(_varying(array, varying) for array in arrays)
+        shapes = tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays)
+        on_cpu = self._on_cpu(shapes, _items(settings))
+        return self.primitive.bind(*arrays, on_cpu=on_cpu, **settings)
+
+
+def _axes(array: Array) -> frozenset[str]:
+    """Under `jax.shard_map`, the axes of the mesh along which an array differs."""
+    return jax.typeof(array).manual_axis_type.varying
+
+
+def _varying(array: Array, axes: frozenset[str]) -> Array:
+    missing = tuple(axes - _axes(array))
+    return lax.pcast(array, missing, to="varying") if missing else array
+
+
+def _items(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(settings.items())
+
+
+def _conv_shape(x, kernel, **_):
+    return (*x.shape[:3], kernel.shape[3])
+
+
+def _kernel_shape(x, dy, **_):
+    return (3, 3, x.shape[3], dy.shape[3])
+
+
+def _block_shape(x, kernel, _, *, pool, **__):
+    n, h, w, _ = x.shape
+    return (n, h // 2, w // 2, kernel.shape[3]) if pool else (n, h, w, kernel.shape[3])
+
+
+_convolution = _Operation("conv3x3", _conv_shape, _natively, _xlas)
+_by_kernel = _Operation("conv3x3_by_kernel", _kernel_shape, _kernel_on_cpu, _kernel_xlas)
+_block = _Operation("conv3x3_block", _block_shape, _natively_fused, _unfused)
+
+
+ad.defbilinear(
+    _convolution.primitive,
+    lambda dy, _, kernel, precision, **__: conv3x3(dy, _turned(kernel), precision),
+    lambda dy, x, _, precision, **__: _by_kernel(x, dy, precision=precision),
+)
+# With a kernel k in the place of its result, the second one is linear in x and in dy alike:
+# <k, K(x, dy)> = <conv(x, k), dy> = <x, conv(dy, k turned)>.
+ad.defbilinear(
+    _by_kernel.primitive,
+    lambda k, _, dy, precision, **__: conv3x3(dy, _turned(k), precision),
+    lambda k, x, _, precision, **__: conv3x3(x, k, precision),
+)
+
+
+def _block_jvp(primals, tangents, *, on_cpu, **settings):
+    moving = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
+
+    def of_moving(*values: Array) -> Array:
+        arrays = list(primals)
+        for i, value in zip(moving, values, strict=True):
+            arrays[i] = value
+        return _unfused(*arrays, **settings)
+
+    return jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
+
+
+ad.primitive_jvps[_block.primitive] = _block_jvp
+
+
+def _batch(operation: _Operation, folds: bool, arrays, axes, *, on_cpu, **settings):
+    """A batch of images is one larger batch; anything else is done one after the other."""
+    mapped = [
+        jnp.moveaxis(array, axis, 0)
+        for array, axis in zip(arrays, axes, strict=True)
+        if axis is not None
+    ]
+    if folds and len(mapped) == 1 and axes[0] is not None:
+        x = mapped[0]
+        y = operation(x.reshape(math.prod(x.shape[:2]), *x.shape[2:]), *arrays[1:], **settings)
+        return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+
+    def of_one(each: list[Array]) -> Array:
+        rest = iter(each)
+        operands = [
+            array if axis is None else next(rest) for array, axis in zip(arrays, axes, strict=True)
+        ]
+        return operation(*operands, **settings)
+
+    return lax.map(of_one, mapped), 0
+
+
+for _operation, _folds in ((_convolution, True), (_by_kernel, False), (_block, True)):
+    batching.primitive_batchers[_operation.primitive] = functools.partial(
+        _batch, _operation, _folds
+    )
