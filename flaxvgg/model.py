@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flaxvgg import conv3x3
+from flaxvgg import convolution
 from flaxvgg.config import SMALLEST_IMAGE, Layer, VGGConfig
 from flaxvgg.layers import (
     BatchNorm,
@@ -85,7 +85,7 @@ class LayerStack(nnx.Module):
         count = 1
         if layers[0].kind == "conv":
             module = getattr(self, layers[0].name)
-            if module.dtype == jnp.float32 and conv3x3.fits(x, module.kernel):
+            if module.dtype == jnp.float32 and convolution.fits(x, module.kernel[...]):
                 for layer, kind in zip(layers[1:3], ("relu", "max_pool"), strict=False):
                     if layer.kind != kind or layers[count - 1].name in kept:
                         break
@@ -98,7 +98,7 @@ class LayerStack(nnx.Module):
         if rest:
             conv = getattr(self, layer.name)
             settings = {"relu": True, "pool": len(rest) > 1, "precision": conv.precision}
-            return conv3x3.conv3x3_block(x, conv.kernel[...], conv.bias[...], **settings)
+            return convolution.conv3x3_block(x, conv.kernel[...], conv.bias[...], **settings)
         match layer.kind:
             case "relu":
                 return jax.nn.relu(x)

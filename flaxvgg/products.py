@@ -12,7 +12,7 @@ PyTorch's; of 16, they take as long as of 8.
 
 Only float32 at precision "highest" is blocked, and only on a CPU; everything else goes straight to
 XLA, on NVIDIA to cuDNN and cuBLAS. The 3x3 convolutions, of which a VGG mostly consists, are those
-of `conv3x3.py`, at every precision.
+of `convolution.py`, at every precision.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from flaxvgg import conv3x3
+from flaxvgg import convolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ _ROWS = 256  # rows of a matrix product summed in one chain
 
 def is_blocked(precision: Any, *arrays: Array) -> bool:
     """Whether products of these arrays at this precision are the blocked ones."""
-    return conv3x3.is_highest(precision) and all(a.dtype == jnp.float32 for a in arrays)
+    return convolution.is_highest(precision) and all(a.dtype == jnp.float32 for a in arrays)
 
 
 def conv_general_dilated(
@@ -70,8 +70,8 @@ def conv_general_dilated(
     call = Product(lax.conv_general_dilated, tuple((settings | kwargs).items()))
     ones = ("window_strides", "lhs_dilation", "rhs_dilation")
     plain = all(set(dict(call.settings).get(name) or (1,)) == {1} for name in ones)
-    if plain and padding == ((1, 1), (1, 1)) and conv3x3.fits(lhs, rhs):
-        return conv3x3.conv3x3(lhs, rhs, precision)
+    if plain and padding == ((1, 1), (1, 1)) and convolution.fits(lhs, rhs):
+        return convolution.conv3x3(lhs, rhs, precision)
     if not is_blocked(precision, lhs, rhs) or lhs.shape[-1] % _CHANNELS:
         return call(lhs, rhs)
     return _compiled(lhs, rhs, call, _in_blocks)

@@ -1,6 +1,7 @@
 // The way from XLA to the convolution: its arguments, its threads, and room to work in.
 
 #include <stdlib.h>
+#include <string.h>
 #if defined(_WIN32)
 #include <windows.h>
 #define yield SwitchToThread
@@ -21,25 +22,41 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-// The widest vectors that the processor and its operating system have.
-static const Conv3x3Functions *functions(void) {
+// What the processor and its operating system have: 2 AVX-512, 1 AVX2, 0 neither.
+static int vectors(void) {
 #if defined(__x86_64__)
   unsigned a, b, c, d, low = 0, high = 0;
-  if (__get_cpuid(1, &a, &b, &c, &d) && (c & bit_OSXSAVE) && (c & bit_FMA)) {
-    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    int has_level = __get_cpuid_count(7, 0, &a, &b, &c, &d);
-    unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL;
-    if (has_level && (low & 0xe6) == 0xe6 && (b & avx512) == avx512) return &conv3x3_avx512;
-    if (has_level && (low & 6) == 6 && (b & bit_AVX2)) return &conv3x3_avx2;
-  }
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA)) return 0;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low & 6) != 6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_AVX2)) return 0;
+  unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL;
+  return (low & 0xe6) == 0xe6 && (b & avx512) == avx512 ? 2 : 1;
+#else
+  return 0;
 #endif
-  return &conv3x3_baseline;
 }
 
-EXPORT const char *flaxvgg_instructions(void) {
-  const Conv3x3Functions *found = functions();
-  if (found == &conv3x3_baseline) return "baseline";
-  return found == &conv3x3_avx2 ? "AVX2" : "AVX-512";
+static const char *const names[] = {"baseline", "AVX2", "AVX-512"};
+
+// The widest vectors there are, or those that the environment wants, if they are narrower.
+static int level(void) {
+  static int found = -1;
+  if (found >= 0) return found;
+  int widest = vectors();
+  const char *wanted = getenv("FLAXVGG_INSTRUCTIONS");
+  for (int i = 0; wanted && i < widest; i++)
+    if (strcmp(wanted, names[i]) == 0) widest = i;
+  return found = widest;
+}
+
+EXPORT const char *flaxvgg_instructions(void) { return names[level()]; }
+
+static const Conv3x3Functions *functions(void) {
+#if defined(__x86_64__)
+  if (level() == 2) return &conv3x3_avx512;
+  if (level() == 1) return &conv3x3_avx2;
+#endif
+  return &conv3x3_baseline;
 }
 
 // A loop whose turns are taken by whichever of XLA's threads is free. The caller takes turns too,

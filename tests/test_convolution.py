@@ -1,0 +1,277 @@
+"""The 3x3 convolution of a CPU: exact, in every mode of differentiation, at every size."""
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flaxvgg import convolution, native, winograd
+from flaxvgg.convolution import conv3x3, conv3x3_block
+from helpers import random_images
+
+xlas = partial(convolution._xlas, precision="highest")
+unfused = partial(convolution._unfused, precision="highest")
+
+
+def arrays(shape: tuple[int, ...], outputs: int) -> list[jax.Array]:
+    """Images, a kernel, and a derivative of the output."""
+    x = random_images(*shape[:3], channels=shape[3])
+    kernel = random_images(3, 3, shape[3], channels=outputs, seed=1)
+    dy = random_images(*shape[:3], channels=outputs, seed=2)
+    return [jnp.asarray(a) for a in (x, kernel, dy)]
+
+
+def error(found: np.ndarray, truth: np.ndarray) -> float:
+    """The root of the mean square, relative to the truth's."""
+    return float(np.sqrt(((np.asarray(found) - truth) ** 2).mean() / (truth**2).mean()))
+
+
+def torchs(x: np.ndarray, kernel: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """PyTorch's convolution, on contiguous NCHW tensors."""
+    image, weight = (torch.tensor(np.asarray(a), dtype=dtype) for a in (x, kernel))
+    image, weight = image.permute(0, 3, 1, 2), weight.permute(3, 2, 0, 1)
+    y = torch.nn.functional.conv2d(image.contiguous(), weight.contiguous(), padding=1)
+    return y.permute(0, 2, 3, 1).numpy()
+
+
+def test_the_library_is_built():
+    assert native.IS_AVAILABLE
+    assert native.INSTRUCTIONS in ("AVX-512", "AVX2", "baseline")
+
+
+@pytest.mark.parametrize("channels", [3, 16, 64, 512])
+def test_closer_to_the_truth_than_pytorch(channels):
+    side = 32 if channels < 512 else 14
+    x, kernel, _ = arrays((1, side, side, channels), 64)
+    x = jax.nn.relu(x)
+    truth = torchs(x, kernel, torch.float64)
+    of_pytorch = error(torchs(x, kernel, torch.float32), truth)
+    assert error(conv3x3(x, kernel), truth) < of_pytorch * (1.0 if channels >= 64 else 1.2)
+
+
+# Tiles cut by an edge, channels that fill no vector, images smaller than a tile, and none at all.
+SHAPES = [
+    ((2, 5, 7, 3), 10),
+    ((1, 8, 8, 15), 33),
+    ((3, 9, 4, 17), 64),
+    ((1, 2, 3, 24), 20),
+    ((1, 1, 1, 40), 5),
+    ((2, 6, 31, 64), 1),
+    ((0, 4, 4, 32), 8),
+]
+
+
+@pytest.mark.parametrize(("shape", "outputs"), SHAPES)
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+def test_every_size_with_what_follows(shape, outputs, relu, pool):
+    x, kernel, _ = arrays(shape, outputs)
+    bias = jnp.linspace(-2, 2, outputs)
+    found = conv3x3_block(x, kernel, bias, relu=relu, pool=pool)
+    expected = unfused(x, kernel, bias, relu=relu, pool=pool)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * shape[3] ** 0.5)
+    np.testing.assert_allclose(conv3x3(x, kernel), xlas(x, kernel), rtol=0, atol=2e-4)
+
+
+def test_many_blocks_and_many_panels():
+    # More tiles than a worker takes at a time, shared kernels; fewer tiles than outputs, shared
+    # inputs; and the edge of neither on a multiple of anything.
+    for shape, outputs in [((2, 61, 59, 40), 70), ((1, 11, 13, 136), 300)]:
+        x, kernel, _ = arrays(shape, outputs)
+        truth = torchs(x, kernel, torch.float64)
+        assert error(conv3x3(x, kernel), truth) < 2e-7
+
+
+def test_nan_and_infinity_are_not_lost():
+    x, kernel, _ = arrays((1, 8, 8, 32), 32)
+    bias = jnp.zeros(32)
+    for bad in (np.nan, np.inf):
+        for settings in ({"relu": True, "pool": False}, {"relu": True, "pool": True}):
+            found = conv3x3_block(x.at[0, 3, 3, 5].set(bad), kernel, bias, **settings)
+            clean = conv3x3_block(x, kernel, bias, **settings)
+            near, far = (
+                (slice(1, 3), slice(3, 4)) if settings["pool"] else (slice(2, 5), slice(7, 8))
+            )
+            assert not np.isfinite(np.asarray(found[0, near, near])).any(axis=-1).all()
+            assert (found[0, far, far] == clean[0, far, far]).all()
+
+
+def test_zeros_are_positive_zeros():
+    x, kernel, _ = arrays((1, 6, 6, 32), 16)
+    found = conv3x3_block(x, kernel, jnp.full(16, -1e9), relu=True, pool=False)
+    assert (np.asarray(found).view(np.uint32) == 0).all()
+
+
+@pytest.mark.parametrize("precision", ["highest", "default"])
+@pytest.mark.parametrize(("shape", "outputs"), [((3, 28, 28, 32), 48), ((2, 15, 9, 5), 7)])
+def test_derivatives_are_as_exact_as_xlas(shape, outputs, precision):
+    x, kernel, dy = arrays(shape, outputs)
+    exact = [torch.tensor(np.moveaxis(np.asarray(a, np.float64), -1, 1)) for a in (x, dy)]
+    weight = torch.tensor(np.asarray(kernel, np.float64)).permute(3, 2, 0, 1)
+    by_x = torch.nn.grad.conv2d_input(exact[0].shape, weight, exact[1], padding=1)
+    by_kernel = torch.nn.grad.conv2d_weight(exact[0], weight.shape, exact[1], padding=1)
+    truth = [by_x.permute(0, 2, 3, 1).numpy(), by_kernel.permute(2, 3, 1, 0).numpy()]
+    found = jax.vjp(partial(conv3x3, precision=precision), x, kernel)[1](dy)
+    plain = jax.vjp(xlas, x, kernel)[1](dy)
+    for one, other, true in zip(found, plain, truth, strict=True):
+        assert error(one, true) < (3 if precision == "default" else 1.5) * error(other, true)
+        assert error(one, true) < 1e-6
+
+
+def test_every_mode_of_differentiation():
+    x, kernel, _ = arrays((3, 28, 28, 32), 48)
+    tangents = 0.3 * x[::-1], 0.1 * kernel[::-1]
+
+    def forward(convolve):
+        return jax.jvp(convolve, (x, kernel), tangents)[1]
+
+    def each_image(convolve):
+        def loss(kernel, image):
+            return (convolve(image[None], kernel) ** 2).sum()
+
+        return jax.vmap(jax.grad(loss), (None, 0))(kernel, x)
+
+    def each_kernel(convolve):
+        return jax.vmap(convolve, (None, 0))(x[:1], jnp.stack([kernel, -kernel]))
+
+    def second(by, convolve):
+        gradient = jax.grad(lambda *a: jnp.tanh(0.01 * convolve(*a)).sum(), by)
+        return jax.jvp(gradient, (x, kernel), tangents)[1]
+
+    for mode in (forward, each_image, each_kernel, partial(second, 0), partial(second, 1)):
+        found, expected = (jax.jit(partial(mode, f))() for f in (conv3x3, xlas))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6 * abs(expected).max())
+
+
+def test_derivatives_of_a_block_are_those_of_its_parts():
+    x, kernel, _ = arrays((2, 8, 6, 16), 24)
+    bias = jnp.linspace(-3, 3, 24)
+
+    def loss(function, *moving):
+        return (function(*moving, bias, relu=True, pool=True) ** 2).sum()
+
+    found, expected = (
+        jax.grad(partial(loss, f), (0, 1))(x, kernel) for f in (conv3x3_block, unfused)
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * abs(other).max())
+    alone = jax.grad(lambda b: conv3x3_block(x, kernel, b, relu=True, pool=False).sum())(bias)
+    count = (unfused(x, kernel, bias, relu=True, pool=False) > 0).sum((0, 1, 2))
+    np.testing.assert_array_equal(alone, count)
+
+
+def test_a_batch_of_batches_is_one_batch():
+    x, kernel, _ = arrays((6, 8, 8, 16), 16)
+    mapped = jax.vmap(lambda x: conv3x3(x, kernel), in_axes=1, out_axes=1)
+    np.testing.assert_array_equal(
+        mapped(x.reshape(3, 2, 8, 8, 16)).reshape(6, 8, 8, 16), conv3x3(x, kernel)
+    )
+
+
+def by_kernel_has_products(shape, outputs: int, precision="default") -> bool:
+    """Whether the derivative by the kernel has matrix products, and is no convolution."""
+    x, kernel, dy = arrays(shape, outputs)
+    derivative = jax.vjp(partial(conv3x3, precision=precision), x, kernel)[1]
+    compiled = jax.jit(lambda dy: derivative(dy)[1]).lower(dy).compile()
+    return " dot(" in compiled.as_text()
+
+
+def test_winograds_derivative_by_the_kernel_only_where_it_gains():
+    assert by_kernel_has_products((1, 14, 14, 32), 32)
+    assert not by_kernel_has_products((1, 14, 14, 32), 32, "highest")
+    assert not by_kernel_has_products((1, 14, 12, 32), 32)  # small
+    assert not by_kernel_has_products((1, 15, 14, 32), 32)  # odd: half a tile
+    assert not by_kernel_has_products((1, 14, 14, 3), 32)  # few channels
+
+
+def test_chunks_divide_the_batch():
+    for count, side, expected in [(8, 112, 1), (8, 56, 2), (7, 56, 1), (6, 28, 6), (12, 28, 6)]:
+        assert winograd._at_once(count, side**2) == expected
+
+
+def test_a_sharded_batch_stays_where_it_is():
+    x, kernel, dy = arrays((4, 14, 14, 32), 32)
+
+    def both(x, kernel, dy):
+        y, derivative = jax.vjp(conv3x3, x, kernel)
+        return y, *derivative(dy)
+
+    expected = both(x, kernel, dy)
+    mesh = Mesh(np.array(jax.devices()), "data")
+    across = NamedSharding(mesh, PartitionSpec("data"))
+    x, dy = (jax.device_put(a, across) for a in (x, dy))
+    compiled = jax.jit(both).lower(x, kernel, dy).compile()
+    assert "all-gather" not in compiled.as_text()
+    for one, other in zip(jax.jit(both)(x, kernel, dy), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * abs(other).max())
+    specs = PartitionSpec("data"), PartitionSpec()
+    mapped = jax.shard_map(conv3x3, mesh=mesh, in_specs=specs, out_specs=specs[0])
+    np.testing.assert_array_equal(mapped(x, kernel), expected[0])
+
+
+def test_calls_at_the_same_time_have_room_of_their_own():
+    x, kernel, _ = arrays((1, 33, 31, 64), 96)
+    batches = [x * (i + 1) for i in range(8)]
+    expected = [np.asarray(conv3x3(batch, kernel)) for batch in batches]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda batch: np.asarray(conv3x3(batch, kernel)), batches))
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+LEVELS = ["baseline", "AVX2", "AVX-512"]
+
+
+def test_every_set_of_instructions_the_processor_has(tmp_path):
+    program = """
+import sys
+import numpy as np
+from flaxvgg import convolution, native
+x, kernel = (np.random.default_rng(i).normal(size=s).astype(np.float32) for i, s in
+             enumerate([(2, 9, 12, 40), (3, 3, 40, 37)]))
+np.save(sys.argv[1], convolution.conv3x3(x, kernel))
+print(native.INSTRUCTIONS)
+"""
+    found = {}
+    for wanted in LEVELS:
+        path = tmp_path / f"{wanted}.npy"
+        environment = os.environ | {"FLAXVGG_INSTRUCTIONS": wanted}
+        command = [sys.executable, "-c", program, path]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        most = min(LEVELS.index(wanted), LEVELS.index(native.INSTRUCTIONS))
+        assert done.stdout.strip() == LEVELS[most]
+        found[wanted] = np.load(path)
+    # The order of the sums is the same, however long the vectors.
+    np.testing.assert_array_equal(found["AVX2"], found["AVX-512"])
+    np.testing.assert_allclose(found["baseline"], found["AVX2"], rtol=0, atol=5e-5)
+
+
+def test_other_dtypes_are_xlas():
+    x, kernel, _ = arrays((1, 8, 8, 16), 16)
+    assert convolution.fits(x, kernel)
+    assert not convolution.fits(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert not convolution.fits(x, kernel[:1, :1])
+
+
+def test_without_the_library_it_is_xlas_convolution():
+    program = """
+import jax, jax.numpy as jnp
+from flaxvgg import native
+native.IS_AVAILABLE = False
+import flaxvgg
+from flax import nnx
+model = flaxvgg.vgg11(num_classes=5, precision="default", rngs=nnx.Rngs(0))
+jaxpr = str(jax.make_jaxpr(lambda m, x: m.features(x))(model, jnp.ones((1, 32, 32, 3))))
+assert "conv_general_dilated" in jaxpr and "conv3x3" not in jaxpr, jaxpr
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
