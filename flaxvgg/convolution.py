@@ -7,20 +7,17 @@ turned round; by the kernel, a second primitive, whose derivatives are convoluti
 `jax.grad`, `jax.jvp`, `jax.vmap` and their compositions work as with XLA's.
 """
 
-import functools
-import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 from jaxtyping import Array, Float
 
 from flaxvgg import native, winograd
 from flaxvgg.layers import max_pool_2x2
+from flaxvgg.operation import Operation
 
 Precision = Any
 
@@ -96,60 +93,6 @@ def _natively_fused(x, kernel, bias, *, relu: bool, pool: bool, precision: Preci
     return native.conv3x3_block(x, kernel, bias, relu, pool)
 
 
-class _Operation:
-    """A primitive, whose parameters are its settings and what a CPU does in its place.
-
-    JAX looks into the parameters for what depends on the devices: what runs on a CPU is there, so
-    that it can be spread over several of them.
-    """
-
-    def __init__(self, name: str, shape: Callable, on_cpu: Callable, elsewhere: Callable):
-        self.primitive = Primitive(name)
-        self._on_cpu = functools.cache(
-            lambda arrays, settings: jax.make_jaxpr(functools.partial(on_cpu, **dict(settings)))(
-                *arrays
-            )
-        )
-        compiled = functools.cache(
-            lambda settings: jax.jit(functools.partial(self.primitive.bind, **dict(settings)))
-        )
-
-        def lowered_on_cpu(*arrays: Array, on_cpu: ClosedJaxpr, **settings: Any):
-            return jaxpr_as_fun(on_cpu)(*arrays)
-
-        def lowered_elsewhere(*arrays: Array, on_cpu: ClosedJaxpr, **settings: Any):
-            return [elsewhere(*arrays, **settings)]
-
-        self.primitive.def_impl(lambda *arrays, **settings: compiled(_items(settings))(*arrays))
-        self.primitive.def_abstract_eval(
-            lambda *avals, **settings: avals[0].update(shape=shape(*avals, **settings))
-        )
-        for platform, rule in ((None, lowered_elsewhere), ("cpu", lowered_on_cpu)):
-            lowering = mlir.lower_fun(rule, multiple_results=True)
-            mlir.register_lowering(self.primitive, lowering, platform)
-
-    def __call__(self, *arrays: Array, **settings: Any) -> Array:
-        varying = frozenset().union(*map(_axes, arrays))
-        arrays = tuple(_varying(array, varying) for array in arrays)
-        shapes = tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays)
-        on_cpu = self._on_cpu(shapes, _items(settings))
-        return self.primitive.bind(*arrays, on_cpu=on_cpu, **settings)
-
-
-def _axes(array: Array) -> frozenset[str]:
-    """Under `jax.shard_map`, the axes of the mesh along which an array differs."""
-    return jax.typeof(array).manual_axis_type.varying
-
-
-def _varying(array: Array, axes: frozenset[str]) -> Array:
-    missing = tuple(axes - _axes(array))
-    return lax.pcast(array, missing, to="varying") if missing else array
-
-
-def _items(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(settings.items())
-
-
 def _conv_shape(x, kernel, **_):
     return (*x.shape[:3], kernel.shape[3])
 
@@ -163,9 +106,9 @@ def _block_shape(x, kernel, _, *, pool, **__):
     return (n, h // 2, w // 2, kernel.shape[3]) if pool else (n, h, w, kernel.shape[3])
 
 
-_convolution = _Operation("conv3x3", _conv_shape, _natively, _xlas)
-_by_kernel = _Operation("conv3x3_by_kernel", _kernel_shape, _kernel_on_cpu, _kernel_xlas)
-_block = _Operation("conv3x3_block", _block_shape, _natively_fused, _unfused)
+_convolution = Operation("conv3x3", _conv_shape, _natively, _xlas, folds=True)
+_by_kernel = Operation("conv3x3_by_kernel", _kernel_shape, _kernel_on_cpu, _kernel_xlas)
+_block = Operation("conv3x3_block", _block_shape, _natively_fused, _unfused, folds=True)
 
 
 ad.defbilinear(
@@ -195,31 +138,3 @@ def _block_jvp(primals, tangents, *, on_cpu, **settings):
 
 
 ad.primitive_jvps[_block.primitive] = _block_jvp
-
-
-def _batch(operation: _Operation, folds: bool, arrays, axes, *, on_cpu, **settings):
-    """A batch of images is one larger batch; anything else is done one after the other."""
-    mapped = [
-        jnp.moveaxis(array, axis, 0)
-        for array, axis in zip(arrays, axes, strict=True)
-        if axis is not None
-    ]
-    if folds and len(mapped) == 1 and axes[0] is not None:
-        x = mapped[0]
-        y = operation(x.reshape(math.prod(x.shape[:2]), *x.shape[2:]), *arrays[1:], **settings)
-        return y.reshape(*x.shape[:2], *y.shape[1:]), 0
-
-    def of_one(each: list[Array]) -> Array:
-        rest = iter(each)
-        operands = [
-            array if axis is None else next(rest) for array, axis in zip(arrays, axes, strict=True)
-        ]
-        return operation(*operands, **settings)
-
-    return lax.map(of_one, mapped), 0
-
-
-for _operation, _folds in ((_convolution, True), (_by_kernel, False), (_block, True)):
-    batching.primitive_batchers[_operation.primitive] = functools.partial(
-        _batch, _operation, _folds
-    )
