@@ -13,10 +13,10 @@ import experiments.bench_cam.__main__ as bench
 import flaxvgg
 from experiments.bench_cam import ours
 from experiments.bench_cam import report as bench_report
-from experiments.bench_cam.timing import Case, Measured, measure
 from experiments.cam_on_vgg16 import costs, figure, methods, report, study
 from experiments.composed.objects import OBJECTS
 from experiments.composed.picture import to_png
+from experiments.timing import Case, Measured, measure
 from flaxvgg.config import VGGConfig
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"

@@ -1,9 +1,7 @@
 """flaxvgg's side: the calls to be timed, what they compile, and the memory they take."""
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 import flaxvgg
-from experiments.bench_cam.timing import Call, Case
+from experiments.memory import peak
+from experiments.timing import Call, Case
 from flaxvgg.cam.formulas import GRADIENT_METHODS
 from flaxvgg.model import VGG
 
@@ -50,7 +49,14 @@ def width(model: VGG) -> int:
 
 
 def cases(
-    model: VGG, few: VGG, kept: int, images: np.ndarray, methods: Sequence[str], tool: str
+    model: VGG,
+    few: VGG,
+    kept: int,
+    images: np.ndarray,
+    methods: Sequence[str],
+    tool: str,
+    *,
+    all_classes: bool = True,
 ) -> Iterator[Case]:
     """Every method for one class, and those whose cost depends on the classes for 8 and for all.
 
@@ -68,8 +74,8 @@ def cases(
             yield Case(method, 1, tool, call, forward, kept, width(model), _FIXED_PASSES)
         else:
             classes = [1] if method in ONLY_ONE else [1, SEVERAL, every]
-            if method == "eigen_grad_cam":
-                classes.remove(every)  # one decomposition for each
+            if every in classes and (not all_classes or method == "eigen_grad_cam"):
+                classes.remove(every)  # Eigen-Grad-CAM takes one decomposition for each
             for k in classes:
                 yield Case(method, k, tool, _explain(model, x, k, method), forward)
 
@@ -116,21 +122,8 @@ def peak_memory(model: VGG, images: np.ndarray, method: str) -> dict[str, float]
     tell (Linux does, of a process about itself).
     """
     call = _explain(model, jnp.asarray(images), model.config.num_classes, method)
-    try:
-        call()
-        gc.collect()
-        before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-        call()
-        return {"before": before, "peak": _resident("VmHWM")}
-    except OSError:
-        return None
-
-
-def _resident(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kilobytes = next(line.split()[1] for line in lines if line.startswith(name))
-    return round(int(kilobytes) * 1024 / 1e9, 3)
+    call()
+    return peak(call)
 
 
 def _explain(model: VGG, images: jax.Array, classes: int, method: str) -> Call:

@@ -15,7 +15,8 @@ from flax import nnx
 from rich.progress import Progress
 
 import flaxvgg
-from experiments.bench_cam.timing import Call, Case, machine, measure
+from experiments.timing import Call, Case, machine, measure
+from experiments.torch_device import DEVICE
 from flaxvgg.console import clear_errors, console
 from flaxvgg.folders import write_bytes
 
@@ -110,10 +111,11 @@ def theirs(
     tensors = flaxvgg.to_torch(gap).items()
     network.load_state_dict({name: torch.from_numpy(array) for name, array in tensors})
     network.features.requires_grad_(rate > 0)
+    network.to(DEVICE)
     trained = [x for x in network.parameters() if x.requires_grad]
     optimiser = torch.optim.SGD(trained, lr=1e-3)
-    x = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
-    y = torch.from_numpy(labels)
+    x = torch.from_numpy(np.moveaxis(images, -1, 1).copy()).to(DEVICE)
+    y = torch.from_numpy(labels).to(DEVICE)
 
     def step() -> float:
         optimiser.zero_grad()
