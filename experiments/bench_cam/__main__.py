@@ -68,7 +68,7 @@ def run(
         found.append(f"{len(memory)} methods, all {classes} classes")
     weights = flaxvgg.to_torch(model)
     with step("compiling") as found:
-        few = ours.with_few_channels(arch, weights, CHANNELS, "default")
+        few = ours.with_few_channels(model.config, weights, CHANNELS, "default")
         compiled = {method: ours.compilations(few, images, method) for method in methods}
         found.append("counted")
 
@@ -77,7 +77,7 @@ def run(
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("timing", total=1.0)
         results = timings(
-            *(arch, weights, images, rounds, methods, peers.TOOLS),
+            *(model.config, weights, images, rounds, methods, peers.TOOLS),
             report=lambda done: progress.update(task, completed=done),
         )
     load.append(round(os.getloadavg()[0], 2))
@@ -95,7 +95,7 @@ def run(
 
 
 def timings(
-    arch: str,
+    config: flaxvgg.VGGConfig,
     weights: ours.StateDict,
     images: np.ndarray,
     rounds: int,
@@ -113,10 +113,10 @@ def timings(
 
     every: list[Case] = []
     for tool, precision in TOOLS.items():
-        model = ours.model_of(arch, weights, precision)
-        few = ours.with_few_channels(arch, weights, CHANNELS, precision)
+        model = ours.model_of(config, weights, precision)
+        few = ours.with_few_channels(config, weights, CHANNELS, precision)
         every += ours.cases(model, few, CHANNELS, images, methods, tool, all_classes=all_classes)
-    network = peers.network(arch, weights)
+    network = peers.network(config, weights)
     every += peers.cases(network, images, CHANNELS, methods, packages)
     every.sort(key=lambda case: methods.index(case.method))  # what is compared runs together
     return [measured.to_json() for measured in measure(every, rounds, report)]

@@ -12,6 +12,7 @@ import flaxvgg
 from experiments.memory import peak
 from experiments.timing import Call, Case
 from flaxvgg.cam.formulas import GRADIENT_METHODS
+from flaxvgg.config import VGGConfig
 from flaxvgg.model import VGG
 
 StateDict = Mapping[str, np.ndarray]
@@ -21,9 +22,9 @@ METHODS = (*GRADIENT_METHODS, *ONLY_ONE)
 _FIXED_PASSES = 2  # of Score-CAM: the image itself, and the image that is masked altogether
 
 
-def model_of(arch: str, state_dict: StateDict, precision: str) -> VGG:
+def model_of(config: VGGConfig, state_dict: StateDict, precision: str) -> VGG:
     """The network with torchvision's weights."""
-    return flaxvgg.from_torch(arch, state_dict, precision=precision)
+    return flaxvgg.from_torch(config.arch, state_dict, config=config, precision=precision)
 
 
 def random_images(size: int, seed: int = 0) -> np.ndarray:
@@ -31,16 +32,16 @@ def random_images(size: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((1, size, size, 3)).astype(np.float32)
 
 
-def with_few_channels(arch: str, state_dict: StateDict, kept: int, precision: str) -> VGG:
+def with_few_channels(config: VGGConfig, state_dict: StateDict, kept: int, precision: str) -> VGG:
     """The same network with all but the first channels of its last convolution at zero.
 
     Score-CAM then has only so many masks that differ: the same program with less to do.
     """
-    last = [x for x in flaxvgg.VGGConfig.classifier(arch).conv_stack if x.kind == "conv"][-1].torch
+    last = [layer for layer in config.conv_stack if layer.kind == "conv"][-1].torch
     cut = {name: array.copy() for name, array in state_dict.items() if name.startswith(last + ".")}
     for array in cut.values():
         array[kept:] = 0
-    return model_of(arch, {**state_dict, **cut}, precision)
+    return model_of(config, {**state_dict, **cut}, precision)
 
 
 def width(model: VGG) -> int:

@@ -4,14 +4,16 @@ import contextlib
 import importlib
 import io
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 
+from convert.verify import torch_networks
 from experiments.bench_cam.ours import SEVERAL, StateDict
 from experiments.timing import Call, Case
 from experiments.torch_device import DEVICE, wait
+from flaxvgg.config import VGGConfig
 
 _GRAD_CAM = {
     "grad_cam": "GradCAM",
@@ -41,17 +43,18 @@ _FIXED_PASSES[("torchcam", "score_cam")] = 2
 _ONE_CLASS = ("eigen_cam", "full_grad", "score_cam", "ablation_cam", "cam")
 
 
-def network(arch: str, state_dict: StateDict) -> torchvision.models.VGG:
-    """torchvision's network with the same weights."""
-    classes = len(state_dict["classifier.6.bias"])
-    model = getattr(torchvision.models, arch)(num_classes=classes, init_weights=False)
-    tensors = {name: torch.from_numpy(np.array(array)) for name, array in state_dict.items()}
-    model.load_state_dict(tensors)
-    return model.eval().to(DEVICE)
+def network(config: VGGConfig, state_dict: StateDict) -> Any:
+    """torchvision's network with the same weights, its ReLUs in place as it has them."""
+    copied = {name: np.array(array) for name, array in state_dict.items()}
+    model = torch_networks(config, copied)[1]
+    for module in model.modules():
+        if isinstance(module, torch.nn.ReLU):
+            module.inplace = True
+    return model.to(DEVICE)
 
 
 def cases(
-    model: torchvision.models.VGG,
+    model: Any,
     images: np.ndarray,
     kept: int,
     methods: Sequence[str],
@@ -134,7 +137,7 @@ def _with_torchcam(
     return call
 
 
-def _with_gap(model: torchvision.models.VGG) -> tuple[torch.nn.Module, torch.nn.Module]:
+def _with_gap(model: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The same convolutions with global average pooling and one linear layer, and what it pools."""
     gap = torch.nn.Sequential()
     gap.append(model.features).append(torch.nn.AdaptiveAvgPool2d(1)).append(torch.nn.Flatten())

@@ -15,7 +15,7 @@ from flax import nnx
 from rich.progress import Progress
 
 import flaxvgg
-from experiments.timing import Call, Case, machine, measure
+from experiments.timing import Call, Case, Report, machine, measure
 from experiments.torch_device import DEVICE
 from flaxvgg.console import clear_errors, console
 from flaxvgg.folders import write_bytes
@@ -48,8 +48,22 @@ def main(
 
 
 def run(arch: str, batch: int, sizes: Sequence[int], rounds: int) -> dict[str, Any]:
-    """Everything that is measured, as JSON: the ratio is ours to PyTorch's, by round."""
+    """Everything that is measured, as JSON."""
     load = [round(os.getloadavg()[0], 2)]
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("timing", total=1.0)
+        rows = timings(
+            arch, batch, sizes, rounds, lambda done: progress.update(task, completed=done)
+        )
+    load.append(round(os.getloadavg()[0], 2))
+    what = {"arch": arch, "batch": batch, "rounds": rounds}
+    return what | {"machine": machine("jax", "torch"), "load": load, "results": rows}
+
+
+def timings(
+    arch: str, batch: int, sizes: Sequence[int], rounds: int, report: Report
+) -> list[dict[str, Any]]:
+    """A row for each size and for what is trained: the ratio is ours to PyTorch's, by round."""
     model = getattr(flaxvgg, arch)(num_classes=1, precision="default", rngs=nnx.Rngs(0))
     gap = flaxvgg.with_gap(model, CLASSES, rngs=nnx.Rngs(1))
     cases = []
@@ -58,11 +72,8 @@ def run(arch: str, batch: int, sizes: Sequence[int], rounds: int) -> dict[str, A
         for trained, rate in TRAINED.items():
             calls = ours(gap, *data, rate), theirs(gap, arch, *data, rate)
             cases.append(Case(trained, size, "", *calls))
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("timing", total=1.0)
-        found = measure(cases, rounds, lambda done: progress.update(task, completed=done))
     rows = []
-    for measured in found:
+    for measured in measure(cases, rounds, report):
         row = measured.to_json()
         rows.append(
             {
@@ -74,9 +85,7 @@ def run(arch: str, batch: int, sizes: Sequence[int], rounds: int) -> dict[str, A
                 "first_call_seconds": row["first_call_seconds"],
             }
         )
-    load.append(round(os.getloadavg()[0], 2))
-    what = {"arch": arch, "batch": batch, "rounds": rounds}
-    return what | {"machine": machine("jax", "torch"), "load": load, "results": rows}
+    return rows
 
 
 def examples(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
