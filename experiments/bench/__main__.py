@@ -30,16 +30,22 @@ def main(
     Writes results.json and README.md, anew behind every section, and speed.png and layers.png. The
     machine should have nothing else to do.
     """
-    # Before JAX and Keras are imported. PyTorch shares a GPU: JAX must not take most of it.
+    # Before JAX and Keras are imported. What was compiled before is no first call. PyTorch shares a
+    # GPU: JAX must not take most of it.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     os.environ["KERAS_BACKEND"] = "jax"
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with clear_errors(f"{out} has what was measured until then"):
-        from experiments.bench import run
+        from experiments.bench import ratios, run
 
         chosen = sections.split(",") if sections else None
         plan = run.plan_of(arch, rounds, tiny=tiny)
         command = shlex.join(["python", "-m", "experiments.bench", *sys.argv[1:]])
-        run.run(plan, chosen, out, command)
+        results = run.run(plan, chosen, out, command)
+    for aim in ratios.aims(results):
+        verdict = "holds" if aim.holds else "missed"
+        line = f"{verdict:6}  {aim.what}: {aim.measured}, to be {aim.bound}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"look at {out / 'README.md'}", style="bold", highlight=False, soft_wrap=True)
 
 

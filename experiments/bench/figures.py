@@ -76,7 +76,7 @@ def speeds(results: Results) -> "Figure":
 def _ticks():
     from matplotlib.ticker import LogLocator
 
-    return LogLocator(base=10, subs=(1, 1.5, 2, 3, 4, 5, 7))
+    return LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7))
 
 
 def roofline(rows: Sequence[Row]) -> "Figure":

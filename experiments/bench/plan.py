@@ -13,13 +13,15 @@ Shape = tuple[int, tuple[int, int]]  # images, and their height and width
 class Plan:
     """What is timed, of which network (`network` names it, its width, its classes and a size).
 
-    `stack` and `forward` are the shapes of the convolutions and of the whole network, the batches
-    are of images of the network's size, and `repeats` is how often a call of less than a
-    millisecond is made in one measurement. `rounds` and `seconds` are `compete`'s, of one case.
-    `matrix` is the side of the matrices, and `vector` the length of the vectors, of the ceilings.
+    `starts` are started, and compared with the last of them. `stack` and `forward` are the shapes
+    of the convolutions and of the whole network, the batches are of images of the network's size,
+    and `repeats` is how often a call of less than a millisecond is made in one measurement.
+    `rounds` and `seconds` are `compete`'s, of one case; `training` has images and rounds. `matrix`
+    is the side of the matrices, and `vector` the length of the vectors, of the ceilings.
     """
 
     network: subject.Plan
+    starts: tuple[str, ...]
     stack: tuple[Shape, ...]
     forward: tuple[Shape, ...]
     activation_batches: tuple[int, ...]
@@ -45,6 +47,7 @@ _PAGES = tuple((batch, (224, 224)) for batch in (1, 8, 32))
 _LARGE = tuple(itertools.product([1], [(512, 512), (375, 1242)]))
 FULL = Plan(
     network=subject.FULL,
+    starts=("python", "flaxvgg", "flaxvgg --help", "torch + torchvision", "jax + flax"),
     stack=(*_PAGES, *_LARGE, (8, (512, 512))),
     forward=(*_PAGES, *_LARGE),
     activation_batches=(1, 8),
@@ -62,18 +65,19 @@ FULL = Plan(
 )
 TINY = Plan(
     network=dataclasses.replace(subject.TINY, arch="vgg16"),  # Keras has no smaller one
+    starts=("python", "flaxvgg --help"),
     stack=((1, (32, 32)),),
-    forward=((2, (32, 48)),),
+    forward=((1, (32, 32)),),
     activation_batches=(1,),
     sparsity_batches=(1,),
     layer_batches=(1,),
     memory_batch=1,
     cam_methods=("grad_cam",),
     cam_rounds=1,
-    training=(2, 1),
+    training=(1, 1),
     matrix=64,
     vector=2**10,
     repeats=2,
-    rounds=2,
+    rounds=1,
     seconds=1,
 )

@@ -25,7 +25,11 @@ def readme(results: Results, pictures: Sequence[str]) -> str:
     """The page: the aims, a table of all tools, the sections, what was left out, the columns."""
     machine, load = results["machine"], results["load"]
     parts = [
-        _HEAD.format(command=results["command"], rounds=results["plan"]["rounds"]),
+        _HEAD.format(
+            command=results["command"],
+            rounds=results["plan"]["rounds"],
+            seconds=results["plan"]["seconds"],
+        ),
         _aims(results),
         _speeds(results),
         _picture("speed.png", "Speed of every tool in PyTorch's", pictures),
@@ -53,6 +57,7 @@ def readme(results: Results, pictures: Sequence[str]) -> str:
 def details(rows: Iterable[Row]) -> str:
     """Each tool of each case: seconds, speeds by round, the first call, and the error."""
     rows = list(rows)
+    references = dict.fromkeys(row["reference"] for row in rows)
     with_error = any("error" in row for row in rows)
     with_ort = any(row["tool"] == ORT for row in rows)
     with_first = any(row["first_call_s"] is not None for row in rows)
@@ -70,8 +75,7 @@ def details(rows: Iterable[Row]) -> str:
             if with_error:
                 cells.append(f"{row['error']:.1e}" if "error" in row else "")
             lines.append(cells)
-    references = ", ".join(dict.fromkeys(row["reference"] for row in rows))
-    head = ["case", "tool", "time", f"speed in that of {references}"]
+    head = ["case", "tool", "time", f"speed in that of {' or '.join(references)}"]
     head += [f"in that of {ORT}"] * with_ort + ["first call"] * with_first
     return _table([*head, *["error"] * with_error], lines, left=2)
 
@@ -194,9 +198,9 @@ _HEAD = """\
 
 One process. A round runs every tool of a case, one after the other, and the next round begins with
 another tool; speeds are ratios within a round, given as the median and the least to the most of the
-rounds, of which there are at least 3 and at most {rounds}. First calls, with compilation, are kept
-apart, and so is memory. All tools have the same random weights and images, in memory and in the
-layout that they want."""
+rounds. There are up to {rounds} of them, and fewer, but 3, of a case that takes longer than
+{seconds:.0f} s. First calls, with compilation, are kept apart, and so is memory. All tools have the
+same random weights and images, in memory and in the layout that they want."""
 _NOTES: Mapping[str, str] = {
     "forward": "To the logits. ONNX has no adaptive pooling: where pool5 is not 7x7, ONNX Runtime "
     "gets two small matrix products instead, which are the same.",
@@ -207,11 +211,11 @@ _NOTES: Mapping[str, str] = {
     "checkpoint": "The whole network; the disk's pages are in memory, and nothing is waited for "
     "until it is on the disk. PyTorch loads with `torch.load` and `load_state_dict`. `convert` is "
     "`python -m convert` without verification and without writing.",
-    "start": "Fresh interpreters, from their start to their end.",
-    "overhead": "A jitted function that is handed the model (every parameter is an argument that "
-    "is kept) and an image of 32x32, and gives back one number of the image: all that a call costs "
-    "in Python and in JAX's dispatch, and nothing to compute. Beside it the same parameters as a "
-    "list, and no parameters; and the network itself at that size.",
+    "start": "Fresh interpreters that import this, from their start to their end.",
+    "overhead": "A jitted function that is handed the model and an image of 32x32 (every parameter "
+    "is an argument that is kept), and gives back one number of the image: all that a call costs "
+    "in Python and in JAX's dispatch, until its result is there, and nothing to compute. Beside it "
+    "the same parameters as a list, and no parameters. At the end the network itself at that size.",
 }
 _COLUMNS = """\
 ## What the columns are

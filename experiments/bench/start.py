@@ -8,25 +8,23 @@ from typing import Any
 
 import jax
 
-from experiments.bench.steps import Row, Step, Study
+from experiments.bench.steps import Row, Step, Study, of_shape
 from experiments.bench.tools import EAGER, FAST
 from experiments.gpu_report import subject
 from experiments.gpu_report.subject import HIGHEST
 from experiments.timing import Call, Report
 from flaxvgg.model import VGG
 
-JAX_ALONE = "import jax + flax"
 STARTS = {
-    "python alone": "pass",
-    "import flaxvgg, its models": "import flaxvgg; flaxvgg.vgg16; flaxvgg.VGG",
+    "python": "pass",
+    "flaxvgg": "import flaxvgg; flaxvgg.vgg16; flaxvgg.VGG",
     "flaxvgg --help": "from flaxvgg.cli import app; app(['--help'])",
-    JAX_ALONE: "import jax, flax.nnx",
-    "import torch + torchvision": "import torch, torchvision",
+    "torch + torchvision": "import torch, torchvision",
+    "jax + flax": "import jax, flax.nnx",
 }
-NOTHING = "takes model and image, does nothing"
-FLAT = "the same, from a list of arrays"
-ONE = "takes one array, does nothing"
-WHOLE = "the network on 32x32"
+NOTHING = "model and image"
+FLAT = "its arrays and image"
+ONE = "image"
 _SMALL = (32, 32)
 
 
@@ -34,8 +32,8 @@ def start(study: Study) -> Iterator[Step]:
     """Fresh interpreters."""
 
     def contest(report: Report) -> list[Row]:
-        calls = {name: partial(_run, code) for name, code in STARTS.items()}
-        return study.contest("a fresh interpreter", calls, JAX_ALONE, report)
+        calls = {name: partial(_run, STARTS[name]) for name in study.plan.starts}
+        return study.contest("a fresh interpreter", calls, study.plan.starts[-1], report)
 
     yield Step("fresh interpreters", contest, 4)
 
@@ -60,11 +58,9 @@ def overhead(study: Study) -> Iterator[Step]:
         repeats = study.plan.repeats
         case = "overhead of a call"
         rows = study.contest(case, calls, NOTHING, lambda done: report(done / 2), repeats)
-        tools = {
-            WHOLE: study.tools.runner(FAST, "forward", (1, _SMALL)).call,
-            f"{WHOLE}, {EAGER}": study.tools.runner(EAGER, "forward", (1, _SMALL)).call,
-        }
-        return rows + study.contest(WHOLE, tools, f"{WHOLE}, {EAGER}", report)
+        whole = (1, _SMALL)
+        tools = {x: study.tools.runner(x, "forward", whole).call for x in (FAST, EAGER)}
+        return rows + study.contest(of_shape(whole), tools, EAGER, report)
 
     yield Step("dispatch", contest)
 

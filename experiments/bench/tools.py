@@ -3,6 +3,7 @@
 import copy
 import importlib
 import importlib.util
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from flaxvgg.mapping import build, model_arrays
 from flaxvgg.model import VGG
 
 OURS = "flaxvgg"
-FAST = 'flaxvgg "default"'
+FAST = "flaxvgg default"
 EAGER = "torch eager"
 LAST = "torch channels last"
 COMPILED = "torch.compile"
@@ -86,11 +87,12 @@ class Tools:
 
     def __init__(self, plan: Plan):
         self.plan = plan
+        self._folder = tempfile.TemporaryDirectory()
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{self._folder.name}/inductor"  # an empty one
         self.left_out = left_out(plan)
         self.config = subject.config_of(plan.network, plan.network.arch)
         self.weights = subject.random_weights(self.config)
         self.networks = torch_side.networks_of(self.config, self.weights)
-        self._folder = tempfile.TemporaryDirectory()
         self._session: tuple[object, Any] = (None, None)
         self._keras: dict[Kind, Any] = {}
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import torch
 
+from experiments.bench.plan import Shape
 from experiments.bench.steps import Row, Step, Study, of_shape
 from experiments.bench.tools import EAGER, ORT, Kind, inferring
 from experiments.gpu_report import subject, torch_side
@@ -61,11 +62,11 @@ def sparsity(study: Study) -> Iterator[Step]:
 def memory(study: Study) -> Iterator[Step]:
     """Memory at the height of a forward pass, beyond what was held before it."""
     shape = study.plan.memory_batch, study.plan.size
-    for kind in ("stack", "forward"):
-        yield Step(kind, partial(_peaks, study, kind, shape), 8)
+    yield Step(of_shape(shape), partial(_peaks, study, shape), 1 + study.plan.memory_batch / 3)
 
 
-def _peaks(study: Study, kind: Kind, shape: tuple[int, tuple[int, int]], _: Report) -> list[Row]:
+def _peaks(study: Study, shape: Shape, report: Report) -> list[Row]:
+    kind: Kind = "forward"
     case, tools = f"{kind}, {of_shape(shape)}", study.tools
     rows: list[Row] = []
 
@@ -73,12 +74,13 @@ def _peaks(study: Study, kind: Kind, shape: tuple[int, tuple[int, int]], _: Repo
         if study.can(tool, f"memory of {case}", "" if beyond is not None else "not Linux"):
             found = {"case": case, "tool": tool, "reference": EAGER}
             rows.append(found | {"beyond_gb": round(beyond or 0.0, 3), "how": how})
+        report(len(rows) / 4)
 
     on_gpu = DEVICE.type == "cuda"
     for tool in (*tools.models, EAGER):
         call = tools.runner(tool, kind, shape).call
         if on_gpu and tool in tools.models:
-            add(tool, _planned(tools.models[tool], kind, shape), "XLA's plan")
+            add(tool, _planned(tools.models[tool], shape), "XLA's plan")
         elif on_gpu:
             add(tool, peak(call), "the allocator's peak")
         else:
@@ -98,10 +100,10 @@ def _beyond(call: Call) -> float | None:
     return found and found["peak"] - found["before"]
 
 
-def _planned(model: VGG, kind: Kind, shape: tuple[int, tuple[int, int]]) -> float:
+def _planned(model: VGG, shape: Shape) -> float:
     """GB of results and temporaries of the compiled program."""
     images = jax.ShapeDtypeStruct((shape[0], *shape[1], 3), "float32")
-    run = jax.jit(lambda model, x: model.features(x) if kind == "stack" else model(x))
+    run = jax.jit(lambda model, x: model(x))
     needs: Any = run.lower(model, images).compile().memory_analysis()
     return (needs.temp_size_in_bytes + needs.output_size_in_bytes) / 1e9
 
