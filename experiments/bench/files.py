@@ -32,7 +32,7 @@ def checkpoint(study: Study) -> Iterator[Step]:
         def load_torch() -> None:
             network.load_state_dict(torch.load(pth, weights_only=True), strict=False)
 
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory(dir=tools.folder) as name:
             folder = Path(name)
             file, directory, pth = folder / "a.safetensors", folder / "orbax", folder / "a.pth"
             save: dict[str, Call] = {

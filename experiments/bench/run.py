@@ -4,8 +4,9 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.bench import figures, files, forward, layers, others, report, start, uses
 from experiments.bench.plan import FULL, TINY, Plan
-from experiments.bench.steps import Section, Study
+from experiments.bench.steps import Row, Section, Step, Study
 from experiments.bench.tools import PICTURES, Tools
 from experiments.timing import machine
 from flaxvgg.config import check_arch
@@ -62,7 +63,6 @@ def run(plan: Plan, sections: Sequence[str] | None, out: Path, command: str) -> 
     unknown = [name for name in chosen if name not in SECTIONS]
     if unknown:
         raise ValueError(f"no section {', '.join(unknown)}: choose from {', '.join(SECTIONS)}")
-    study = Study(plan, Tools(plan))
     results: dict[str, Any] = {
         "command": command,
         "plan": dataclasses.asdict(plan),
@@ -71,14 +71,26 @@ def run(plan: Plan, sections: Sequence[str] | None, out: Path, command: str) -> 
         "left_out": [],
         "sections": {},
     }
-    steps = {name: list(SECTIONS[name](study)) for name in chosen}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        study = Study(plan, Tools(plan, Path(folder)))
+        steps = {name: list(SECTIONS[name](study)) for name in chosen}
+        for name, seconds, rows in _measured(steps):
+            results["sections"][name] = {"seconds": round(seconds, 1), "rows": rows}
+            results["left_out"] = _left_out(study)
+            results["load"][1:] = [round(os.getloadavg()[0], 2)]
+            _write(results, out)
+    return results
+
+
+def _measured(steps: Mapping[str, Sequence[Step]]) -> Iterator[tuple[str, float, list[Row]]]:
+    """The sections as they are finished: name, seconds and rows; with a bar for who waits."""
     shown = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*shown, console=console, transient=True) as progress:
-        task = progress.add_task("", total=sum(x.weight for some in steps.values() for x in some))
-        before = 0.0
-        for name in chosen:
+        total = sum(step.weight for section in steps.values() for step in section)
+        task, before = progress.add_task("", total=total), 0.0
+        for name, section in steps.items():
             begun, rows = time.monotonic(), []
-            for step in steps[name]:
+            for step in section:
                 progress.update(task, description=f"{name}: {step.name}")
 
                 def show(done: float, at: float = before, weight: float = step.weight) -> None:
@@ -87,12 +99,7 @@ def run(plan: Plan, sections: Sequence[str] | None, out: Path, command: str) -> 
                 rows += step.run(show)
                 before += step.weight
                 progress.update(task, completed=before)
-            seconds = round(time.monotonic() - begun, 1)
-            results["sections"][name] = {"seconds": seconds, "rows": rows}
-            results["left_out"] = _left_out(study)
-            results["load"][1:] = [round(os.getloadavg()[0], 2)]
-            _write(results, out)
-    return results
+            yield name, time.monotonic() - begun, rows
 
 
 def _left_out(study: Study) -> list[dict[str, str]]:

@@ -4,7 +4,6 @@ import copy
 import importlib
 import importlib.util
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -83,12 +82,12 @@ class Runner(NamedTuple):
 
 
 class Tools:
-    """One network in every tool, each made when it is first asked for."""
+    """One network in every tool, each made when it is asked for; `folder` is for their files."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, folder: Path):
         self.plan = plan
-        self._folder = tempfile.TemporaryDirectory()
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{self._folder.name}/inductor"  # an empty one
+        self.folder = folder
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # an empty one
         self.left_out = left_out(plan)
         self.config = subject.config_of(plan.network, plan.network.arch)
         self.weights = subject.random_weights(self.config)
@@ -153,7 +152,7 @@ class Tools:
         key = kind, size if kind == "forward" else None
         if self._session[0] != key:
             self.forget_session()
-            path = Path(self._folder.name) / "network.onnx"
+            path = self.folder / "network.onnx"
             self._export(kind, size, path)
             self._session = key, new_session(path)
         return self._session[1]
