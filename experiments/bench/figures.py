@@ -45,13 +45,13 @@ def speeds(results: Results) -> "Figure":
     cases = ratios.by_case(rows)
     figure = new_figure(figsize=(9, 1.6 + 0.58 * len(cases)), dpi=100, layout="constrained")
     axes = figure.subplots()
-    tools = [tool for tool in _COLOURS if any(tool in found for found in cases.values())]
-    tools.remove(EAGER)
+    timed = {tool for found in cases.values() for tool in found} - {EAGER, HOOKS}
+    tools = [tool for tool in _COLOURS if tool in timed]
     for place, found in enumerate(cases.values()):
         if place % 2:
             axes.axhspan(place - 0.5, place + 0.5, color="0.96", zorder=0)
         for tool, row in found.items():
-            if tool not in (EAGER, HOOKS):
+            if tool in timed:
                 at = place + 0.8 * ((tools.index(tool) + 0.5) / len(tools) - 0.5)
                 middle, least, most = ratios.speed(row, found[row["reference"]])
                 colour = _COLOURS[tool]

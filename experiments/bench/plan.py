@@ -61,7 +61,7 @@ FULL = Plan(
     vector=2**26,
     repeats=200,
     rounds=15,
-    seconds=40,
+    seconds=25,
 )
 TINY = Plan(
     network=dataclasses.replace(subject.TINY, arch="vgg16"),  # Keras has no smaller one
