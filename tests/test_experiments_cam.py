@@ -13,10 +13,10 @@ import experiments.bench_cam.__main__ as bench
 import flaxvgg
 from experiments.bench_cam import ours
 from experiments.bench_cam import report as bench_report
-from experiments.bench_cam.timing import Case, Measured, measure
 from experiments.cam_on_vgg16 import costs, figure, methods, report, study
 from experiments.composed.objects import OBJECTS
 from experiments.composed.picture import to_png
+from experiments.timing import Case, Measured, measure
 from flaxvgg.config import VGGConfig
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -90,8 +90,8 @@ def test_benchmark_page_is_that_of_its_results():
 
 @pytest.mark.slow
 def test_few_channels_leave_score_cam_few_masks():
-    weights = flaxvgg.to_torch(flaxvgg.vgg11(num_classes=2, rngs=nnx.Rngs(0)))
-    few = ours.with_few_channels("vgg11", weights, 3, "default")
+    model = flaxvgg.vgg11(num_classes=2, rngs=nnx.Rngs(0))
+    few = ours.with_few_channels(model.config, flaxvgg.to_torch(model), 3, "default")
     relu = few.activations(ours.random_images(64), ["relu5_2"])["relu5_2"]
     assert np.asarray(jnp.any(relu != 0, axis=(0, 1, 2))).nonzero()[0].max() == 2
     assert ours.width(few) == 512

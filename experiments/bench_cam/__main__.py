@@ -1,19 +1,19 @@
 """python -m experiments.bench_cam: what every CAM method costs, beside grad-cam and torchcam."""
 
-import itertools
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from flax import nnx
 from rich.progress import Progress
 
 import flaxvgg
 from experiments.bench_cam import ours, report
-from experiments.bench_cam.timing import Case, machine, measure
+from experiments.timing import Case, Report, machine, measure
 from flaxvgg.console import clear_errors, console, step
 from flaxvgg.folders import check_folder, png, write_bytes
 
@@ -68,32 +68,18 @@ def run(
         found.append(f"{len(memory)} methods, all {classes} classes")
     weights = flaxvgg.to_torch(model)
     with step("compiling") as found:
-        few = ours.with_few_channels(arch, weights, CHANNELS, "default")
+        few = ours.with_few_channels(model.config, weights, CHANNELS, "default")
         compiled = {method: ours.compilations(few, images, method) for method in methods}
         found.append("counted")
 
     from experiments.bench_cam import peers
 
-    ours_cases = [
-        list(
-            ours.cases(
-                ours.model_of(arch, weights, precision),
-                ours.with_few_channels(arch, weights, CHANNELS, precision),
-                CHANNELS,
-                images,
-                methods,
-                tool,
-            )
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("timing", total=1.0)
+        results = timings(
+            *(model.config, weights, images, rounds, methods, peers.TOOLS),
+            report=lambda done: progress.update(task, completed=done),
         )
-        for tool, precision in TOOLS.items()
-    ]
-    network = peers.network(arch, weights)
-    every = [
-        *itertools.chain(*ours_cases),
-        *peers.cases(network, images, CHANNELS, methods),
-    ]
-    every.sort(key=lambda case: methods.index(case.method))  # what is compared runs together
-    results = _measured(every, rounds)
     load.append(round(os.getloadavg()[0], 2))
     return {
         "arch": arch,
@@ -108,11 +94,32 @@ def run(
     }
 
 
-def _measured(cases: list[Case], rounds: int) -> list[dict[str, Any]]:
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("timing", total=1.0)
-        found = measure(cases, rounds, lambda done: progress.update(task, completed=done))
-    return [measured.to_json() for measured in found]
+def timings(
+    config: flaxvgg.VGGConfig,
+    weights: ours.StateDict,
+    images: np.ndarray,
+    rounds: int,
+    methods: Sequence[str],
+    packages: Sequence[str],
+    *,
+    all_classes: bool = True,
+    report: Report,
+) -> list[dict[str, Any]]:
+    """Every method in both precisions and in these packages, by `Measured.to_json`.
+
+    Where `all_classes` is set, what depends on the number of classes is timed for all of them too.
+    """
+    from experiments.bench_cam import peers
+
+    every: list[Case] = []
+    for tool, precision in TOOLS.items():
+        model = ours.model_of(config, weights, precision)
+        few = ours.with_few_channels(config, weights, CHANNELS, precision)
+        every += ours.cases(model, few, CHANNELS, images, methods, tool, all_classes=all_classes)
+    network = peers.network(config, weights)
+    every += peers.cases(network, images, CHANNELS, methods, packages)
+    every.sort(key=lambda case: methods.index(case.method))  # what is compared runs together
+    return [measured.to_json() for measured in measure(every, rounds, report)]
 
 
 def _forward(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -1,9 +1,7 @@
 """flaxvgg's side: the calls to be timed, what they compile, and the memory they take."""
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +9,10 @@ import numpy as np
 from flax import nnx
 
 import flaxvgg
-from experiments.bench_cam.timing import Call, Case
+from experiments.memory import peak
+from experiments.timing import Call, Case
 from flaxvgg.cam.formulas import GRADIENT_METHODS
+from flaxvgg.config import VGGConfig
 from flaxvgg.model import VGG
 
 StateDict = Mapping[str, np.ndarray]
@@ -22,9 +22,9 @@ METHODS = (*GRADIENT_METHODS, *ONLY_ONE)
 _FIXED_PASSES = 2  # of Score-CAM: the image itself, and the image that is masked altogether
 
 
-def model_of(arch: str, state_dict: StateDict, precision: str) -> VGG:
+def model_of(config: VGGConfig, state_dict: StateDict, precision: str) -> VGG:
     """The network with torchvision's weights."""
-    return flaxvgg.from_torch(arch, state_dict, precision=precision)
+    return flaxvgg.from_torch(config.arch, state_dict, config=config, precision=precision)
 
 
 def random_images(size: int, seed: int = 0) -> np.ndarray:
@@ -32,16 +32,16 @@ def random_images(size: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((1, size, size, 3)).astype(np.float32)
 
 
-def with_few_channels(arch: str, state_dict: StateDict, kept: int, precision: str) -> VGG:
+def with_few_channels(config: VGGConfig, state_dict: StateDict, kept: int, precision: str) -> VGG:
     """The same network with all but the first channels of its last convolution at zero.
 
     Score-CAM then has only so many masks that differ: the same program with less to do.
     """
-    last = [x for x in flaxvgg.VGGConfig.classifier(arch).conv_stack if x.kind == "conv"][-1].torch
+    last = [layer for layer in config.conv_stack if layer.kind == "conv"][-1].torch
     cut = {name: array.copy() for name, array in state_dict.items() if name.startswith(last + ".")}
     for array in cut.values():
         array[kept:] = 0
-    return model_of(arch, {**state_dict, **cut}, precision)
+    return model_of(config, {**state_dict, **cut}, precision)
 
 
 def width(model: VGG) -> int:
@@ -50,7 +50,14 @@ def width(model: VGG) -> int:
 
 
 def cases(
-    model: VGG, few: VGG, kept: int, images: np.ndarray, methods: Sequence[str], tool: str
+    model: VGG,
+    few: VGG,
+    kept: int,
+    images: np.ndarray,
+    methods: Sequence[str],
+    tool: str,
+    *,
+    all_classes: bool = True,
 ) -> Iterator[Case]:
     """Every method for one class, and those whose cost depends on the classes for 8 and for all.
 
@@ -68,8 +75,8 @@ def cases(
             yield Case(method, 1, tool, call, forward, kept, width(model), _FIXED_PASSES)
         else:
             classes = [1] if method in ONLY_ONE else [1, SEVERAL, every]
-            if method == "eigen_grad_cam":
-                classes.remove(every)  # one decomposition for each
+            if every in classes and (not all_classes or method == "eigen_grad_cam"):
+                classes.remove(every)  # Eigen-Grad-CAM takes one decomposition for each
             for k in classes:
                 yield Case(method, k, tool, _explain(model, x, k, method), forward)
 
@@ -116,21 +123,8 @@ def peak_memory(model: VGG, images: np.ndarray, method: str) -> dict[str, float]
     tell (Linux does, of a process about itself).
     """
     call = _explain(model, jnp.asarray(images), model.config.num_classes, method)
-    try:
-        call()
-        gc.collect()
-        before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-        call()
-        return {"before": before, "peak": _resident("VmHWM")}
-    except OSError:
-        return None
-
-
-def _resident(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kilobytes = next(line.split()[1] for line in lines if line.startswith(name))
-    return round(int(kilobytes) * 1024 / 1e9, 3)
+    call()
+    return peak(call)
 
 
 def _explain(model: VGG, images: jax.Array, classes: int, method: str) -> Call:

@@ -15,7 +15,8 @@ from flax import nnx
 from rich.progress import Progress
 
 import flaxvgg
-from experiments.bench_cam.timing import Call, Case, machine, measure
+from experiments.timing import Call, Case, Report, machine, measure
+from experiments.torch_device import DEVICE
 from flaxvgg.console import clear_errors, console
 from flaxvgg.folders import write_bytes
 
@@ -47,8 +48,22 @@ def main(
 
 
 def run(arch: str, batch: int, sizes: Sequence[int], rounds: int) -> dict[str, Any]:
-    """Everything that is measured, as JSON: the ratio is ours to PyTorch's, by round."""
+    """Everything that is measured, as JSON."""
     load = [round(os.getloadavg()[0], 2)]
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("timing", total=1.0)
+        rows = timings(
+            arch, batch, sizes, rounds, lambda done: progress.update(task, completed=done)
+        )
+    load.append(round(os.getloadavg()[0], 2))
+    what = {"arch": arch, "batch": batch, "rounds": rounds}
+    return what | {"machine": machine("jax", "torch"), "load": load, "results": rows}
+
+
+def timings(
+    arch: str, batch: int, sizes: Sequence[int], rounds: int, report: Report
+) -> list[dict[str, Any]]:
+    """A row for each size and for what is trained: the ratio is ours to PyTorch's, by round."""
     model = getattr(flaxvgg, arch)(num_classes=1, precision="default", rngs=nnx.Rngs(0))
     gap = flaxvgg.with_gap(model, CLASSES, rngs=nnx.Rngs(1))
     cases = []
@@ -57,11 +72,8 @@ def run(arch: str, batch: int, sizes: Sequence[int], rounds: int) -> dict[str, A
         for trained, rate in TRAINED.items():
             calls = ours(gap, *data, rate), theirs(gap, arch, *data, rate)
             cases.append(Case(trained, size, "", *calls))
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("timing", total=1.0)
-        found = measure(cases, rounds, lambda done: progress.update(task, completed=done))
     rows = []
-    for measured in found:
+    for measured in measure(cases, rounds, report):
         row = measured.to_json()
         rows.append(
             {
@@ -73,9 +85,7 @@ def run(arch: str, batch: int, sizes: Sequence[int], rounds: int) -> dict[str, A
                 "first_call_seconds": row["first_call_seconds"],
             }
         )
-    load.append(round(os.getloadavg()[0], 2))
-    what = {"arch": arch, "batch": batch, "rounds": rounds}
-    return what | {"machine": machine("jax", "torch"), "load": load, "results": rows}
+    return rows
 
 
 def examples(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,10 +120,11 @@ def theirs(
     tensors = flaxvgg.to_torch(gap).items()
     network.load_state_dict({name: torch.from_numpy(array) for name, array in tensors})
     network.features.requires_grad_(rate > 0)
+    network.to(DEVICE)
     trained = [x for x in network.parameters() if x.requires_grad]
     optimiser = torch.optim.SGD(trained, lr=1e-3)
-    x = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
-    y = torch.from_numpy(labels)
+    x = torch.from_numpy(np.moveaxis(images, -1, 1).copy()).to(DEVICE)
+    y = torch.from_numpy(labels).to(DEVICE)
 
     def step() -> float:
         optimiser.zero_grad()

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench_cam.timing import Case, Measured, measure
 from experiments.cam_on_vgg16.methods import METHODS, Networks
+from experiments.timing import Case, Measured, measure
 from flaxvgg.config import Layer, VGGConfig
 from flaxvgg.model import VGG
 

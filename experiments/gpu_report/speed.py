@@ -1,7 +1,7 @@
 """Times of flaxvgg and PyTorch in turns, each call waited for, and the memory that they take.
 
 Every call stands beside an eager forward pass of PyTorch on the same images, in the same round
-(`experiments.bench_cam.timing`). torch.compile and CUDA graphs get what suits them: channels last,
+(`experiments.timing`). torch.compile and CUDA graphs get what suits them: channels last,
 cuDNN's benchmark, fixed shapes.
 """
 
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from flax import nnx
 
-from experiments.bench_cam.timing import Call, Case, Measured
-from experiments.bench_cam.timing import measure as measure_cases
 from experiments.gpu_report import subject, torch_maps, torch_side
 from experiments.gpu_report.subject import HIGHEST, Mode, Plan, Weights
-from experiments.gpu_report.torch_side import DEVICE, NO_CUDA, Networks
+from experiments.gpu_report.torch_side import NO_CUDA, Networks
+from experiments.timing import Call, Case, Measured
+from experiments.timing import measure as measure_cases
+from experiments.torch_device import DEVICE, wait
 from flaxvgg.cam.conventions import CONVENTIONS
 from flaxvgg.cam.maps import layer_maps
 from flaxvgg.cam.methods import explain
@@ -77,7 +78,7 @@ class Bench:
         if batch == max(self.plan.forward_batches):
             plain = self._compiled(network)
             calls[COMPILED] = _waiting(lambda: plain(theirs))
-        with _tuned(mode):
+        with tuned(mode):
             if DEVICE.type == "cuda":
                 calls[GRAPH] = _graphed(network_last, last)
             rows = self._timed("forward", batch, mode, calls, calls[EAGER])
@@ -101,7 +102,7 @@ class Bench:
             calls[HOOKS] = _waiting(lambda: hooked(network, theirs, wanted), grad=True)
         rounds = self.plan.slow_rounds if method in self.plan.slow_cams else self.plan.rounds
         beside = _waiting(lambda: network(theirs))
-        with _tuned(mode):
+        with tuned(mode):
             return self._timed(f"{method}, {classes} cl.", 1, mode, calls, beside, rounds)
 
     def sparsity(self, mode: Mode) -> list[Row]:
@@ -112,9 +113,9 @@ class Bench:
         theirs, network = torch_side.tensor(images, torch_side.dtype_of(mode)), self.network(mode)
         calls: Calls = {
             OURS: lambda: jax.block_until_ready(measure_sparsity(model, x)),
-            EAGER: _waiting(lambda: _count_zeros(network, theirs)),
+            EAGER: _waiting(lambda: count_zeros(network, theirs)),
         }
-        with _tuned(mode):
+        with tuned(mode):
             beside = _waiting(lambda: network(theirs))
             return self._timed("sparsity", batch, mode, calls, beside)
 
@@ -136,7 +137,7 @@ class Bench:
         }
         network = self.network(mode)
         forward = torch_side.tensor(images, torch_side.dtype_of(mode))
-        with _tuned(mode):
+        with tuned(mode):
             beside = _waiting(lambda: network(forward))
             return self._timed("training step", self.plan.train_batch, mode, calls, beside)
 
@@ -168,7 +169,7 @@ class Bench:
                 OURS: lambda x=x, f=product: jax.block_until_ready(f(x)),
                 EAGER: _waiting(lambda m=theirs: m @ m),
             }
-            with _tuned(mode):
+            with tuned(mode):
                 found = self._timed(f"product of {n} x {n}", 1, mode, calls, calls[EAGER])
             rows += [_with_tflops(row, 2 * n**3) for row in found]
         return rows
@@ -180,11 +181,11 @@ class Bench:
         rows: list[Row] = []
         for mode in self.plan.timed:
             planned = self.planned_memory(mode)
-            with _tuned(mode):
+            with tuned(mode):
                 for what, call in self._of_torch(mode).items():
                     common = {"what": what, "mode": mode.name}
                     rows.append({**common, "tool": OURS, "gb": planned[what]})
-                    rows.append({**common, "tool": EAGER, "gb": _peak(call)})
+                    rows.append({**common, "tool": EAGER, "gb": peak(call)})
         return rows
 
     def _of_torch(self, mode: Mode) -> Calls:
@@ -252,7 +253,7 @@ class Bench:
 
 
 @contextlib.contextmanager
-def _tuned(mode: Mode) -> Iterator[None]:
+def tuned(mode: Mode) -> Iterator[None]:
     """PyTorch in this mode, with cuDNN's algorithms chosen by trial, as XLA chooses its own."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
@@ -302,7 +303,7 @@ def _waiting(function: Callable[[], object], *, grad: bool = False) -> Call:
     def call() -> None:
         with torch.set_grad_enabled(grad):
             function()
-        torch_side.wait()
+        wait()
 
     return call
 
@@ -321,7 +322,7 @@ def _graphed(network: torch.nn.Module, images: torch.Tensor) -> Call:
     return _waiting(graph.replay)
 
 
-def _peak(call: Call) -> float:
+def peak(call: Call) -> float:
     """GB that PyTorch holds at most during the second call, beyond what it held before."""
     call()
     torch.cuda.reset_peak_memory_stats()
@@ -330,7 +331,7 @@ def _peak(call: Call) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
-def _count_zeros(network: Any, images: torch.Tensor) -> Sequence[torch.Tensor]:
+def count_zeros(network: Any, images: torch.Tensor) -> Sequence[torch.Tensor]:
     """What `measure_sparsity` counts, written plainly."""
     counts: list[torch.Tensor] = []
 

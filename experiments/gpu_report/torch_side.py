@@ -11,9 +11,9 @@ import torch
 
 from convert.verify import torch_networks
 from experiments.gpu_report.subject import TRAINING, Mode, Weights
+from experiments.torch_device import DEVICE
 from flaxvgg.config import VGGConfig
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NO_CUDA = "no CUDA device"
 _SGD = {"lr": TRAINING.learning_rate, "momentum": TRAINING.momentum}
 
@@ -70,12 +70,6 @@ def arithmetic(mode: Mode) -> Iterator[None]:
     finally:
         for flag, value in zip(flags, before, strict=True):
             flag.allow_tf32 = value
-
-
-def wait() -> None:
-    """Return when the GPU has done what it was given."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def relative_error(output: torch.Tensor, truth: torch.Tensor) -> float:

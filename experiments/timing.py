@@ -1,8 +1,9 @@
-"""Times in forward passes: each call is timed right behind a forward pass of the same model.
+"""Times side by side: of calls in forward passes of the same model, and of tools among each other.
 
 On a busy machine seconds mean little, and their ratio means something only where both were taken at
-the same moment. So a round goes through all cases, each beside its own forward pass, and there are
-several rounds. The processor time of all threads is kept too: it counts work, not waiting.
+the same moment. So there are several rounds. One of `measure` goes through all cases, each right
+behind its own forward pass; the processor time of all threads is kept too: it counts work, not
+waiting. One of `compete` goes through the tools that do the same.
 """
 
 import dataclasses
@@ -11,12 +12,16 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
 Call = Callable[[], object]
+Report = Callable[[float], None]  # is told how much is done, up to 1
+_LEAST = 3  # rounds of a competition, however long they take
+_PAUSE = 0.005  # seconds: threads of the tool before spin on for a moment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Measured:
         }
 
 
-def measure(cases: Sequence[Case], rounds: int, report: Callable[[float], None]) -> list[Measured]:
+def measure(cases: Sequence[Case], rounds: int, report: Report) -> list[Measured]:
     """Warm everything up, then time `rounds` rounds; `report` is told how much is done, up to 1."""
     found, done = [], 0.0
     step = 1 / (len(cases) * (rounds + 1))
@@ -92,6 +97,38 @@ def measure(cases: Sequence[Case], rounds: int, report: Callable[[float], None])
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """Seconds of a tool's first call, with compilation where there is any, and of every round."""
+
+    first_call: float
+    rounds: tuple[float, ...]
+
+
+def compete(
+    calls: Mapping[str, Call], rounds: int, seconds: float, report: Report
+) -> dict[str, Timed]:
+    """Warm every tool up, then time them all in turns; each round begins with another tool.
+
+    There are up to `rounds` rounds, of which all behind the third begin before `seconds` are over.
+    """
+    tools = list(calls)
+    first = {tool: _clocks(calls[tool])[0] for tool in tools}
+    taken: dict[str, list[float]] = {tool: [] for tool in tools}
+    start = time.perf_counter()
+    for done in range(rounds):
+        passed = time.perf_counter() - start
+        if done >= _LEAST and passed > seconds:
+            break
+        report(max(done / rounds, min(passed / seconds, 1.0)))
+        at = done % len(tools)
+        for tool in tools[at:] + tools[:at]:
+            time.sleep(_PAUSE)
+            taken[tool].append(_clocks(calls[tool])[0])
+    report(1.0)
+    return {tool: Timed(first[tool], tuple(taken[tool])) for tool in tools}
+
+
 def _clocks(call: Call) -> tuple[float, float]:
     wall, processor = time.perf_counter(), time.process_time()
     call()
@@ -101,8 +138,20 @@ def _clocks(call: Call) -> tuple[float, float]:
 def machine(*packages: str) -> dict[str, str]:
     """What the times were taken on, with the versions of the packages."""
     return {
+        "processor": _processor(),
         "cores": str(os.cpu_count()),
         "devices": ", ".join(device.device_kind for device in jax.devices()),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _processor() -> str:
+    """What Linux says of it, with the widest vectors that it has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    facts = dict(reversed([[part.strip() for part in x.split(":", 1)] for x in lines if ":" in x]))
+    vectors = [name for name in ("avx512f", "avx2", "asimd") if name in facts.get("flags", "")]
+    return " ".join([facts.get("model name", platform.machine()), *vectors[:1]])

@@ -1,0 +1,53 @@
+"""python -m experiments.bench: what flaxvgg takes, beside every tool that does the same."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flaxvgg.console import clear_errors, console
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    sections: Annotated[
+        str, typer.Option(help="Names of sections, with commas; by default all.")
+    ] = "",
+    arch: Annotated[str | None, typer.Option(help="vgg11 ... vgg19_bn; by default vgg16.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="How often a case is timed at most.", min=1)
+    ] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="All of it once, small.")] = False,
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("build/bench"),
+) -> None:
+    """Time flaxvgg beside PyTorch, torch.compile, ONNX Runtime, Keras, grad-cam and torchcam.
+
+    Writes results.json and README.md, anew behind every section, and speed.png and layers.png. The
+    machine should have nothing else to do.
+    """
+    # Before JAX and Keras are imported. What was compiled before is no first call. PyTorch shares a
+    # GPU: JAX must not take most of it.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    os.environ["KERAS_BACKEND"] = "jax"
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    with clear_errors(f"{out} has what was measured until then"):
+        from experiments.bench import ratios, run
+
+        chosen = sections.split(",") if sections else None
+        plan = run.plan_of(arch, rounds, tiny=tiny)
+        command = shlex.join(["python", "-m", "experiments.bench", *sys.argv[1:]])
+        results = run.run(plan, chosen, out, command)
+    for aim in ratios.aims(results):
+        verdict = "holds" if aim.holds else "missed"
+        line = f"{verdict:6}  {aim.what}: {aim.measured}, to be {aim.bound}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"look at {out / 'README.md'}", style="bold", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,129 @@
+"""Two pictures: how fast every tool is, and how near every convolution is to the machine's most."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from experiments.bench import ratios
+from experiments.bench.layers import XLA
+from experiments.bench.ratios import Results, Row
+from experiments.bench.report import ceilings
+from experiments.bench.tools import COMPILED, EAGER, FAST, KERAS, LAST, ORT, OURS
+from experiments.bench.uses import HOOKS
+from flaxvgg.plotting.figures import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = {
+    OURS: "#0b5394",
+    FAST: "#6fa8dc",
+    EAGER: "#555555",
+    LAST: "#999999",
+    COMPILED: "#b45f06",
+    ORT: "#38761d",
+    KERAS: "#cc4125",
+    XLA: "#8e7cc3",
+}
+_MARKERS = {OURS: "D", FAST: "D", ORT: "s", KERAS: "^", COMPILED: "v", XLA: "^"}
+_SECTIONS = ("stack", "forward", "activations", "sparsity")
+
+
+def all_of(results: Results) -> dict[str, "Figure"]:
+    """The pictures of what was run, by the names of their files."""
+    found = {}
+    if any(ratios.rows_of(results, section) for section in _SECTIONS):
+        found["speed.png"] = speeds(results)
+    if ratios.rows_of(results, "layers"):
+        found["layers.png"] = roofline(ratios.rows_of(results, "layers"))
+    return found
+
+
+def speeds(results: Results) -> "Figure":
+    """Speed in PyTorch's, case by case: medians, and least to most of the rounds."""
+    rows = [row for section in _SECTIONS for row in ratios.rows_of(results, section)]
+    cases = ratios.by_case(rows)
+    figure = new_figure(figsize=(9, 1.6 + 0.58 * len(cases)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    timed = {tool for found in cases.values() for tool in found} - {EAGER, HOOKS}
+    tools = [tool for tool in _COLOURS if tool in timed]
+    for place, found in enumerate(cases.values()):
+        if place % 2:
+            axes.axhspan(place - 0.5, place + 0.5, color="0.96", zorder=0)
+        for tool, row in found.items():
+            if tool in timed:
+                at = place + 0.8 * ((tools.index(tool) + 0.5) / len(tools) - 0.5)
+                middle, least, most = ratios.speed(row, found[row["reference"]])
+                colour = _COLOURS[tool]
+                axes.plot([least, most], [at, at], color=colour, linewidth=1.6, alpha=0.55)
+                shape = _MARKERS.get(tool, "o")
+                axes.plot(middle, at, shape, color=colour, markersize=6, zorder=3)
+    axes.axvline(1, color="black", linewidth=1)
+    for tool in tools:
+        axes.plot([], [], _MARKERS.get(tool, "o"), color=_COLOURS[tool], label=tool)
+    axes.set_yticks(range(len(cases)), list(cases), fontsize=9)
+    axes.set(ylim=(len(cases) - 0.5, -0.5), xscale="log")
+    axes.xaxis.set_major_locator(_ticks())
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.minorticks_off()
+    axes.set_xlabel("times as fast as PyTorch (eager; line at 1): faster is further right")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=len(tools))
+    return figure
+
+
+def _ticks():
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7))
+
+
+def roofline(rows: Sequence[Row]) -> "Figure":
+    """GFLOP/s of every convolution under what its arithmetic intensity allows, batch by batch."""
+    timed = [row for row in rows if "layer" in row]
+    batches = list(dict.fromkeys(row["batch"] for row in timed))
+    size = (10, 0.9 + 3.3 * len(batches))
+    figure = new_figure(figsize=size, dpi=100, layout="constrained")
+    every = figure.subplots(len(batches), squeeze=False)[:, 0]
+    for axes, batch in zip(every, batches, strict=True):
+        _roof(axes, [row for row in timed if row["batch"] == batch], *ceilings(rows))
+        axes.set_title(f"batch {batch}", fontsize=11, loc="left")
+    handles, labels = every[0].get_legend_handles_labels()
+    figure.legend(
+        *(handles, labels),
+        frameon=False,
+        fontsize=9,
+        loc="outside upper center",
+        ncols=len(labels),
+    )
+    return figure
+
+
+def _roof(axes: "Axes", rows: Sequence[Row], product: float, bandwidth: float) -> None:
+    layers: Mapping[str, dict[str, Row]] = {}
+    for row in rows:
+        layers.setdefault(row["layer"], {})[row["tool"]] = row
+    tools = list(dict.fromkeys(row["tool"] for row in rows))
+    labels = []
+    for place, (layer, found) in enumerate(layers.items()):
+        intensity = found[tools[0]]["flops"] / found[tools[0]]["bytes"]
+        roof = min(product, intensity * bandwidth)
+        label = "roof: the matrix product, or FLOP a byte times bandwidth" if not place else None
+        axes.plot([place - 0.45, place + 0.45], [roof, roof], color="black", label=label)
+        names = layer.replace(" to ", "\nto ")
+        labels.append(f"{names}\n{intensity:.0f} FLOP/B")
+    for i, tool in enumerate(tools):
+        for place, found in enumerate(layers.values()):
+            row = found[tool]
+            middle, least, most = (row["flops"] / s / 1e9 for s in ratios.seconds(row))
+            at = place + 0.7 * ((i + 0.5) / len(tools) - 0.5)
+            colour, shape = _COLOURS[tool], _MARKERS.get(tool, "o")
+            axes.plot([at, at], [least, most], color=colour, linewidth=1.6, alpha=0.55)
+            label = tool if not place else None
+            axes.plot(at, middle, shape, color=colour, markersize=6, label=label, zorder=3)
+    axes.set_xticks(range(len(layers)), labels, fontsize=8.5)
+    axes.set(xlim=(-0.5, len(layers) - 0.5), ylim=(0, None))
+    axes.set_ylabel("GFLOP/s, as direct convolution")
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
