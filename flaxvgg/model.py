@@ -85,20 +85,27 @@ class LayerStack(nnx.Module):
         count = 1
         if layers[0].kind == "conv":
             module = getattr(self, layers[0].name)
-            if module.dtype == jnp.float32 and convolution.fits(x, module.kernel[...]):
+            ours = module.conv_general_dilated is conv_general_dilated
+            if ours and module.dtype == jnp.float32 and convolution.fits(x, module.kernel[...]):
                 for layer, kind in zip(layers[1:3], ("relu", "max_pool"), strict=False):
                     if layer.kind != kind or layers[count - 1].name in kept:
                         break
                     count += 1
         return layers[:count]
 
-    def apply(self, layers: Sequence[Layer], x: Array, rngs: nnx.Rngs | jax.Array | None) -> Array:
+    def apply_at_once(
+        self, layers: Sequence[Layer], x: Array, rngs: nnx.Rngs | jax.Array | None
+    ) -> Array:
         """The output, for the input `x`, of layers that `at_once` gave."""
         layer, *rest = layers
-        if rest:
-            conv = getattr(self, layer.name)
-            settings = {"relu": True, "pool": len(rest) > 1, "precision": conv.precision}
-            return convolution.conv3x3_block(x, conv.kernel[...], conv.bias[...], **settings)
+        if not rest:
+            return self.apply(layer, x, rngs)
+        conv = getattr(self, layer.name)
+        settings = {"relu": True, "pool": len(rest) > 1, "precision": conv.precision}
+        return convolution.conv3x3_block(x, conv.kernel[...], conv.bias[...], **settings)
+
+    def apply(self, layer: Layer, x: Array, rngs: nnx.Rngs | jax.Array | None) -> Array:
+        """The output of one layer of this stack for the input `x`."""
         match layer.kind:
             case "relu":
                 return jax.nn.relu(x)
@@ -250,7 +257,7 @@ def run_layers(
             layers = layers[names.index(after) + 1 :] if started else ()
         while layers and missing:
             together = stack.at_once(layers, missing | set(shifts), x)
-            x = stack.apply(together, x, rngs)
+            x = stack.apply_at_once(together, x, rngs)
             name = together[-1].name
             if name in shifts:
                 x = x + shifts[name]
