@@ -7,8 +7,6 @@ turned round; by the kernel, a second primitive, whose derivatives are convoluti
 `jax.grad`, `jax.jvp`, `jax.vmap` and their compositions work as with XLA's.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -17,9 +15,7 @@ from jaxtyping import Array, Float
 
 from flaxvgg import native, winograd
 from flaxvgg.layers import max_pool_2x2
-from flaxvgg.operation import Operation
-
-Precision = Any
+from flaxvgg.operation import Operation, Precision, is_highest
 
 
 def fits(x: Array, kernel: Array) -> bool:
@@ -74,11 +70,6 @@ def _kernel_on_cpu(x: Array, dy: Array, *, precision: Precision) -> Array:
     if winograd.gains(x, dy) and not is_highest(precision):
         return winograd.kernel_derivative(x, dy)
     return _kernel_xlas(x, dy, precision=precision)
-
-
-def is_highest(precision: Precision) -> bool:
-    """Whether float32 sums are to be as exact as they can be."""
-    return precision in ("highest", "float32", lax.Precision.HIGHEST)
 
 
 def _unfused(

@@ -12,6 +12,13 @@ from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 from jaxtyping import Array
 
+Precision = Any  # jax.lax.PrecisionLike
+
+
+def is_highest(precision: Precision) -> bool:
+    """Whether float32 sums are to be as exact as they can be."""
+    return precision in ("highest", "float32", lax.Precision.HIGHEST)
+
 
 class Operation:
     """A function of arrays that a CPU computes in its own way; its derivatives are to be added.

@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 
 _NAMES = {
-    "skip": "skipping",
-    "highest": 'dense, `precision="highest"`',
-    "default": 'dense, `precision="default"`',
+    "skip": "flaxvgg, skipping",
+    "dense": "XLA's dense product",
     "torch": "PyTorch's Linear",
 }
 
@@ -17,13 +16,13 @@ def readme(results: dict[str, Any]) -> str:
     photos = results["photos"]
     nonzero = [photo["nonzero"] for photo in photos.values()]
     whole, rows, conv = results["whole"], results["rows_of_a_batch"], results["convolutions"]
-    saved = {p: 1 - whole[f"{p}, skipping"]["ms"] / whole[p]["ms"] for p in ("highest", "default")}
+    saved = 1 - whole["skipping"]["ms"] / whole["dense"]["ms"]
     return f"""# What can be saved by skipping zeros
 
 Of the 25088 pool5 values of each of the eight photos, {min(nonzero):.0%} to {max(nonzero):.0%} are
 not zero. Each meets one row of fc6's kernel. At batch 1 fc6 does little but read these 411 MB, so
-`product.py` reads only the rows that meet a non-zero; where more than half do, it takes the dense
-product. Leaving out products with zero is exact: the results differ by the order of rounding.
+on a CPU flaxvgg reads only the rows that meet a non-zero (`flaxvgg/native/linear.c`). Leaving out
+products with zero is exact for every finite kernel: results differ by the order of rounding.
 
 ![fc6 by the fraction of values that are not zero, and the forward pass](skip_zeros.png)
 
@@ -38,8 +37,7 @@ the medians over the photos. The error is relative to float64. fc6 is one layer 
 |---|---:|
 {_whole_rows(whole)}
 
-- **Of the whole forward pass** that saves {_saved(saved["highest"])} at "highest" and
-  {_saved(saved["default"])} at "default": convolutions take the rest.
+- **Of the whole forward pass** that saves {_saved(saved)}; convolutions take the rest.
 - **Not with batches.** {_rows(rows)} And a row that is read once serves
   the whole batch, so that reading no longer bounds the dense product.
 - **Not in the convolutions.** {conv["meet_a_zero"]:.0%} of their products meet a zero, but zeros
@@ -47,7 +45,7 @@ the medians over the photos. The error is relative to float64. fc6 is one layer 
   in an image could be left out in one piece: {conv["meet_a_silent_channel"]:.1%} of the products.
 - **Not on a GPU**, where a loop over rows would lose.
 
-On this machine skipping is faster than the dense product at "default" up to
+On this machine skipping is faster than the dense product up to
 {_break_even(results["sweep"]):.0%} non-zeros. The convolutions are those of
 {results["weights"]}; fc6 is random, as torchvision initialises it, which changes no time.
 Made by `python -m experiments.skip_zeros`; all numbers are in results.json.
@@ -81,5 +79,5 @@ def _rows(rows: dict[str, float]) -> str:
 
 def _break_even(sweep: list[dict[str, Any]]) -> float:
     """The fraction of non-zeros at which skipping takes as long as the dense product."""
-    ratio = [point["time"]["default"]["ratio"][1] for point in sweep]
+    ratio = [point["time"]["dense"]["ratio"][1] for point in sweep]
     return float(np.interp(-1, -np.array(ratio), [point["nonzero"] for point in sweep]))

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.skip_zeros.product import skip_dot_general, skip_product
 from flaxvgg.config import VGGConfig
 from flaxvgg.images import load_images
 from flaxvgg.mapping import build, entries, model_arrays
@@ -23,11 +22,10 @@ Timings = dict[str, list[float]]
 
 
 class Networks(NamedTuple):
-    """The same vgg16 three times: the weights are shared."""
+    """The same vgg16 twice: the weights are shared."""
 
-    highest: VGG
-    default: VGG
-    skipping: VGG  # at "highest", fc6 with `skip_dot_general`
+    skipping: VGG  # as it is
+    dense: VGG  # its linear layers read their whole kernels: XLA's product
 
 
 def networks(convolutions: VGG, seed: int = 0) -> Networks:
@@ -40,13 +38,12 @@ def networks(convolutions: VGG, seed: int = 0) -> Networks:
             scale = np.float32(0.01 if entry.path[-1] == "kernel" else 0)
             values = rng.standard_normal(entry.shape, np.float32)
             arrays[entry.path] = jnp.asarray(np.multiply(values, scale, out=values))
-    provenance = convolutions.provenance
-    highest, default, skipping = (
-        build(config, arrays, precision=precision, provenance=provenance)
-        for precision in ("highest", "default", "highest")
+    skipping, dense = (
+        build(config, arrays, provenance=convolutions.provenance) for _ in Networks._fields
     )
-    skipping.head.fc6.dot_general = skip_dot_general
-    return Networks(highest, default, skipping)
+    for name in ("fc6", "fc7", "fc8"):
+        getattr(dense.head, name).dot_general = jax.lax.dot_general
+    return Networks(skipping, dense)
 
 
 @jax.jit
@@ -68,9 +65,9 @@ def study(found: Networks, photos: Sequence[Path], repeats: int) -> dict[str, An
     """A JSON value with every number."""
     import torch
 
-    images = np.asarray(load_images(photos, preprocessing=found.default.preprocessing))
-    vectors = np.asarray(_flattened(found.default, images))
-    kernel = np.asarray(found.highest.head.fc6.kernel[...])
+    images = np.asarray(load_images(photos, preprocessing=found.skipping.preprocessing))
+    vectors = np.asarray(_flattened(found.skipping, images))
+    kernel = np.asarray(found.skipping.head.fc6.kernel[...])
     weight = torch.from_numpy(np.array(kernel.T, order="C"))
 
     bias = torch.zeros(len(weight))
@@ -79,8 +76,7 @@ def study(found: Networks, photos: Sequence[Path], repeats: int) -> dict[str, An
         ours, theirs = jnp.asarray(vector[None]), torch.from_numpy(vector[None].copy())
         return {
             "skip": lambda: _fc6(found.skipping, ours),
-            "highest": lambda: _fc6(found.highest, ours),
-            "default": lambda: _fc6(found.default, ours),
+            "dense": lambda: _fc6(found.dense, ours),
             "torch": lambda: torch.nn.functional.linear(theirs, weight, bias),
         }
 
@@ -92,15 +88,15 @@ def study(found: Networks, photos: Sequence[Path], repeats: int) -> dict[str, An
             "error": _errors(contenders(vector), vector, kernel),
         }
     return {
-        "weights": found.highest.provenance.source,
+        "weights": found.skipping.provenance.source,
         "cores": os.cpu_count(),
         "versions": {"jax": jax.__version__, "torch": torch.__version__},
         "repeats": repeats,
         "photos": by_photo,
-        "sweep": _sweep(found.default, kernel, repeats),
+        "sweep": _sweep(found, len(kernel), repeats),
         "whole": _whole(found, images[:1], repeats),
         "rows_of_a_batch": rows_of_a_batch(vectors != 0),
-        "convolutions": _convolutions(found.default, images),
+        "convolutions": _convolutions(found.skipping, images),
     }
 
 
@@ -138,18 +134,16 @@ def _errors(
     }
 
 
-def _sweep(model: VGG, kernel: np.ndarray, repeats: int) -> list[dict[str, Any]]:
-    """Times by the fraction of non-zeros, which lie anywhere; nothing falls back."""
+def _sweep(found: Networks, rows: int, repeats: int) -> list[dict[str, Any]]:
+    """Times by the fraction of non-zeros, which lie anywhere."""
     rng = np.random.default_rng(0)
-    matrix = jnp.asarray(kernel)
-    skip = jax.jit(lambda x, kernel: skip_product(x, kernel, len(x)))
     points = []
     for fraction in FRACTIONS:
-        x = rng.random(len(kernel), np.float32) * (rng.random(len(kernel)) < fraction)
-        x = jnp.asarray(x.astype(np.float32))
+        x = rng.random(rows, np.float32) * (rng.random(rows) < fraction)
+        x = jnp.asarray(x[None].astype(np.float32))
         calls = {
-            "skip": lambda x=x: skip(x, matrix),
-            "default": lambda x=x: _fc6(model, x[None]),
+            "skip": lambda x=x: _fc6(found.skipping, x),
+            "dense": lambda x=x: _fc6(found.dense, x),
         }
         points.append({"nonzero": fraction, "time": summary(interleaved(calls, repeats))})
     return points
@@ -157,15 +151,10 @@ def _sweep(model: VGG, kernel: np.ndarray, repeats: int) -> list[dict[str, Any]]
 
 def _whole(found: Networks, image: np.ndarray, repeats: int) -> dict[str, Any]:
     """The forward pass of one image, from the photo to the logits."""
-    # Only fc6 of this one skips, at the precision of the rest of the network.
-    quick = build(found.default.config, model_arrays(found.default), precision="default")
-    quick.head.fc6.dot_general = skip_dot_general
     x = jnp.asarray(image)
     calls = {
-        "highest": lambda: _logits(found.highest, x),
-        "highest, skipping": lambda: _logits(found.skipping, x),
-        "default": lambda: _logits(found.default, x),
-        "default, skipping": lambda: _logits(quick, x),
+        "dense": lambda: _logits(found.dense, x),
+        "skipping": lambda: _logits(found.skipping, x),
     }
     return summary(interleaved(calls, repeats))
 
