@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from flaxvgg import native, winograd
+from flaxvgg import native
 from flaxvgg.layers import max_pool_2x2
 
 Precision = Any
@@ -73,10 +73,8 @@ def _kernel_xlas(x: Array, dy: Array, *, precision: Precision) -> Array:
     return transpose(dy)[0]
 
 
-def _kernel_on_cpu(x: Array, dy: Array, *, precision: Precision) -> Array:
-    if winograd.gains(x, dy) and not is_highest(precision):
-        return winograd.kernel_derivative(x, dy)
-    return _kernel_xlas(x, dy, precision=precision)
+def _kernel_natively(x: Array, dy: Array, *, precision: Precision) -> Array:
+    return native.conv3x3_by_kernel(x, dy)
 
 
 def is_highest(precision: Precision) -> bool:
@@ -164,7 +162,7 @@ def _block_shape(x, kernel, _, *, pool, **__):
 
 
 _convolution = _Operation("conv3x3", _conv_shape, _natively, _xlas)
-_by_kernel = _Operation("conv3x3_by_kernel", _kernel_shape, _kernel_on_cpu, _kernel_xlas)
+_by_kernel = _Operation("conv3x3_by_kernel", _kernel_shape, _kernel_natively, _kernel_xlas)
 _block = _Operation("conv3x3_block", _block_shape, _natively_fused, _unfused)
 
 

@@ -1,7 +1,7 @@
 """The compiled part: a 3x3 convolution for the processor, as an operation of XLA.
 
-`conv3x3.c` has the arithmetic, `xla.c` the way to it; they are compiled when the package is built
-(`hatch_build.py`). In a clone that was not installed the library is missing, and XLA's own
+`conv3x3.c` has the arithmetic, `by_kernel.c` that of its derivative, `xla.c` the way to both; they
+are compiled when the package is built (`hatch_build.py`). In a clone that was not installed the library is missing, and XLA's own
 convolution is used.
 """
 
@@ -20,14 +20,14 @@ _PATH = Path(__file__).with_name("native.dll" if sys.platform == "win32" else "n
 IS_AVAILABLE = _PATH.exists()  # it was built
 INSTRUCTIONS = ""  # what the processor has: "AVX-512", "AVX2" or "baseline"
 _TARGET = "flaxvgg_conv3x3"
+_BY_KERNEL = "flaxvgg_conv3x3_by_kernel"
 
 if IS_AVAILABLE:
     _library = ctypes.CDLL(str(_PATH))
     _library.flaxvgg_instructions.restype = ctypes.c_char_p
     INSTRUCTIONS = _library.flaxvgg_instructions().decode()
-    jax.ffi.register_ffi_target(
-        _TARGET, jax.ffi.pycapsule(_library.flaxvgg_conv3x3), platform="cpu"
-    )
+    for _name in (_TARGET, _BY_KERNEL):
+        jax.ffi.register_ffi_target(_name, jax.ffi.pycapsule(_library[_name]), platform="cpu")
 
 
 def _shape(x: Array, outputs: int, pool: bool) -> jax.ShapeDtypeStruct:
@@ -55,6 +55,16 @@ def conv3x3_block(
     return _of_shards((x, kernel, bias), relu, pool)
 
 
+def conv3x3_by_kernel(
+    x: Float[Array, "n h w c"], dy: Float[Array, "n h w o"]
+) -> Float[Array, "3 3 c o"]:
+    """The derivative of `conv3x3` by its kernel, where `dy` is the one by its result.
+
+    Of a batch that lies on several devices, each takes its own images; their sum is on all of them.
+    """
+    return _sum_of_shards(x, dy)
+
+
 def _call(operands: tuple[Array, ...], relu: bool, pool: bool) -> Array:
     x, kernel, *_ = operands
     call = jax.ffi.ffi_call(_TARGET, _shape(x, kernel.shape[3], pool))
@@ -80,3 +90,30 @@ def _rule(relu, pool, mesh, operands, result):
 
 
 _of_shards.def_partition(_partition, sharding_rule=_rule)
+
+
+def _call_by_kernel(x: Array, dy: Array) -> Array:
+    shape = jax.ShapeDtypeStruct((3, 3, x.shape[3], dy.shape[3]), jnp.float32)
+    return jax.ffi.ffi_call(_BY_KERNEL, shape)(x, dy)
+
+
+_sum_of_shards = custom_partitioning(_call_by_kernel)
+
+
+def _partition_by_kernel(mesh, arguments, result):
+    spec = arguments[0].sharding.spec
+    axes = spec[0] if spec else None
+    images, whole = (NamedSharding(mesh, PartitionSpec(*s)) for s in ((axes,), ()))
+
+    def of_one(x: Array, dy: Array) -> Array:
+        part = _call_by_kernel(x, dy)
+        return jax.lax.psum(part, axes) if axes else part
+
+    return mesh, of_one, whole, (images, images)
+
+
+_sum_of_shards.def_partition(
+    _partition_by_kernel,
+    sharding_rule="n h w c, n p q o -> i j c o",
+    need_replication_factors=tuple("hwcijopq"),
+)
