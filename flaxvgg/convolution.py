@@ -1,10 +1,10 @@
 """A float32 3x3 convolution with padding 1: fast and exact on a CPU, XLA's own elsewhere.
 
-On a CPU it is `native`: Winograd's F(2x2, 3x3) with sums in short chains. Elsewhere, and on NVIDIA,
-it is `jax.lax.conv_general_dilated`, which goes to cuDNN. It is a primitive of its own, so that its
-derivatives are of the same kind: by the input, the convolution of the cotangent with the kernel
-turned round; by the kernel, a second primitive, whose derivatives are convolutions again. So
-`jax.grad`, `jax.jvp`, `jax.vmap` and their compositions work as with XLA's.
+On a CPU it is `native`: Winograd's F(2x2, 3x3) with sums in short chains, at every precision.
+Elsewhere it is `jax.lax.conv_general_dilated`, which on NVIDIA goes to cuDNN. It is a primitive of
+its own, so that its derivatives are of the same kind: by the input, the convolution of the
+cotangent with the kernel turned round; by the kernel, a second primitive, whose derivatives are
+convolutions again. So `jax.grad`, `jax.jvp`, `jax.vmap` and their compositions work as with XLA's.
 """
 
 import functools

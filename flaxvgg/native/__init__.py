@@ -1,8 +1,8 @@
 """The compiled part: a 3x3 convolution for the processor, as an operation of XLA.
 
 `conv3x3.c` has the arithmetic, `by_kernel.c` that of its derivative, `xla.c` the way to both; they
-are compiled when the package is built (`hatch_build.py`). In a clone that was not installed the library is missing, and XLA's own
-convolution is used.
+are compiled when the package is built (`hatch_build.py`). In a clone that was not installed the
+library is missing, and XLA's own convolution is used.
 """
 
 import ctypes
@@ -115,5 +115,5 @@ def _partition_by_kernel(mesh, arguments, result):
 _sum_of_shards.def_partition(
     _partition_by_kernel,
     sharding_rule="n h w c, n p q o -> i j c o",
-    need_replication_factors=tuple("hwcijopq"),
+    need_replication_factors=tuple("hwcpqoij"),
 )

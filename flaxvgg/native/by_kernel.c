@@ -5,24 +5,19 @@
 // which are 16 matrix products over all channels, (inputs, tiles) x (tiles, outputs). With few
 // inputs the product is direct: the neighbours of every pixel, times dy.
 //
-// A block of tiles is transformed and multiplied while it lies in the cache. Within a block the sums
-// go in short chains; over the blocks, of which there may be thousands, they are float64.
+// A block of tiles is transformed and multiplied while it lies in the cache. Within a block the
+// sums go in short chains; over the blocks, of which there may be thousands, they are float64.
 //
 // This file is compiled once for each instruction set; LEVEL is the name that its functions get.
 
 #include "tiles.h"
 #include "vectors.h"
 
-#ifndef BLOCK_
-#define BLOCK_ GROUP
-#define MOST_ROWS_ (22 * ROWS)
-#define MOST_COLUMNS_ 128
-#endif
 enum {
-  BLOCK = BLOCK_,               // tiles that are worked on at a time
-  MOST_ROWS = MOST_ROWS_,       // of the result, and
-  MOST_COLUMNS = MOST_COLUMNS_, // for which a block is transformed
-  LEAST_BLOCKS = 4,            // of a span: fewer are not worth sums of their own
+  MOST_TILES = GROUP,     // of a block, and
+  MOST_ROWS = 22 * ROWS,  // and
+  MOST_COLUMNS = 128,     // of the result, for which it is transformed
+  LEAST_BLOCKS = 4,       // of a span: fewer are not worth sums of their own
 };
 
 typedef double Doubles __attribute__((vector_size(8 * LANES), aligned(8), may_alias));
@@ -44,7 +39,8 @@ static void plan(Loops *loops, int64_t workers) {
   call->tiles.down = pieces(call->x.height, 2);
   call->tiles.across = pieces(call->x.width, 2);
   call->tiles.count = call->x.count * call->tiles.down * call->tiles.across;
-  call->blocks = pieces(call->tiles.count, BLOCK);
+  call->blocks = pieces(call->tiles.count, MOST_TILES);
+  call->block = call->blocks ? padded(pieces(call->tiles.count, call->blocks), CHAIN) : 0;
   call->row_ranges = direct ? rows > 0 : pieces(rows, MOST_ROWS);
   call->rows = rows ? padded(pieces(rows, call->row_ranges), ROWS) : 0;
   call->panel_ranges = pieces(panels * PANEL, MOST_COLUMNS);
@@ -52,19 +48,21 @@ static void plan(Loops *loops, int64_t workers) {
   call->places = direct ? 1 : 16;
   call->depth = direct ? 4 : 1;
   call->row_stride = call->rows + APART;
-  call->input_stride = BLOCK * call->depth * call->row_stride;
-  call->output_stride = BLOCK * call->depth * call->panels * PANEL + APART;
+  call->input_stride = call->block * call->depth * call->row_stride;
+  call->panel_stride = call->block * call->depth * PANEL;
+  call->output_stride = call->panels * call->panel_stride + APART;
   call->sums = call->places * call->rows * call->panels * PANEL;
   int64_t ranges = call->row_ranges * call->panel_ranges;
-  // Every worker finds some to do.
-  call->spans = ranges ? least(pieces(4 * workers, ranges), pieces(call->blocks, LEAST_BLOCKS)) : 0;
+  int64_t fair = ranges ? pieces(4 * workers, ranges) : 0;  // every worker finds some to do
+  call->spans = least(fair, pieces(call->blocks, LEAST_BLOCKS));
   loops->first_turns = call->spans * ranges;
   loops->second_turns = rows;
   loops->shared_floats = 2 * loops->first_turns * call->sums;
   loops->worker_floats = call->places * (call->input_stride + call->output_stride);
 }
 
-// A dy A' of a tile, in panels, which lie `panel_stride` apart.
+// The cotangents: of each tile, a row (PANEL) in every panel, at every place.
+
 INLINE void output_1d(Vector first, Vector second, Vector out[4]) {  // A y
   out[0] = first;
   out[1] = first + second;
@@ -73,12 +71,12 @@ INLINE void output_1d(Vector first, Vector second, Vector out[4]) {  // A y
 }
 
 static void transform_outputs(const ByKernel *call, Tile tile, int64_t panel, int64_t panels,
-                              float *to, int64_t panel_stride) {
+                              float *to) {
   const float *from[4];
   for (int i = 0; i < 4; i++) from[i] = pixel(&call->dy, tile, i / 2, i % 2);
   for (int64_t lane = 0; lane < panels * PANEL; lane += LANES) {
     int64_t first = panel * PANEL + lane, count = call->dy.channels - first;
-    float *at = to + lane / PANEL * panel_stride + lane % PANEL;
+    float *at = to + lane / PANEL * call->panel_stride + lane % PANEL;
     Vector y[4], down[2][4], out[4];
     for (int i = 0; i < 4; i++) y[i] = from[i] ? load_some(from[i] + first, count) : (Vector){0};
     if (is_direct(&call->x)) {
@@ -121,24 +119,24 @@ static double *sums_of(const ByKernel *call, int64_t turn) {
 // Both transforms of a block; how deep its products are, with zeros up to a whole chain.
 static int64_t transform_block(const ByKernel *call, const Part *part, int64_t block,
                                float *inputs, float *outputs) {
-  int64_t first = block * BLOCK, count = least(BLOCK, call->tiles.count - first);
-  int64_t panel_stride = BLOCK * call->depth * PANEL;
+  int64_t first = block * call->block, count = least(call->block, call->tiles.count - first);
   for (int64_t i = 0; i < count; i++) {
     Tile tile = tile_at(&call->tiles, first + i);
     float *to = inputs + i * call->depth * call->row_stride;
     if (is_direct(&call->x))
       gather_tile(&call->x, tile, part->rows, to, call->row_stride);
     else
-      transform_tile(&call->x, tile, part->first_row, part->rows, to, call->input_stride);
+      transform_tile(&call->x, tile, part->first_row, padded(part->rows, LANES), to,
+                     call->input_stride);  // whole vectors: what is too much is not read
     transform_outputs(call, tile, part->first_panel, part->panels,
-                      outputs + i * call->depth * PANEL, panel_stride);
+                      outputs + i * call->depth * PANEL);
   }
   int64_t depth = count * call->depth, rest = padded(depth, CHAIN) - depth;
   for (int64_t place = 0; place < call->places && rest; place++) {
     float *input = inputs + place * call->input_stride + depth * call->row_stride;
     memset(input, 0, rest * call->row_stride * sizeof(float));
     for (int64_t panel = 0; panel < part->panels; panel++) {
-      float *output = outputs + place * call->output_stride + panel * panel_stride;
+      float *output = outputs + place * call->output_stride + panel * call->panel_stride;
       memset(output + depth * PANEL, 0, rest * PANEL * sizeof(float));
     }
   }
@@ -169,8 +167,7 @@ static void first_turn(const Loops *loops, int64_t turn, float *room) {
         for (int64_t row = 0; row < call->rows; row += ROWS, sums += ROWS * PANEL)
           if (panel < part.panels && row < part.rows)
             add_product(inputs + place * call->input_stride + row, call->row_stride,
-                        outputs + place * call->output_stride +
-                            panel * BLOCK * call->depth * PANEL,
+                        outputs + place * call->output_stride + panel * call->panel_stride,
                         depth, block == part.first_block, sums);
   }
 }

@@ -106,7 +106,8 @@ static void transform_inputs(const Conv3x3 *conv, int64_t block, float *to) {
     if (is_direct(&conv->x))
       gather_tile(&conv->x, tile, conv->depth, to + i * conv->depth, conv->input_stride);
     else
-      transform_tile(&conv->x, tile, 0, conv->depth, to + i * conv->depth, conv->input_stride);
+      transform_tile(&conv->x, tile, 0, conv->depth, to + i * conv->depth,
+                     conv->input_stride);
   }
   int64_t rest = padded(count, ROWS) - count;
   for (int64_t place = 0; place < conv->places; place++)

@@ -43,11 +43,11 @@ typedef struct {
   float *dkernel;                            // (3, 3, c, o)
   // What `plan` fills in.
   Tiles tiles;                               // 2x2 tiles of dy
-  int64_t blocks, spans;                     // of tiles; a turn goes through a span of blocks,
+  int64_t block, blocks, spans;              // tiles, and blocks of them; a turn takes a span,
   int64_t rows, row_ranges;                  // some rows of the result,
   int64_t panels, panel_ranges;              // and some panels of its columns
   int64_t places, depth;                     // matrix products, and what a tile adds to their depth
-  int64_t row_stride, input_stride, output_stride;  // of rows and places, in floats
+  int64_t row_stride, input_stride, panel_stride, output_stride;  // in floats
   int64_t sums;                              // float64 sums of a turn
 } ByKernel;
 
