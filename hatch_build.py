@@ -6,6 +6,7 @@ three times; which one is used is found out when it runs. The library knows noth
 one wheel serves all versions of it.
 """
 
+import itertools
 import platform
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 _NATIVE = Path("flaxvgg", "native")
 _FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+_ARITHMETIC = "conv3x3", "by_kernel", "linear"
 _LEVELS = {"avx2": "x86_64_v3", "avx512": "x86_64_v4"}  # and the baseline
 # For each system and machine that JAX has wheels for, what Zig calls it, and the wheel's tag; glibc
 # 2.17 is that of manylinux2014.
@@ -49,11 +51,11 @@ def build(root: Path, target: str, library: Path) -> None:
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", target, *_FLAGS]
     with tempfile.TemporaryDirectory(dir=root / _NATIVE) as folder:
         objects = []
-        for name, cpu in levels.items():
-            objects.append(f"{folder}/{name}.o")
-            options = [f"-DLEVEL=conv3x3_{name}", *([f"-mcpu={cpu}"] if cpu else [])]
-            source = str(root / _NATIVE / "conv3x3.c")
-            subprocess.run([*compiler, *options, "-c", source, "-o", objects[-1]], check=True)
+        for (name, cpu), source in itertools.product(levels.items(), _ARITHMETIC):
+            objects.append(f"{folder}/{source}_{name}.o")
+            options = [f"-DLEVEL={source}_{name}", *([f"-mcpu={cpu}"] if cpu else [])]
+            path = str(root / _NATIVE / f"{source}.c")
+            subprocess.run([*compiler, *options, "-c", path, "-o", objects[-1]], check=True)
         made = Path(folder, library.name)
         entry = str(root / _NATIVE / "xla.c")
         options = [f"-I{include}", "-shared", "-s", entry, *objects, "-o", str(made)]

@@ -1,10 +1,10 @@
 """A float32 3x3 convolution with padding 1: fast and exact on a CPU, XLA's own elsewhere.
 
-On a CPU it is `native`: Winograd's F(2x2, 3x3) with sums in short chains. Elsewhere, and on NVIDIA,
-it is `jax.lax.conv_general_dilated`, which goes to cuDNN. It is a primitive of its own, so that its
-derivatives are of the same kind: by the input, the convolution of the cotangent with the kernel
-turned round; by the kernel, a second primitive, whose derivatives are convolutions again. So
-`jax.grad`, `jax.jvp`, `jax.vmap` and their compositions work as with XLA's.
+On a CPU it is `native`: Winograd's F(2x2, 3x3) with sums in short chains, at every precision.
+Elsewhere it is `jax.lax.conv_general_dilated`, which on NVIDIA goes to cuDNN. It is a primitive of
+its own, so that its derivatives are of the same kind: by the input, the convolution of the
+cotangent with the kernel turned round; by the kernel, a second primitive, whose derivatives are
+convolutions again. So `jax.grad`, `jax.jvp`, `jax.vmap` and their compositions work as with XLA's.
 """
 
 import jax
@@ -13,9 +13,9 @@ from jax import lax
 from jax.interpreters import ad
 from jaxtyping import Array, Float
 
-from flaxvgg import native, winograd
+from flaxvgg import native
 from flaxvgg.layers import max_pool_2x2
-from flaxvgg.operation import Operation, Precision, is_highest
+from flaxvgg.operation import Operation, Precision
 
 
 def fits(x: Array, kernel: Array) -> bool:
@@ -66,10 +66,8 @@ def _kernel_xlas(x: Array, dy: Array, *, precision: Precision) -> Array:
     return transpose(dy)[0]
 
 
-def _kernel_on_cpu(x: Array, dy: Array, *, precision: Precision) -> Array:
-    if winograd.gains(x, dy) and not is_highest(precision):
-        return winograd.kernel_derivative(x, dy)
-    return _kernel_xlas(x, dy, precision=precision)
+def _kernel_natively(x: Array, dy: Array, *, precision: Precision) -> Array:
+    return native.conv3x3_by_kernel(x, dy)
 
 
 def _unfused(
@@ -98,7 +96,7 @@ def _block_shape(x, kernel, _, *, pool, **__):
 
 
 _convolution = Operation("conv3x3", _conv_shape, _natively, _xlas, folds=True)
-_by_kernel = Operation("conv3x3_by_kernel", _kernel_shape, _kernel_on_cpu, _kernel_xlas)
+_by_kernel = Operation("conv3x3_by_kernel", _kernel_shape, _kernel_natively, _kernel_xlas)
 _block = Operation("conv3x3_block", _block_shape, _natively_fused, _unfused, folds=True)
 
 

@@ -61,7 +61,7 @@ def dot_general(
 
 
 def _shape(x, kernel, **_) -> tuple[int, int]:
-    return len(x), kernel.shape[1]
+    return x.shape[0], kernel.shape[1]
 
 
 def _on_cpu(x: Array, kernel: Array, *, precision: Precision) -> Array:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flaxvgg import convolution, native, winograd
+from flaxvgg import convolution, native
 from flaxvgg.convolution import conv3x3, conv3x3_block
 from helpers import random_images
 
@@ -111,20 +111,44 @@ def test_zeros_are_positive_zeros():
     assert (np.asarray(found).view(np.uint32) == 0).all()
 
 
+def torchs_derivatives(x: np.ndarray, kernel: np.ndarray, dy: np.ndarray, dtype: torch.dtype):
+    """PyTorch's, by the images and by the kernel."""
+    image, weight, cotangent = (
+        torch.tensor(np.asarray(a), dtype=dtype).permute(order).contiguous()
+        for a, order in ((x, (0, 3, 1, 2)), (kernel, (3, 2, 0, 1)), (dy, (0, 3, 1, 2)))
+    )
+    by_x = torch.nn.grad.conv2d_input(image.shape, weight, cotangent, padding=1)
+    by_kernel = torch.nn.grad.conv2d_weight(image, weight.shape, cotangent, padding=1)
+    return by_x.permute(0, 2, 3, 1).numpy(), by_kernel.permute(2, 3, 1, 0).numpy()
+
+
+# The last two have many blocks of tiles, and several ranges of inputs and of outputs.
 @pytest.mark.parametrize("precision", ["highest", "default"])
-@pytest.mark.parametrize(("shape", "outputs"), [((3, 28, 28, 32), 48), ((2, 15, 9, 5), 7)])
-def test_derivatives_are_as_exact_as_xlas(shape, outputs, precision):
+@pytest.mark.parametrize(
+    ("shape", "outputs"), [*SHAPES[:-1], ((4, 61, 59, 17), 40), ((2, 17, 15, 272), 150)]
+)
+def test_derivatives_of_every_size_are_as_exact_as_pytorchs(shape, outputs, precision):
     x, kernel, dy = arrays(shape, outputs)
-    exact = [torch.tensor(np.moveaxis(np.asarray(a, np.float64), -1, 1)) for a in (x, dy)]
-    weight = torch.tensor(np.asarray(kernel, np.float64)).permute(3, 2, 0, 1)
-    by_x = torch.nn.grad.conv2d_input(exact[0].shape, weight, exact[1], padding=1)
-    by_kernel = torch.nn.grad.conv2d_weight(exact[0], weight.shape, exact[1], padding=1)
-    truth = [by_x.permute(0, 2, 3, 1).numpy(), by_kernel.permute(2, 3, 1, 0).numpy()]
     found = jax.vjp(partial(conv3x3, precision=precision), x, kernel)[1](dy)
-    plain = jax.vjp(xlas, x, kernel)[1](dy)
+    truth = torchs_derivatives(x, kernel, dy, torch.float64)
+    plain = torchs_derivatives(x, kernel, dy, torch.float32)
     for one, other, true in zip(found, plain, truth, strict=True):
-        assert error(one, true) < (3 if precision == "default" else 1.5) * error(other, true)
-        assert error(one, true) < 1e-6
+        # Where PyTorch adds few products it rounds less than the transforms do.
+        assert error(one, true) < max(1.5 * error(other, true), 1.8e-7)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(64, 56), (512, 14)])
+def test_sums_over_a_batch_are_closer_to_the_truth_than_pytorchs(channels, side):
+    x, kernel, dy = arrays((4, side, side, channels), channels)
+    _, truth = torchs_derivatives(x, kernel, dy, torch.float64)
+    _, plain = torchs_derivatives(x, kernel, dy, torch.float32)
+    assert error(native.conv3x3_by_kernel(x, dy), truth) < error(plain, truth)
+
+
+def test_of_no_images_the_derivative_by_the_kernel_is_zero():
+    for shape in ((0, 4, 4, 32), (0, 4, 4, 3)):
+        x, kernel, dy = arrays(shape, 8)
+        np.testing.assert_array_equal(native.conv3x3_by_kernel(x, dy), jnp.zeros(kernel.shape))
 
 
 def test_every_mode_of_differentiation():
@@ -177,27 +201,6 @@ def test_a_batch_of_batches_is_one_batch():
     )
 
 
-def by_kernel_has_products(shape, outputs: int, precision="default") -> bool:
-    """Whether the derivative by the kernel has matrix products, and is no convolution."""
-    x, kernel, dy = arrays(shape, outputs)
-    derivative = jax.vjp(partial(conv3x3, precision=precision), x, kernel)[1]
-    compiled = jax.jit(lambda dy: derivative(dy)[1]).lower(dy).compile()
-    return " dot(" in compiled.as_text()
-
-
-def test_winograds_derivative_by_the_kernel_only_where_it_gains():
-    assert by_kernel_has_products((1, 14, 14, 32), 32)
-    assert not by_kernel_has_products((1, 14, 14, 32), 32, "highest")
-    assert not by_kernel_has_products((1, 14, 12, 32), 32)  # small
-    assert not by_kernel_has_products((1, 15, 14, 32), 32)  # odd: half a tile
-    assert not by_kernel_has_products((1, 14, 14, 3), 32)  # few channels
-
-
-def test_chunks_divide_the_batch():
-    for count, side, expected in [(8, 112, 1), (8, 56, 2), (7, 56, 1), (6, 28, 6), (12, 28, 6)]:
-        assert winograd._at_once(count, side**2) == expected
-
-
 def test_a_sharded_batch_stays_where_it_is():
     x, kernel, dy = arrays((4, 14, 14, 32), 32)
 
@@ -216,6 +219,9 @@ def test_a_sharded_batch_stays_where_it_is():
     specs = PartitionSpec("data"), PartitionSpec()
     mapped = jax.shard_map(conv3x3, mesh=mesh, in_specs=specs, out_specs=specs[0])
     np.testing.assert_array_equal(mapped(x, kernel), expected[0])
+    derivatives = jax.jit(jax.grad(lambda *a: (mapped(*a) * dy).sum(), (0, 1)))(x, kernel)
+    for one, other in zip(derivatives, expected[1:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * abs(other).max())
 
 
 def test_calls_at_the_same_time_have_room_of_their_own():
@@ -237,9 +243,11 @@ def test_every_set_of_instructions_the_processor_has(tmp_path):
 import sys
 import numpy as np
 from flaxvgg import convolution, native
-x, kernel = (np.random.default_rng(i).normal(size=s).astype(np.float32) for i, s in
-             enumerate([(2, 9, 12, 40), (3, 3, 40, 37)]))
-np.save(sys.argv[1], convolution.conv3x3(x, kernel))
+x, kernel, few = (np.random.default_rng(i).normal(size=s).astype(np.float32) for i, s in
+                  enumerate([(2, 9, 12, 40), (3, 3, 40, 37), (2, 9, 12, 5)]))
+y = convolution.conv3x3(x, kernel)
+by_kernel = [native.conv3x3_by_kernel(a, y) for a in (x, few)]
+np.save(sys.argv[1], np.concatenate([np.ravel(a) for a in (y, *by_kernel)]))
 print(native.INSTRUCTIONS)
 """
     found = {}
@@ -253,7 +261,7 @@ print(native.INSTRUCTIONS)
         found[wanted] = np.load(path)
     # The order of the sums is the same, however long the vectors.
     np.testing.assert_array_equal(found["AVX2"], found["AVX-512"])
-    np.testing.assert_allclose(found["baseline"], found["AVX2"], rtol=0, atol=5e-5)
+    np.testing.assert_allclose(found["baseline"], found["AVX2"], rtol=1e-5, atol=2e-4)
 
 
 def test_other_dtypes_are_xlas():

@@ -1,14 +1,18 @@
-"""The compiled part: a 3x3 convolution for the processor, as an operation of XLA.
+"""The compiled part: convolutions and linear layers for the processor, as operations of XLA.
 
-`conv3x3.c` has the arithmetic, `xla.c` the way to it; they are compiled when the package is built
-(`hatch_build.py`). In a clone that was not installed the library is missing, and XLA's own
-convolution is used.
+`conv3x3.c`, its derivative `by_kernel.c`, and `linear.c` have the arithmetic, `xla.c` the way to
+it; they are compiled when the package is built (`hatch_build.py`). In a clone that was not
+installed the library is missing, and XLA's own operations are used.
+
+All take and give float32 arrays, on a CPU. Of a batch that lies on several devices, each takes its
+own images.
 """
 
 import ctypes
-import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,31 +21,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 _PATH = Path(__file__).with_name("native.dll" if sys.platform == "win32" else "native.so")
+_TARGETS = "flaxvgg_conv3x3", "flaxvgg_conv3x3_by_kernel", "flaxvgg_linear"
 IS_AVAILABLE = _PATH.exists()  # it was built
 INSTRUCTIONS = ""  # what the processor has: "AVX-512", "AVX2" or "baseline"
-_TARGET = "flaxvgg_conv3x3"
 
 if IS_AVAILABLE:
     _library = ctypes.CDLL(str(_PATH))
     _library.flaxvgg_instructions.restype = ctypes.c_char_p
     INSTRUCTIONS = _library.flaxvgg_instructions().decode()
-    jax.ffi.register_ffi_target(
-        _TARGET, jax.ffi.pycapsule(_library.flaxvgg_conv3x3), platform="cpu"
-    )
-
-
-def _shape(x: Array, outputs: int, pool: bool) -> jax.ShapeDtypeStruct:
-    n, h, w, _ = x.shape
-    size = (h // 2, w // 2) if pool else (h, w)
-    return jax.ShapeDtypeStruct((n, *size, outputs), jnp.float32)
+    for _target in _TARGETS:
+        jax.ffi.register_ffi_target(_target, jax.ffi.pycapsule(_library[_target]), platform="cpu")
 
 
 def conv3x3(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w o"]:
-    """A convolution with padding 1 of float32 arrays, on a CPU.
-
-    Of a batch that lies on several devices, each takes its own images.
-    """
-    return _of_shards((x, kernel), False, False)
+    """A convolution with padding 1."""
+    return _conv3x3((x, kernel), (("pool", False), ("relu", False)))
 
 
 def conv3x3_block(
@@ -52,31 +46,66 @@ def conv3x3_block(
     pool: bool,
 ) -> Float[Array, "n oh ow o"]:
     """The same and a bias, then ReLU and 2x2 max pooling where they are wanted."""
-    return _of_shards((x, kernel, bias), relu, pool)
+    return _conv3x3((x, kernel, bias), (("pool", pool), ("relu", relu)))
 
 
-def _call(operands: tuple[Array, ...], relu: bool, pool: bool) -> Array:
-    x, kernel, *_ = operands
-    call = jax.ffi.ffi_call(_TARGET, _shape(x, kernel.shape[3], pool))
-    return call(*operands, relu=relu, pool=pool)
+def conv3x3_by_kernel(
+    x: Float[Array, "n h w c"], dy: Float[Array, "n h w o"]
+) -> Float[Array, "3 3 c o"]:
+    """The derivative of `conv3x3` by its kernel, where `dy` is the one by its result."""
+    return _by_kernel((x, dy), ())
 
 
-_of_shards = custom_partitioning(_call, static_argnums=(1, 2))
+def linear(x: Float[Array, "n k"], kernel: Float[Array, "k o"]) -> Float[Array, "n o"]:
+    """`x @ kernel` for few rows of x; rows of the kernel that meet only zeros are not read."""
+    return _linear((x, kernel), ())
 
 
-def _partition(relu, pool, mesh, arguments, result):
-    operands = arguments[0]
-    spec = operands[0].sharding.spec
-    images = NamedSharding(mesh, PartitionSpec(spec[0] if spec else None))
-    whole = NamedSharding(mesh, PartitionSpec())
-    of_one = functools.partial(_call, relu=relu, pool=pool)
-    return mesh, of_one, images, ((images, *[whole] * (len(operands) - 1)),)
+Settings = tuple[tuple[str, bool], ...]
 
 
-def _rule(relu, pool, mesh, operands, result):
-    bias = ", o" if len(operands) == 3 else ""
-    rule = f"n h w c, i j c o{bias} -> n p q o"
-    return rule, {"need_replication_factors": tuple("hwcijopq")}
+def _operation(target: str, rule: str, shape: Callable[..., tuple[int, ...]]) -> Callable:
+    """`target` as a function of its operands and settings, which knows how to be spread.
+
+    `rule` names the axes of operands and result, "n" the images; an operand may be left out at the
+    end. What has no images is whole on every device; a result without them is summed over devices.
+    """
+    terms, result_term = rule.split(" -> ")
+    terms = terms.split(", ")
+
+    def call(operands: tuple[Array, ...], settings: Settings) -> Array:
+        result = jax.ShapeDtypeStruct(shape(*operands, **dict(settings)), jnp.float32)
+        return jax.ffi.ffi_call(target, result)(*operands, **dict(settings))
+
+    def partition(settings: Settings, mesh, arguments, result):
+        spec = arguments[0][0].sharding.spec
+        axes = spec[0] if spec else None
+        images, whole = (NamedSharding(mesh, PartitionSpec(*part)) for part in ((axes,), ()))
+
+        def of_one(operands: tuple[Array, ...]) -> Array:
+            y = call(operands, settings)
+            return y if "n" in result_term or not axes else jax.lax.psum(y, axes)
+
+        *given, made = (images if "n" in term else whole for term in (*terms, result_term))
+        return mesh, of_one, made, (tuple(given[: len(arguments[0])]),)
+
+    def rule_of(settings: Settings, mesh, operands, result) -> tuple[str, dict[str, Any]]:
+        axes = dict.fromkeys(axis for axis in rule if axis.isalpha() and axis != "n")
+        given = ", ".join(terms[: len(operands)])
+        return f"{given} -> {result_term}", {"need_replication_factors": tuple(axes)}
+
+    spread = custom_partitioning(call, static_argnums=(1,))
+    spread.def_partition(partition, sharding_rule=rule_of)
+    return spread
 
 
-_of_shards.def_partition(_partition, sharding_rule=_rule)
+def _conv3x3_shape(x, kernel, *_, pool: bool, **__) -> tuple[int, ...]:
+    n, h, w, _ = x.shape
+    return (n, h // 2, w // 2, kernel.shape[3]) if pool else (n, h, w, kernel.shape[3])
+
+
+_conv3x3 = _operation(_TARGETS[0], "n h w c, i j c o, o -> n p q o", _conv3x3_shape)
+_by_kernel = _operation(
+    _TARGETS[1], "n h w c, n p q o -> i j c o", lambda x, dy: (3, 3, x.shape[3], dy.shape[3])
+)
+_linear = _operation(_TARGETS[2], "n k, k o -> n o", lambda x, k: (len(x), k.shape[1]))

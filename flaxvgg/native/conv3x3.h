@@ -1,37 +1,50 @@
-// A 3x3 convolution with padding 1, and what may follow it: bias, ReLU, 2x2 max pooling.
+// A 3x3 convolution with padding 1, and what may follow it: bias, ReLU, 2x2 max pooling; and its
+// derivative by the kernel.
 #ifndef FLAXVGG_CONV3X3_H
 #define FLAXVGG_CONV3X3_H
 
-#include <stdint.h>
+#include "loops.h"
 
 typedef struct {
-  const float *x, *kernel, *bias;            // (n, h, w, c), (3, 3, c, o), (o) or NULL
+  const float *data;  // (n, h, w, c)
+  int64_t count, height, width, channels;
+} Images;
+
+typedef struct {
+  int64_t down, across, count;  // of an image, and of all of them
+} Tiles;
+
+typedef struct {
+  Loops loops;
+  Images x;
+  const float *kernel, *bias;                // (3, 3, c, o), (o) or NULL
   float *y;                                  // (n, h, w, o), or (n, h/2, w/2, o) if pooled
-  int64_t images, height, width, inputs, outputs;
+  int64_t outputs;
   int relu, pool;
   // What `plan` fills in.
-  int64_t tiles_down, tiles_across, tiles;   // 2x2 tiles of the output
+  Tiles tiles;                               // 2x2 tiles of the output
   int64_t block, blocks;                     // tiles that are worked on at a time
   int64_t depth, panels;                     // rows of the kernel; its columns go in panels
   int64_t places, kernel_places;             // matrix products of a tile, and kernels for them
   int64_t kernel_stride, input_stride, product_stride;  // from one place to the next, in floats
   int by_panels;                             // the inputs are shared, a turn is a panel
-  int64_t shared_floats, worker_floats;      // room for what is shared, and for each worker
-  float *shared;                             // that room
 } Conv3x3;
 
-// A turn of a loop; `room` is the worker's own.
-typedef void Turn(const Conv3x3 *conv, int64_t turn, float *room);
-
-// What there is for each instruction set: the first loop is over before the second begins.
 typedef struct {
-  void (*plan)(Conv3x3 *conv, int64_t workers);
-  int64_t (*first_turns)(const Conv3x3 *conv);
-  Turn *first_turn;
-  int64_t (*second_turns)(const Conv3x3 *conv);
-  Turn *second_turn;
-} Conv3x3Functions;
+  Loops loops;
+  Images x, dy;                              // (n, h, w, c), (n, h, w, o)
+  float *dkernel;                            // (3, 3, c, o)
+  // What `plan` fills in.
+  Tiles tiles;                               // 2x2 tiles of dy
+  int64_t block, blocks, spans;              // tiles, and blocks of them; a turn takes a span,
+  int64_t rows, row_ranges;                  // some rows of the result,
+  int64_t panels, panel_ranges;              // and some panels of its columns
+  int64_t places, depth;                     // matrix products, and what a tile adds to their depth
+  int64_t row_stride, input_stride, panel_stride, output_stride;  // in floats
+  int64_t sums;                              // float64 sums of a turn
+} ByKernel;
 
-extern const Conv3x3Functions conv3x3_baseline, conv3x3_avx2, conv3x3_avx512;
+extern const Operation conv3x3_baseline, conv3x3_avx2, conv3x3_avx512;
+extern const Operation by_kernel_baseline, by_kernel_avx2, by_kernel_avx512;
 
 #endif

@@ -1,4 +1,4 @@
-// The way from XLA to the convolution: its arguments, its threads, and room to work in.
+// The way from XLA to the operations: arguments, threads, room to work in.
 
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +14,7 @@
 #endif
 
 #include "conv3x3.h"
+#include "linear.h"
 #include "xla/ffi/api/c_api.h"
 
 #if defined(_WIN32)
@@ -51,19 +52,22 @@ static int level(void) {
 
 EXPORT const char *flaxvgg_instructions(void) { return names[level()]; }
 
-static const Conv3x3Functions *functions(void) {
 #if defined(__x86_64__)
-  if (level() == 2) return &conv3x3_avx512;
-  if (level() == 1) return &conv3x3_avx2;
+static const Operation *const conv3x3[] = {&conv3x3_baseline, &conv3x3_avx2, &conv3x3_avx512};
+static const Operation *const by_kernel[] = {
+    &by_kernel_baseline, &by_kernel_avx2, &by_kernel_avx512};
+static const Operation *const linear[] = {&linear_baseline, &linear_avx2, &linear_avx512};
+#else
+static const Operation *const conv3x3[] = {&conv3x3_baseline};
+static const Operation *const by_kernel[] = {&by_kernel_baseline};
+static const Operation *const linear[] = {&linear_baseline};
 #endif
-  return &conv3x3_baseline;
-}
 
 // A loop whose turns are taken by whichever of XLA's threads is free. The caller takes turns too,
 // so that it never waits for a thread that waits for it; who comes too late finds none left.
 typedef struct {
   Turn *take;
-  const Conv3x3 *conv;
+  const Loops *call;
   float *rooms;  // of the workers, one behind the other
   int64_t room_floats, turns;
   int64_t next, done, workers, owners;  // counted by all threads at once
@@ -73,7 +77,7 @@ static void take_turns(Loop *loop) {
   int64_t turn, worker = -1;
   while ((turn = __atomic_fetch_add(&loop->next, 1, __ATOMIC_RELAXED)) < loop->turns) {
     if (worker < 0) worker = __atomic_fetch_add(&loop->workers, 1, __ATOMIC_RELAXED);
-    loop->take(loop->conv, turn, loop->rooms + worker * loop->room_floats);
+    loop->take(loop->call, turn, loop->rooms + worker * loop->room_floats);
     __atomic_fetch_add(&loop->done, 1, __ATOMIC_RELEASE);
   }
 }
@@ -87,11 +91,12 @@ static void help(void *loop) {
   leave(loop);
 }
 
-static int run(XLA_FFI_CallFrame *frame, int64_t workers, Turn *take, const Conv3x3 *conv,
-               int64_t turns, float *rooms, int64_t room_floats) {
+static int run(XLA_FFI_CallFrame *frame, int64_t workers, Turn *take, const Loops *call,
+               int64_t turns) {
   Loop *loop = malloc(sizeof(Loop));
   if (!loop) return 0;
-  *loop = (Loop){take, conv, rooms, room_floats, turns, 0, 0, 0, 1};
+  float *rooms = call->shared + call->shared_floats;
+  *loop = (Loop){take, call, rooms, call->worker_floats, turns, 0, 0, 0, 1};
   for (int64_t i = 1; i < workers && i < turns; i++) {
     __atomic_fetch_add(&loop->owners, 1, __ATOMIC_RELAXED);
     XLA_FFI_ThreadPool_Schedule_Args args = {
@@ -153,65 +158,118 @@ static XLA_FFI_Error *failure(XLA_FFI_CallFrame *frame, XLA_FFI_Error_Code code,
   return frame->api->XLA_FFI_Error_Create(&args);
 }
 
+// Whether XLA only asks which version this is for.
+static int is_question(XLA_FFI_CallFrame *frame) {
+  XLA_FFI_Extension_Base *extension = frame->extension_start;
+  if (!extension || extension->type != XLA_FFI_Extension_Metadata) return 0;
+  XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)extension)->metadata;
+  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  metadata->traits = 0;
+  return 1;
+}
+
+static XLA_FFI_Error *compute(XLA_FFI_CallFrame *frame, const Operation *operation, Loops *call) {
+  int64_t workers = threads(frame);
+  operation->plan(call, workers);
+  Room *room = borrow(call->shared_floats + workers * call->worker_floats);
+  int done = 0;
+  if (room) {
+    call->shared = start_of(room);
+    done = run(frame, workers, operation->first_turn, call, call->first_turns) &&
+           run(frame, workers, operation->second_turn, call, call->second_turns);
+    give_back(room);
+  }
+  if (done) return NULL;
+  return failure(frame, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED,
+                 "flaxvgg: no memory to work in");
+}
+
+static int is_float32(const XLA_FFI_Buffer *buffer, int64_t rank) {
+  return buffer->dtype == XLA_FFI_DataType_F32 && buffer->rank == rank;
+}
+
+static int is_kernel(const XLA_FFI_Buffer *kernel, int64_t inputs) {
+  const int64_t *dims = kernel->dims;
+  return is_float32(kernel, 4) && dims[0] == 3 && dims[1] == 3 && dims[2] == inputs;
+}
+
+static Images images(const XLA_FFI_Buffer *x) {
+  return (Images){x->data, x->dims[0], x->dims[1], x->dims[2], x->dims[3]};
+}
+
 // Whether the buffers are what `flaxvgg/native` promises; there may be no bias.
-static int fits(const XLA_FFI_CallFrame *frame) {
+static int fits_conv3x3(const XLA_FFI_CallFrame *frame) {
   int64_t count = frame->args.size;
   if ((count != 2 && count != 3) || frame->rets.size != 1 || frame->attrs.size != 2) return 0;
-  const int64_t ranks[4] = {4, 4, 1, 4};
-  for (int64_t i = 0; i < 4; i++) {
-    if (i == 2 && count == 2) continue;
-    const XLA_FFI_Buffer *buffer = i < 3 ? frame->args.args[i] : frame->rets.rets[0];
-    if (buffer->dtype != XLA_FFI_DataType_F32 || buffer->rank != ranks[i]) return 0;
-  }
   for (int i = 0; i < 2; i++) {
     const XLA_FFI_Scalar *scalar = frame->attrs.attrs[i];
     if (frame->attrs.types[i] != XLA_FFI_AttrType_SCALAR || scalar->dtype != XLA_FFI_DataType_PRED)
       return 0;
   }
-  const int64_t *x = ((XLA_FFI_Buffer *)frame->args.args[0])->dims;
-  const int64_t *kernel = ((XLA_FFI_Buffer *)frame->args.args[1])->dims;
-  if (count == 3 && ((XLA_FFI_Buffer *)frame->args.args[2])->dims[0] != kernel[3]) return 0;
-  return kernel[0] == 3 && kernel[1] == 3 && kernel[2] == x[3];
+  const XLA_FFI_Buffer *x = frame->args.args[0], *kernel = frame->args.args[1];
+  if (!is_float32(x, 4) || !is_kernel(kernel, x->dims[3])) return 0;
+  if (count == 3) {
+    const XLA_FFI_Buffer *bias = frame->args.args[2];
+    if (!is_float32(bias, 1) || bias->dims[0] != kernel->dims[3]) return 0;
+  }
+  return is_float32(frame->rets.rets[0], 4);
 }
 
 EXPORT XLA_FFI_Error *flaxvgg_conv3x3(XLA_FFI_CallFrame *frame) {
-  XLA_FFI_Extension_Base *extension = frame->extension_start;
-  if (extension && extension->type == XLA_FFI_Extension_Metadata) {
-    XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)extension)->metadata;
-    metadata->api_version.major_version = XLA_FFI_API_MAJOR;
-    metadata->api_version.minor_version = XLA_FFI_API_MINOR;
-    metadata->traits = 0;
-    return NULL;
-  }
-  if (!fits(frame))
+  if (is_question(frame)) return NULL;
+  if (!fits_conv3x3(frame))
     return failure(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT,
                    "flaxvgg_conv3x3 takes float32 x (n, h, w, c), kernel (3, 3, c, o), bias (o)");
-  const XLA_FFI_Buffer *x = frame->args.args[0], *kernel = frame->args.args[1];
+  const XLA_FFI_Buffer *kernel = frame->args.args[1];
   const XLA_FFI_Buffer *bias = frame->args.size == 3 ? frame->args.args[2] : NULL;
-  const XLA_FFI_Buffer *y = frame->rets.rets[0];
   const char *pool = ((XLA_FFI_Scalar *)frame->attrs.attrs[0])->value;  // sorted by name
   const char *relu = ((XLA_FFI_Scalar *)frame->attrs.attrs[1])->value;
-  const Conv3x3Functions *use = functions();
-  int64_t workers = threads(frame);
-  Conv3x3 conv = {
-      .x = x->data, .kernel = kernel->data, 
-      .bias = bias ? bias->data : NULL, .y = y->data,
-      .images = x->dims[0], .height = x->dims[1], .width = x->dims[2], .inputs = x->dims[3],
+  Conv3x3 call = {
+      .x = images(frame->args.args[0]), .kernel = kernel->data,
+      .bias = bias ? bias->data : NULL, .y = ((XLA_FFI_Buffer *)frame->rets.rets[0])->data,
       .outputs = kernel->dims[3], .relu = *relu, .pool = *pool,
   };
-  use->plan(&conv, workers);
-  int64_t own = conv.worker_floats;
-  Room *room = borrow(conv.shared_floats + workers * own);
-  int done = 0;
-  if (room) {
-    conv.shared = start_of(room);
-    float *rooms = conv.shared + conv.shared_floats;
-    done = run(frame, workers, use->first_turn, &conv, use->first_turns(&conv), rooms, own) &&
-           run(frame, workers, use->second_turn, &conv, use->second_turns(&conv), rooms, own);
-    give_back(room);
-  }
-  if (!done)
-    return failure(frame, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED,
-                   "flaxvgg_conv3x3: no memory to work in");
-  return NULL;
+  return compute(frame, conv3x3[level()], &call.loops);
+}
+
+static int fits_by_kernel(const XLA_FFI_CallFrame *frame) {
+  if (frame->args.size != 2 || frame->rets.size != 1 || frame->attrs.size != 0) return 0;
+  const XLA_FFI_Buffer *x = frame->args.args[0], *dy = frame->args.args[1];
+  const XLA_FFI_Buffer *dkernel = frame->rets.rets[0];
+  if (!is_float32(x, 4) || !is_float32(dy, 4) || !is_kernel(dkernel, x->dims[3])) return 0;
+  return memcmp(x->dims, dy->dims, 3 * sizeof(int64_t)) == 0 && dkernel->dims[3] == dy->dims[3];
+}
+
+EXPORT XLA_FFI_Error *flaxvgg_conv3x3_by_kernel(XLA_FFI_CallFrame *frame) {
+  if (is_question(frame)) return NULL;
+  if (!fits_by_kernel(frame))
+    return failure(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT,
+                   "flaxvgg_conv3x3_by_kernel takes float32 x (n, h, w, c), dy (n, h, w, o)");
+  ByKernel call = {
+      .x = images(frame->args.args[0]), .dy = images(frame->args.args[1]),
+      .dkernel = ((XLA_FFI_Buffer *)frame->rets.rets[0])->data,
+  };
+  return compute(frame, by_kernel[level()], &call.loops);
+}
+
+static int fits_linear(const XLA_FFI_CallFrame *frame) {
+  if (frame->args.size != 2 || frame->rets.size != 1 || frame->attrs.size != 0) return 0;
+  const XLA_FFI_Buffer *x = frame->args.args[0], *kernel = frame->args.args[1];
+  if (!is_float32(x, 2) || !is_float32(kernel, 2) || !is_float32(frame->rets.rets[0], 2)) return 0;
+  return x->dims[1] == kernel->dims[0];
+}
+
+EXPORT XLA_FFI_Error *flaxvgg_linear(XLA_FFI_CallFrame *frame) {
+  if (is_question(frame)) return NULL;
+  if (!fits_linear(frame))
+    return failure(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT,
+                   "flaxvgg_linear takes float32 x (n, k), kernel (k, o)");
+  const XLA_FFI_Buffer *x = frame->args.args[0], *kernel = frame->args.args[1];
+  Linear call = {
+      .x = x->data, .kernel = kernel->data,
+      .y = ((XLA_FFI_Buffer *)frame->rets.rets[0])->data,
+      .rows = x->dims[0], .depth = x->dims[1], .outputs = kernel->dims[1],
+  };
+  return compute(frame, linear[level()], &call.loops);
 }

@@ -1,0 +1,88 @@
+// Vectors of float32, and the product that all of the arithmetic goes through.
+//
+// The order of its sums is what keeps the result close to the truth: chains of 8 products, 8 chains
+// to a group, groups last (pairwise summation, Higham 2002, section 4.2). A processor adds while it
+// multiplies, so the short chains cost nothing.
+#ifndef FLAXVGG_VECTORS_H
+#define FLAXVGG_VECTORS_H
+
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+enum {
+  ROWS = 6,           // and
+  PANEL = 2 * LANES,  // columns, whose sums are held in registers
+  CHAIN = 8,          // products added one after another
+  GROUP = 8 * CHAIN,  // products whose chains are added before they join the rest
+  APART = 16,         // floats between matrices, lest they fall on the same lines of the cache
+};
+
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE Vector load(const float *from) { return *(const Vector *)from; }
+INLINE void store(float *to, Vector v) { *(Vector *)to = v; }
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t pieces(int64_t all, int64_t size) { return (all + size - 1) / size; }
+INLINE int64_t padded(int64_t all, int64_t size) { return pieces(all, size) * size; }
+
+// `count` floats, at most a vector of them, and zeros behind.
+INLINE Vector load_some(const float *from, int64_t count) {
+  if (count >= LANES) return load(from);
+  float some[LANES] = {0};
+  for (int64_t i = 0; i < count; i++) some[i] = from[i];
+  return load(some);
+}
+INLINE void store_some(float *to, Vector v, int64_t count) {
+  if (count >= LANES) {
+    store(to, v);
+    return;
+  }
+  for (int64_t i = 0; i < count; i++) to[i] = v[i];
+}
+
+// product (ROWS, PANEL) = left (ROWS, depth) times right (depth, PANEL); `row` and `step` are the
+// floats from one row of the left matrix to the next, and from one column to the next.
+INLINE void multiply(const float *left, int64_t row, int64_t step, const float *right,
+                     int64_t depth, Vector product[ROWS][2]) {
+  for (int64_t group = 0; group < depth; group += GROUP) {
+    Vector sum[ROWS][2];
+    for (int64_t chain = group; chain < least(depth, group + GROUP); chain += CHAIN) {
+      Vector part[ROWS][2];
+#pragma GCC unroll 8
+      for (int i = 0; i < CHAIN; i++) {
+        const float *k = right + (chain + i) * PANEL;
+        Vector first = load(k), second = load(k + LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+          float d = left[r * row + (chain + i) * step];
+          part[r][0] = i ? part[r][0] + d * first : d * first;
+          part[r][1] = i ? part[r][1] + d * second : d * second;
+        }
+      }
+      for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < 2; v++)
+          if (chain == group)
+            sum[r][v] = part[r][v];
+          else
+            sum[r][v] += part[r][v];
+    }
+    for (int r = 0; r < ROWS; r++)
+      for (int v = 0; v < 2; v++)
+        if (group == 0)
+          product[r][v] = sum[r][v];
+        else
+          product[r][v] += sum[r][v];
+  }
+}
+
+#endif
