@@ -77,32 +77,28 @@ class LayerStack(nnx.Module):
                     continue
             setattr(self, layer.name, module)
 
-    def at_once(self, layers: Sequence[Layer], kept: Collection[str], x: Array) -> Sequence[Layer]:
-        """The first of `layers`, and those behind it that are computed together with it.
+    def apply_some(
+        self,
+        layers: Sequence[Layer],
+        kept: Collection[str],
+        x: Array,
+        rngs: nnx.Rngs | jax.Array | None,
+    ) -> tuple[Array, int]:
+        """The output of the first of `layers` for the input `x`, or of the first few, and how many.
 
         A convolution takes its ReLU and its pooling along, unless an output between is `kept`.
         """
+        conv = getattr(self, layers[0].name, None)
+        ours = getattr(conv, "conv_general_dilated", None) is conv_general_dilated
+        if not (ours and conv.dtype == jnp.float32 and convolution.fits(x, conv.kernel[...])):
+            return self.apply(layers[0], x, rngs), 1
         count = 1
-        if layers[0].kind == "conv":
-            module = getattr(self, layers[0].name)
-            ours = module.conv_general_dilated is conv_general_dilated
-            if ours and module.dtype == jnp.float32 and convolution.fits(x, module.kernel[...]):
-                for layer, kind in zip(layers[1:3], ("relu", "max_pool"), strict=False):
-                    if layer.kind != kind or layers[count - 1].name in kept:
-                        break
-                    count += 1
-        return layers[:count]
-
-    def apply_at_once(
-        self, layers: Sequence[Layer], x: Array, rngs: nnx.Rngs | jax.Array | None
-    ) -> Array:
-        """The output, for the input `x`, of layers that `at_once` gave."""
-        layer, *rest = layers
-        if not rest:
-            return self.apply(layer, x, rngs)
-        conv = getattr(self, layer.name)
-        settings = {"relu": True, "pool": len(rest) > 1, "precision": conv.precision}
-        return convolution.conv3x3_block(x, conv.kernel[...], conv.bias[...], **settings)
+        for layer, kind in zip(layers[1:3], ("relu", "max_pool"), strict=False):
+            if layer.kind != kind or layers[count - 1].name in kept:
+                break
+            count += 1
+        settings = {"relu": count > 1, "pool": count > 2, "precision": conv.precision}
+        return convolution.conv3x3_block(x, conv.kernel[...], conv.bias[...], **settings), count
 
     def apply(self, layer: Layer, x: Array, rngs: nnx.Rngs | jax.Array | None) -> Array:
         """The output of one layer of this stack for the input `x`."""
@@ -256,15 +252,14 @@ def run_layers(
             started = after in names
             layers = layers[names.index(after) + 1 :] if started else ()
         while layers and missing:
-            together = stack.at_once(layers, missing | set(shifts), x)
-            x = stack.apply_at_once(together, x, rngs)
-            name = together[-1].name
+            x, count = stack.apply_some(layers, missing | set(shifts), x, rngs)
+            name = layers[count - 1].name
             if name in shifts:
                 x = x + shifts[name]
             if name in missing:
                 found[name] = x
                 missing.remove(name)
-            layers = layers[len(together) :]
+            layers = layers[count:]
     return found
 
 

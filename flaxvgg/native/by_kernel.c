@@ -20,8 +20,6 @@ enum {
   LEAST_BLOCKS = 4,       // of a span: fewer are not worth sums of their own
 };
 
-typedef double Doubles __attribute__((vector_size(8 * LANES), aligned(8), may_alias));
-
 INLINE Doubles load_sums(const double *from) { return *(const Doubles *)from; }
 INLINE void store_sums(double *to, Doubles v) { *(Doubles *)to = v; }
 
@@ -150,7 +148,7 @@ static void add_product(const float *inputs, int64_t step, const float *outputs,
   for (int r = 0; r < ROWS; r++)
     for (int v = 0; v < 2; v++) {
       double *to = sums + r * PANEL + v * LANES;
-      Doubles more = __builtin_convertvector(product[r][v], Doubles);
+      Doubles more = widen(product[r][v]);
       store_sums(to, is_first ? more : load_sums(to) + more);
     }
 }
@@ -196,7 +194,7 @@ static void second_turn(const Loops *loops, int64_t row, float *room) {
     }
     float *to = call->dkernel + row * outputs + first;
     if (is_direct(&call->x)) {
-      store_some(to, __builtin_convertvector(m[0], Vector), count);
+      store_some(to, rounded(m[0]), count);
       continue;
     }
     for (int k = 0; k < 4; k++) {
@@ -207,7 +205,7 @@ static void second_turn(const Loops *loops, int64_t row, float *room) {
       kernel_1d(down[j][0], down[j][1], down[j][2], down[j][3], out);
       for (int k = 0; k < 3; k++)
         store_some(to + (3 * j + k) * call->x.channels * outputs,
-                   __builtin_convertvector(out[k], Vector), count);
+                   rounded(out[k]), count);
     }
   }
 }

@@ -10,8 +10,12 @@
 // transforms a block of tiles, small enough to stay in the cache, and goes through the outputs in
 // panels of two vectors: 16 products of the panel, and the way back, with bias, ReLU and pooling.
 //
-// With few inputs (an image's colours) the transforms cost more than they save. There the products
-// are direct: the "places" are the tile's four outputs, and a row has the nine neighbours of one.
+// With few inputs (an image's colours) the transforms cost more than they save, and on maps of a few
+// pixels, most of them beside the edge, direct sums are shorter. There the products are direct: the
+// "places" are the tile's four outputs, and a row has the nine neighbours of one.
+//
+// The products are float32. The transforms of the kernel and of the outputs are float64 and rounded
+// once, the bias with them: they are a small part of the work, and would be half of the error.
 //
 // This file is compiled once for each instruction set; LEVEL is the name that its functions get.
 
@@ -61,8 +65,8 @@ static void plan(Loops *loops, int64_t workers) {
 
 // The kernel: from (3, 3, inputs, outputs) to (panels, places, depth, PANEL).
 
-INLINE void kernel_1d(Vector g0, Vector g1, Vector g2, Vector out[4]) {  // G g
-  Vector outer = (g0 + g2) * 0.5f, inner = g1 * 0.5f;
+INLINE void kernel_1d(Doubles g0, Doubles g1, Doubles g2, Doubles out[4]) {  // G g
+  Doubles outer = 0.5 * (g0 + g2), inner = 0.5 * g1;
   out[0] = g0;
   out[1] = outer + inner;
   out[2] = outer - inner;
@@ -80,18 +84,19 @@ static void transform_kernel(const Conv3x3 *conv, int64_t panel, float *to) {
       continue;
     }
     for (int64_t i = 0; i < conv->depth; i++) {
-      Vector down[4][3], across[4];
+      Doubles down[4][3], across[4];
       for (int k = 0; k < 3; k++) {
-        Vector g[3], column[4];
+        Doubles g[3], column[4];
         for (int j = 0; j < 3; j++)
-          g[j] = load_some(from + ((3 * j + k) * c + i) * conv->outputs, i < c ? count : 0);
+          g[j] = widen(
+              load_some(from + ((3 * j + k) * c + i) * conv->outputs, i < c ? count : 0));
         kernel_1d(g[0], g[1], g[2], column);
         for (int j = 0; j < 4; j++) down[j][k] = column[j];
       }
       for (int j = 0; j < 4; j++) {
         kernel_1d(down[j][0], down[j][1], down[j][2], across);
         for (int k = 0; k < 4; k++)
-          store(to + (4 * j + k) * conv->kernel_stride + i * PANEL + lane, across[k]);
+          store(to + (4 * j + k) * conv->kernel_stride + i * PANEL + lane, rounded(across[k]));
       }
     }
   }
@@ -117,21 +122,21 @@ static void transform_inputs(const Conv3x3 *conv, int64_t block, float *to) {
 
 // The outputs: a tile's products at every place, from `from` on, to its four outputs, and to y.
 
-INLINE void output_1d(Vector m0, Vector m1, Vector m2, Vector m3, Vector out[2]) {  // A' m
+INLINE void output_1d(Doubles m0, Doubles m1, Doubles m2, Doubles m3, Doubles out[2]) {  // A' m
   out[0] = m0 + (m1 + m2);
   out[1] = (m1 - m2) - m3;
 }
 
-INLINE void outputs_of(const Conv3x3 *conv, const float *from, Vector out[4]) {
-  Vector m[16], down[2][4];
-  for (int i = 0; i < conv->places; i++) m[i] = load(from + i * conv->product_stride);
-  if (is_direct(&conv->x)) {
-    for (int i = 0; i < 4; i++) out[i] = m[i];
+INLINE void outputs_of(const Conv3x3 *conv, const float *from, Doubles out[4]) {
+  if (conv->places == 4) {
+    for (int i = 0; i < 4; i++) out[i] = widen(load(from + i * conv->product_stride));
     return;
   }
+  Doubles down[2][4];
   for (int k = 0; k < 4; k++) {
-    Vector column[2];
-    output_1d(m[k], m[4 + k], m[8 + k], m[12 + k], column);
+    Doubles m[4], column[2];
+    for (int j = 0; j < 4; j++) m[j] = widen(load(from + (4 * j + k) * conv->product_stride));
+    output_1d(m[0], m[1], m[2], m[3], column);
     for (int j = 0; j < 2; j++) down[j][k] = column[j];
   }
   for (int j = 0; j < 2; j++) output_1d(down[j][0], down[j][1], down[j][2], down[j][3], out + 2 * j);
@@ -141,10 +146,12 @@ static void finish(const Conv3x3 *conv, Tile tile, int64_t panel, const float *f
   for (int64_t lane = 0; lane < PANEL; lane += LANES) {
     int64_t first = panel * PANEL + lane, count = conv->outputs - first;
     if (count <= 0) return;
-    Vector bias = conv->bias ? load_some(conv->bias + first, count) : (Vector){0}, out[4];
-    outputs_of(conv, from + lane, out);
-    if (conv->pool) {  // bias and ReLU are monotone: the largest stays the largest
-      Vector v = larger(larger(out[0], out[1]), larger(out[2], out[3])) + bias;
+    Doubles bias = widen(conv->bias ? load_some(conv->bias + first, count) : (Vector){0}), sums[4];
+    Vector out[4];
+    outputs_of(conv, from + lane, sums);
+    for (int i = 0; i < 4; i++) out[i] = rounded(sums[i] + bias);
+    if (conv->pool) {  // ReLU is monotone: the largest stays the largest
+      Vector v = larger(larger(out[0], out[1]), larger(out[2], out[3]));
       int64_t line = tile.image * (conv->x.height / 2) + tile.row / 2;
       float *to = conv->y + (line * (conv->x.width / 2) + tile.column / 2) * conv->outputs + first;
       store_some(to, conv->relu ? relu(v) : v, count);
@@ -153,7 +160,7 @@ static void finish(const Conv3x3 *conv, Tile tile, int64_t panel, const float *f
     for (int i = 0; i < 4; i++) {
       int64_t row = tile.row + i / 2, column = tile.column + i % 2;
       if (row >= conv->x.height || column >= conv->x.width) continue;
-      Vector v = out[i] + bias;
+      Vector v = out[i];
       int64_t line = tile.image * conv->x.height + row;
       float *to = conv->y + (line * conv->x.width + column) * conv->outputs + first;
       store_some(to, conv->relu ? relu(v) : v, count);

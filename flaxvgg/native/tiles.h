@@ -7,9 +7,12 @@
 #include "conv3x3.h"
 #include "vectors.h"
 
-enum { LEAST_INPUTS = 16 };  // channels for which it pays to transform
+// Where it pays to transform.
+enum { LEAST_INPUTS = 16, LEAST_PIXELS = 5 * 4 };
 
-INLINE int is_direct(const Images *x) { return x->channels < LEAST_INPUTS; }
+INLINE int is_direct(const Images *x) {
+  return x->channels < LEAST_INPUTS || x->height * x->width < LEAST_PIXELS;
+}
 
 typedef struct {
   int64_t image, row, column;  // of the tile's first pixel
@@ -62,16 +65,17 @@ static void transform_tile(const Images *x, Tile tile, int64_t first, int64_t co
 // The nine neighbours of each of the tile's four pixels, `count` floats with zeros behind.
 static void gather_tile(const Images *x, Tile tile, int64_t count, float *to, int64_t apart) {
   int64_t c = x->channels;
-  float patch[4][4 * LEAST_INPUTS];
-  for (int i = 0; i < 16; i++) {
-    const float *p = pixel(x, tile, i / 4 - 1, i % 4 - 1);
-    for (int64_t j = 0; j < c; j++) patch[i / 4][i % 4 * c + j] = p ? p[j] : 0;
-  }
   for (int place = 0; place < 4; place++) {
-    float *row = to + place * apart;
-    for (int i = 0; i < 3; i++)
-      memcpy(row + 3 * i * c, patch[place / 2 + i] + place % 2 * c, 3 * c * sizeof(float));
-    for (int64_t j = 9 * c; j < count; j++) row[j] = 0;
+    float *at = to + place * apart;
+    int64_t column = tile.column + place % 2 - 1;  // of the first of three
+    int64_t left = column < 0, right = least(3, x->width - column);
+    memset(at, 0, count * sizeof(float));
+    for (int64_t i = 0; i < 3; i++) {
+      int64_t row = tile.row + place / 2 + i - 1;
+      if (row < 0 || row >= x->height || right <= left) continue;
+      const float *from = x->data + ((tile.image * x->height + row) * x->width + column) * c;
+      memcpy(at + (3 * i + left) * c, from + left * c, (right - left) * c * sizeof(float));
+    }
   }
 }
 

@@ -25,11 +25,14 @@ enum {
 };
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef double Doubles __attribute__((vector_size(8 * LANES), aligned(8), may_alias));
 typedef int32_t Mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE Vector load(const float *from) { return *(const Vector *)from; }
 INLINE void store(float *to, Vector v) { *(Vector *)to = v; }
+INLINE Doubles widen(Vector v) { return __builtin_convertvector(v, Doubles); }
+INLINE Vector rounded(Doubles v) { return __builtin_convertvector(v, Vector); }
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t pieces(int64_t all, int64_t size) { return (all + size - 1) / size; }
