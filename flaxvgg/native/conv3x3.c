@@ -139,7 +139,8 @@ INLINE void outputs_of(const Conv3x3 *conv, const float *from, Doubles out[4]) {
     output_1d(m[0], m[1], m[2], m[3], column);
     for (int j = 0; j < 2; j++) down[j][k] = column[j];
   }
-  for (int j = 0; j < 2; j++) output_1d(down[j][0], down[j][1], down[j][2], down[j][3], out + 2 * j);
+  for (int j = 0; j < 2; j++)
+    output_1d(down[j][0], down[j][1], down[j][2], down[j][3], out + 2 * j);
 }
 
 static void finish(const Conv3x3 *conv, Tile tile, int64_t panel, const float *from) {
