@@ -84,7 +84,7 @@ def _contract(a: Array, b: Array, axis: int, precision: Precision) -> Array:
     return lax.dot_general(a, b, (((axis,), (axis,)), ((), ())), precision=precision)
 
 
-_linear = Operation("few_images_linear", _shape, _on_cpu, lax.dot, folds=True)
+_linear = Operation("linear", _shape, _on_cpu, lax.dot, folds=True)
 ad.defbilinear(
     _linear.primitive,
     lambda dy, _, kernel, precision, **__: _contract(dy, kernel, 1, precision),

@@ -180,7 +180,7 @@ def test_layers_after_the_deepest_asked_for_are_not_computed():
     def counts(function) -> tuple[int, int]:
         names = [x.primitive.name for x in _equations(jax.make_jaxpr(function)(model, images))]
         convolutions = names.count("conv3x3") + names.count("conv3x3_block")
-        return convolutions, names.count("dot_general")
+        return convolutions, names.count("linear") + names.count("dot_general")
 
     # The average pooling is two products here, one for rows and one for columns.
     assert counts(lambda m, x: m.activations(x, ["conv1_1"])) == (1, 0)
@@ -286,20 +286,16 @@ def test_a_batch_sharded_over_two_devices(model, default, images):
 def _precisions(model: VGG) -> list[str]:
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     equations = _equations(jax.make_jaxpr(lambda m, x: m(x))(model, images))
-    products = [x for x in equations if x.primitive.name in ("conv3x3_block", "dot_general")]
+    products = [x for x in equations if x.primitive.name in ("conv3x3_block", "linear")]
     found = [x.params["precision"] for x in products]
-    return [p if p is None or isinstance(p, str) else p[0].name.lower() for p in found]
+    return [p if p is None or isinstance(p, str) else p.name.lower() for p in found]
 
 
 def test_precision_reaches_every_product():
     for model in (_abstract("vgg11"), _abstract("vgg11", precision="highest")):
-        highest = _precisions(model)
-        assert len(highest) >= 11  # and those that products.py makes of them
-        assert set(highest) == {"highest"}
+        assert _precisions(model) == ["highest"] * 11
     assert _precisions(_abstract("vgg11", precision="high")) == ["high"] * 11
-    default = _precisions(_abstract("vgg11", precision="default"))
-    assert len(default) == 11
-    assert set(default) <= {"default", None}
+    assert _precisions(_abstract("vgg11", precision="default")) == ["default"] * 11
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(network, images):
