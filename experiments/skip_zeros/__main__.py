@@ -43,7 +43,7 @@ def _run(weights: str, repeats: int, out: Path) -> None:
         raise ValueError("the photos are in scikit-image: pip install scikit-image")
     with step("reading") as found:
         networks = study.networks(convert(read_source(weights)))
-        found.append(networks.default.provenance.source)
+        found.append(networks.skipping.provenance.source)
     with step("timing") as found:
         results = study.study(networks, photos, repeats)
         found.append(f"{len(photos)} photos, {repeats} turns")

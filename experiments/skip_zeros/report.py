@@ -38,8 +38,8 @@ the medians over the photos. The error is relative to float64. fc6 is one layer 
 {_whole_rows(whole)}
 
 - **Of the whole forward pass** that saves {_saved(saved)}; convolutions take the rest.
-- **Not with batches.** {_rows(rows)} And a row that is read once serves
-  the whole batch, so that reading no longer bounds the dense product.
+- **Up to four images.** {_rows(rows)} And a row that is read once serves
+  the whole batch, so that with more images reading no longer bounds the dense product.
 - **Not in the convolutions.** {conv["meet_a_zero"]:.0%} of their products meet a zero, but zeros
   lie scattered, and convolutions are fast by long regular loops. Channels that are zero everywhere
   in an image could be left out in one piece: {conv["meet_a_silent_channel"]:.1%} of the products.
