@@ -170,8 +170,8 @@ right behind PyTorch's, in {results["rounds"]} rounds: the ratio's median, and l
 
 {table(results)}
 
-The first step, with compilation: {first} s. On a CPU the convolutions and both their derivatives are
-flaxvgg's own (`flaxvgg/native`). Load of the machine before and after:
+The first step, with compilation: {first} s. On a CPU the convolutions and both their derivatives
+are flaxvgg's own (`flaxvgg/native`). Load of the machine before and after:
 {before:.1f} and {after:.1f}. {made_on}.
 """
 
