@@ -21,7 +21,7 @@ import jax
 Call = Callable[[], object]
 Report = Callable[[float], None]  # is told how much is done, up to 1
 _LEAST = 3  # rounds of a competition, however long they take
-_PAUSE = 0.005  # seconds: threads of the tool before spin on for a moment
+_PAUSE = 0.05  # seconds: threads of the tool before spin on for a moment
 
 
 @dataclasses.dataclass(frozen=True)
