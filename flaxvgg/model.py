@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ class LayerStack(nnx.Module):
 
         A convolution takes its ReLU and its pooling along, unless an output between is `kept`.
         """
-        conv = getattr(self, layers[0].name, None)
+        conv: Any = getattr(self, layers[0].name, None)
         ours = getattr(conv, "conv_general_dilated", None) is conv_general_dilated
         if not (ours and conv.dtype == jnp.float32 and convolution.fits(x, conv.kernel[...])):
             return self.apply(layers[0], x, rngs), 1
