@@ -1,7 +1,7 @@
 """Sections `activations`, `sparsity` and `memory`: what else a forward pass is for, and needs."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,37 +25,39 @@ HOOKS = "torch hooks"
 
 def activations(study: Study) -> Iterator[Step]:
     """The outputs of all layers."""
-
-    def contest(batch: int, report: Report) -> list[Row]:
-        shape = batch, study.plan.size
-        images, calls = subject.noise(*shape), {}
-        x = subject.on_device(images, HIGHEST)
-        for tool, model in study.tools.models.items():
-            calls[tool] = partial(_waited, _activations, model, x)
-        theirs, network = torch_side.tensor(images), study.tools.networks.single
-        calls[HOOKS] = inferring(lambda: _hooked(network, theirs))
-        with tuned(HIGHEST):
-            return study.contest(f"activations, {of_shape(shape)}", calls, HOOKS, report)
-
-    for batch in study.plan.activation_batches:
-        yield Step(f"batch {batch}", partial(contest, batch), 1 + batch / 2)
+    network = study.tools.networks.single
+    batches = study.plan.activation_batches
+    yield from _against(study, "activations", batches, _activations, HOOKS, _hooked, network)
 
 
 def sparsity(study: Study) -> Iterator[Step]:
     """Zeros, negatives, sums and largest values of every ReLU and pooling, by channel."""
+    network, batches = study.tools.eager, study.plan.sparsity_batches
+    yield from _against(study, "sparsity", batches, measure_sparsity, EAGER, count_zeros, network)
+
+
+def _against(
+    study: Study,
+    case: str,
+    batches: Sequence[int],
+    ours: Callable[[VGG, Any], object],
+    peer: str,
+    theirs: Callable[[Any, Any], object],
+    network: Any,
+) -> Iterator[Step]:
+    """`ours` on both of our models, and `theirs` on PyTorch's network, for every batch."""
 
     def contest(batch: int, report: Report) -> list[Row]:
         shape = batch, study.plan.size
         images, calls = subject.noise(*shape), {}
         x = subject.on_device(images, HIGHEST)
         for tool, model in study.tools.models.items():
-            calls[tool] = partial(_waited, measure_sparsity, model, x)
-        theirs, network = torch_side.tensor(images), study.tools.eager
-        calls[EAGER] = inferring(lambda: count_zeros(network, theirs))
+            calls[tool] = partial(_waited, ours, model, x)
+        calls[peer] = inferring(partial(theirs, network, torch_side.tensor(images)))
         with tuned(HIGHEST):
-            return study.contest(f"sparsity, {of_shape(shape)}", calls, EAGER, report)
+            return study.contest(f"{case}, {of_shape(shape)}", calls, peer, report)
 
-    for batch in study.plan.sparsity_batches:
+    for batch in batches:
         yield Step(f"batch {batch}", partial(contest, batch), 1 + batch / 2)
 
 

@@ -99,12 +99,13 @@ def _operation(target: str, rule: str, shape: Callable[..., tuple[int, ...]]) ->
     return spread
 
 
-def _conv3x3_shape(x, kernel, *_, pool: bool, **__) -> tuple[int, ...]:
+def conv3x3_shape(x, kernel, *_, pool: bool = False, **__) -> tuple[int, ...]:
+    """The shape of a convolution's result, for arrays or their types."""
     n, h, w, _ = x.shape
     return (n, h // 2, w // 2, kernel.shape[3]) if pool else (n, h, w, kernel.shape[3])
 
 
-_conv3x3 = _operation(_TARGETS[0], "n h w c, i j c o, o -> n p q o", _conv3x3_shape)
+_conv3x3 = _operation(_TARGETS[0], "n h w c, i j c o, o -> n p q o", conv3x3_shape)
 _by_kernel = _operation(
     _TARGETS[1], "n h w c, n p q o -> i j c o", lambda x, dy: (3, 3, x.shape[3], dy.shape[3])
 )
