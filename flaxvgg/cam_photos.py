@@ -197,7 +197,7 @@ def explain_photos(
     with Progress(*columns, *times, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(photos) * sum(passes))
         watched = _watched(model, partial(progress.advance, task))
-        best = jax.jit(_best, static_argnames="count")
+        best = jax.jit(best_classes, static_argnames="count")
         for i, photo in enumerate(photos):
             done = i * sum(passes)
             progress.update(task, completed=done, description=escape(shown(photo)))
@@ -232,7 +232,8 @@ def shown(photo: Path) -> str:
     return photo.name.encode("utf-8", "replace").decode()
 
 
-def _best(model: VGG, images: Float[Array, "n h w 3"], count: int) -> Int[Array, "n k"]:
+def best_classes(model: VGG, images: Float[Array, "n h w 3"], count: int) -> Int[Array, "n k"]:
+    """The classes (N, K) of the highest logits of each image, best first."""
     return jax.lax.top_k(as_scores(model(images)), count)[1]
 
 

@@ -69,6 +69,15 @@ def add_floats(a: FloatSum, b: FloatSum) -> FloatSum:
     return FloatSum(add_counts(a.digits, b.digits), a.special + b.special)
 
 
+def carried(digits: Int[np.ndarray, "k ..."]) -> Int[np.ndarray, "k ..."]:
+    """Sums of digits, in int64 on the host, as digits."""
+    digits = digits.copy()
+    for i in range(len(digits) - 1):
+        digits[i + 1] += digits[i] >> _BITS
+        digits[i] &= _MASK
+    return digits.astype(np.int32)
+
+
 def count_to_host(digits: Int[Array | np.ndarray, "k ..."]) -> Int[np.ndarray, "..."]:
     """The numbers that the digits stand for, as int64. Raises OverflowError from 2^63 on."""
     return _integers(digits).astype(np.int64)

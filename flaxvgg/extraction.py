@@ -1,6 +1,7 @@
 """Photos in, arrays out: features of any number of files, a batch at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, UInt8
 from rich.progress import track
 
 from flaxvgg.checkpoint import write_atomically
+from flaxvgg.config import VGGConfig
 from flaxvgg.console import console
 from flaxvgg.images import ImageError, load_pixels, normalise
 from flaxvgg.model import VGG
@@ -89,21 +91,41 @@ def map_photos(
 
 
 def extract(
-    model: VGG, photos: Sequence[Path], layers: Sequence[str], size: tuple[int, int]
+    model: VGG, photos: Sequence[Path], names: Sequence[str], size: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """The outputs of the layers for every photo, and "gap" and "photos" beside them.
+    """The `outputs` for every photo, and "photos" beside them: their paths.
 
-    Keyed by the layers' names as they were asked for: (N, h, w, channels) or (N, units). "gap" is
-    (N, 512), "photos" the paths. Raises ValueError for unknown layers, ImageError for bad photos.
+    Raises ValueError for unknown layers, ImageError for bad photos.
     """
-    for layer in layers:
-        model.config.resolve(layer)
-
-    def outputs(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, Array]:
-        return model.activations(images, layers) | {"gap": model.gap(images)}
-
-    arrays = map_photos(outputs, model, photos, size, "features")
+    wanted = check_outputs(model.config, names)
+    arrays = map_photos(partial(outputs, names=wanted), model, photos, size, "features")
     return arrays | {"photos": np.array([str(photo) for photo in photos])}
+
+
+def outputs(
+    model: VGG, images: Float[Array, "n h w 3"], names: Sequence[str]
+) -> dict[str, Float[Array, "n ..."]]:
+    """What a network makes of images (N, H, W, 3), by the names that were asked for.
+
+    A layer's output is (N, h, w, channels) or (N, units), by any of its names; "logits" are
+    (N, classes), and "gap", global average pooling of the features, (N, 512).
+    """
+    others = {"gap": model.gap, "logits": model}
+    found = model.activations(images, [name for name in names if name not in others])
+    return {name: found[name] if name in found else others[name](images) for name in names}
+
+
+def check_outputs(config: VGGConfig, names: Sequence[str]) -> tuple[str, ...]:
+    """The outputs that are asked for, none twice, and "gap", which is small and always wanted.
+
+    Raises ValueError for what this network has not.
+    """
+    for name in names:
+        if name == "logits":
+            _ = config.head_output  # or what it raises
+        elif name != "gap":
+            config.resolve(name)
+    return tuple(dict.fromkeys((*names, "gap")))
 
 
 def check_npz(out: Path) -> None:

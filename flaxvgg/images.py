@@ -5,6 +5,7 @@
 The recipes are data, `flaxvgg.provenance.PREPROCESSING`; a recipe's name does as well.
 """
 
+import io
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, UInt8
+from jaxtyping import Array, Float32, Int, UInt8
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from flaxvgg.config import SMALLEST_IMAGE
@@ -90,8 +91,8 @@ def load_images(
     return normalise(batch, recipe)
 
 
-def open_image(path: AnyPath) -> Image.Image:
-    """The image in a file, upright, in 8-bit RGB.
+def open_image(file: AnyPath | bytes) -> Image.Image:
+    """The image in a file, or in the bytes of one, upright, in 8-bit RGB.
 
     The orientation that a camera noted (EXIF) is applied, which plain Pillow, torchvision and Keras
     leave out; transparency is dropped, showing the colours underneath, as they do. Of an animation
@@ -99,18 +100,23 @@ def open_image(path: AnyPath) -> Image.Image:
     Raises ImageError for a file that is missing, damaged or no image, and for grey images of 32-bit
     numbers, whose range nothing tells.
     """
-    path = Path(path)
+    path = None if isinstance(file, bytes) else Path(file)
     try:
         if ImageFile.LOAD_TRUNCATED_IMAGES:
             switch = "PIL.ImageFile.LOAD_TRUNCATED_IMAGES"
             raise ImageError(f"{switch} is on, which hides truncated files: set it to False")
-        with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            image.info.pop("transparency", None)  # Pillow would warn that it gets lost
-            return _to_rgb(image)
+        with Image.open(path or io.BytesIO(file)) as image:
+            return upright(image)
     # Pillow's decoders share no exception: these are what they raise for damaged files.
     except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: {_reason(path, error)}") from error
+        raise ImageError(f"{path or 'image'}: {_reason(path, error)}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image of Pillow as `open_image` gives it. The image given is changed."""
+    ImageOps.exif_transpose(image, in_place=True)
+    image.info.pop("transparency", None)  # Pillow would warn that it gets lost
+    return _to_rgb(image)
 
 
 def fit_image(
@@ -135,22 +141,57 @@ def fit_image(
             raise ImageError(f"{shown}, but the network needs {least}: pass size=(H, W)")
         return np.array(image)
     height, width = size
+    scaled, (left, top) = _placed(image.size, size, recipe)
     resample = Image.Resampling[recipe.interpolation.upper()]
     if recipe.fit == "stretch":
-        return np.array(image.resize((width, height), resample))
-    # The side that decides gets its length exactly, the other is truncated, as in torchvision.
-    cover_height, cover_width = height * 256 // 224, width * 256 // 224
-    if cover_height * image.width >= cover_width * image.height:
-        scaled = int(cover_height * image.width / image.height), cover_height
-    else:
-        scaled = cover_width, int(cover_width * image.height / image.width)
+        return np.array(image.resize(scaled, resample))
     # The limit above which Pillow opens no image holds for one made by scaling too.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and scaled[0] * scaled[1] > 2 * limit:
         raise ImageError(f"{shown}, too large once scaled to cover {size}: crop it first")
-    # Half pixels round to even: Python's round, as in torchvision.
-    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
     return np.array(image.resize(scaled, resample).crop((left, top, left + width, top + height)))
+
+
+def fit_boxes(
+    boxes: Int[np.ndarray, "g 4"],
+    image_size: tuple[int, int],
+    size: tuple[int, int] | None = (224, 224),
+    preprocessing: Preprocessing | str = PREPROCESSING["torchvision"],
+) -> Int[np.ndarray, "kept 4"]:
+    """Where boxes of an image are once `fit_image` has brought it to `size` = (H, W).
+
+    Boxes are (left, top, right, bottom) in whole pixels, the last two exclusive; `image_size` is
+    (height, width). A box is rounded outwards and cut at the border; those of which nothing is left
+    behind the crop are left out.
+    """
+    recipe, size = _recipe(preprocessing), _checked_size(size)
+    height, width = image_size
+    target = size or image_size
+    scaled, offset = _placed((width, height), target, recipe) if size else ((width, height), (0, 0))
+    scale = np.array(scaled) / (width, height)
+    corners = boxes.reshape(-1, 2, 2) * scale - offset
+    # A corner that is whole but for rounding stays where it is.
+    low, high = np.floor(corners[:, 0] + 1e-6), np.ceil(corners[:, 1] - 1e-6)
+    low, high = np.maximum(low, 0), np.minimum(high, target[::-1])
+    fitted = np.concatenate([low, high], axis=1).astype(int)
+    return fitted[(high > low).all(axis=1)]
+
+
+def _placed(
+    image: tuple[int, int], size: tuple[int, int], recipe: Preprocessing
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size (width, height) that an image is scaled to, and where (H, W) begins in it."""
+    (full_width, full_height), (height, width) = image, size
+    if recipe.fit == "stretch":
+        return (width, height), (0, 0)
+    # The side that decides gets its length exactly, the other is truncated, as in torchvision.
+    cover_height, cover_width = height * 256 // 224, width * 256 // 224
+    if cover_height * full_width >= cover_width * full_height:
+        scaled = int(cover_height * full_width / full_height), cover_height
+    else:
+        scaled = cover_width, int(cover_width * full_height / full_width)
+    # Half pixels round to even: Python's round, as in torchvision.
+    return scaled, (round((scaled[0] - width) / 2), round((scaled[1] - height) / 2))
 
 
 def load_pixels(
@@ -209,16 +250,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(path: Path | None, error: Exception) -> str:
     match error:
         case ImageError():
             return str(error)
+        case Image.DecompressionBombError():
+            return f"{error}: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        case UnidentifiedImageError() if path is None:
+            return "no image that Pillow reads: its bytes are to be those of a whole file"
+        case _ if path is None:
+            return f"damaged or truncated ({error}): get it again"
         case FileNotFoundError():
             return "no such file: check the path"
         case OSError() if path.is_dir():
             return "a folder: pass find_images(folder)"
-        case Image.DecompressionBombError():
-            return f"{error}: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         case UnidentifiedImageError() if path.stat().st_size == 0:
             return "an empty file: get it again"
         case UnidentifiedImageError():

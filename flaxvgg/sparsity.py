@@ -100,9 +100,14 @@ def measure_sparsity(
     return dataclasses.replace(report, source=model.provenance.source)
 
 
-def total_counts(model: VGG, counts: Mapping[str, LayerCounts]) -> SparsityReport:
-    """The report of images that `count_images` has counted one by one, for the same model."""
-    report = _total(model.config, list(counts.values()), tuple(counts))
+def total_counts(
+    model: VGG, counts: Mapping[str, LayerCounts], valid: Bool[AnyArray, " n"] | None = None
+) -> SparsityReport:
+    """The report of images that `count_images` has counted one by one, for the same model.
+
+    Only of those that are `valid`, where that is given.
+    """
+    report = _total(model.config, list(counts.values()), tuple(counts), valid)
     return dataclasses.replace(report, source=model.provenance.source)
 
 
@@ -233,7 +238,10 @@ def _measure(
 
 @partial(jax.jit, static_argnums=(0, 2))
 def _total(
-    config: VGGConfig, layers: Sequence[LayerCounts], names: tuple[str, ...]
+    config: VGGConfig,
+    layers: Sequence[LayerCounts],
+    names: tuple[str, ...],
+    valid: Array | None = None,
 ) -> SparsityReport:
     relus = [layer for layer in layers if layer.sum_before is not None]
     n = layers[0].zeros.shape[0]
@@ -250,10 +258,12 @@ def _total(
         *(layer.sum_before for layer in relus),
         *(layer.square_before for layer in relus),
     ]
+    seen = jnp.ones((n, 1), bool) if valid is None else jnp.reshape(valid, (n, 1))
+    largest = [jnp.where(seen, layer.largest, -jnp.inf).max(axis=0) for layer in layers]
     totals = Totals(
-        counts=sum_counts(jnp.concatenate(counts, axis=1)),
-        floats=sum_floats(jnp.concatenate(floats, axis=1)),
-        largest=jnp.concatenate([layer.largest.max(axis=0) for layer in layers]),
+        counts=sum_counts(jnp.where(seen, jnp.concatenate(counts, axis=1), 0)),
+        floats=sum_floats(jnp.where(seen, jnp.concatenate(floats, axis=1), 0.0)),
+        largest=jnp.concatenate(largest),
     )
     channels = tuple(layer.zeros.shape[-1] for layer in layers)
     return SparsityReport(totals, config, source="", layers=names, channels=channels)

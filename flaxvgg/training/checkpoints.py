@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from flaxvgg.checkpoint import CheckpointError, first_line
+from flaxvgg.checkpoint import CheckpointError, difference, first_line
 from flaxvgg.training.trainer import TrainState
 
 _METRIC = "metric"
@@ -101,7 +101,7 @@ class Checkpoints:
             if name in stored and tuple(stored[name].shape) != tuple(x.shape)
         ]
         if problems or told.get("run") != self._run:
-            reason = problems[0] if problems else _difference(told.get("run"), self._run)
+            reason = problems[0] if problems else difference(told.get("run"), self._run)
             raise CheckpointError(
                 f"{where} is of another run: {reason}; choose another folder, or delete this one"
             )
@@ -130,17 +130,3 @@ def _named(state: TrainState, convert) -> dict[str, Any]:
     """Every array of a state by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): convert(leaf) for path, leaf in leaves}
-
-
-def _difference(stored: Any, run: Mapping[str, Any]) -> str:
-    """The first option that differs."""
-    stored = stored or {}
-    for room, value in run.items():
-        before = stored.get(room)
-        if isinstance(value, dict) and isinstance(before, dict):
-            for name, x in value.items():
-                if before.get(name) != x:
-                    return f"{room}.{name} was {before.get(name)!r}, and is {x!r}"
-        elif before != value:
-            return f"{room} was {before!r}, and is {value!r}"
-    return "its options differ"

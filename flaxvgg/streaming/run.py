@@ -1,0 +1,386 @@
+"""The loop: images are read ahead, every device takes its own, rows go into the store.
+
+A unit of the store is cut into batches of `batch` images of one size, and each batch runs on one
+device, by the same program. Which device that is, how many there are, and where a run was killed
+makes no difference to what a batch holds, and so none to the bits of what comes out.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from flaxvgg.checkpoint import difference
+from flaxvgg.images import normalise
+from flaxvgg.mapping import model_arrays
+from flaxvgg.model import VGG
+from flaxvgg.provenance import Preprocessing
+from flaxvgg.streaming.source import Item, Source
+from flaxvgg.streaming.store import BROKEN, DONE, Store, StoreError, axes, nothing
+from flaxvgg.survey import versions
+
+_STEPS_AHEAD = 2  # given to the devices before the oldest result is asked for
+_UNITS_WRITING = 2  # at once, so that memory stays bounded
+_UNIT_BYTES = 64 * 2**20
+_UNIT_BATCHES = 32  # at most
+
+Rows = dict[str, np.ndarray]
+
+
+class Looked(NamedTuple):
+    """What a batch gives: rows (N, ...) by name, and sums over its valid images by name."""
+
+    rows: dict[str, Array]
+    sums: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is made of every image.
+
+    `look(model, images, valid, asked)` is pure and runs on the devices: images (N, H, W, 3), of
+    which some may be fillers and are not `valid` (N,); `asked` (N, ...) is what `ask` gives for the
+    number of each image. Where `judge` is given, it makes the rows and sums that are kept of the
+    rows, on the host. Sums of batches are added by `add`. `settings` are all that the result
+    depends on besides the model, the images and their size; `axes` names an array's axes behind
+    the first, of which there are so many.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    look: Callable[[VGG, Float[Array, "n h w 3"], Bool[Array, " n"], Array], Looked]
+    ask: Callable[[int], np.ndarray] = lambda row: np.zeros(0, np.int32)
+    judge: Callable[[Rows, Sequence[Item]], tuple[Rows, Rows]] | None = None
+    add: Callable[[str, np.ndarray, np.ndarray], np.ndarray] = lambda name, a, b: a + b
+    axes: Callable[[str, int], Sequence[str]] = axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """How a run ended.
+
+    `problems` are those of broken images, by name; `left` is how many images of all are not done,
+    because somebody stopped the run; `now` how many were done by this process, in `seconds`.
+    """
+
+    store: Store
+    problems: Mapping[str, str]
+    left: int
+    now: int
+    seconds: float
+
+
+def stream(
+    job: Job,
+    model: VGG,
+    source: Source,
+    path: Path,
+    *,
+    size: tuple[int, int] | None = (224, 224),
+    batch: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    advance: Callable[[int, int], None] = lambda done, broken: None,
+) -> Streamed:
+    """Do a job for all images, on all devices of this process, into the store at `path`.
+
+    A store that is there already is gone on with. In several processes of `jax.distributed`, which
+    see the same files, each takes its share of the units. `size` None leaves images at their own
+    sizes. `batch` is the number of images that a device takes at once: by default 8, on a GPU 64.
+    `stop` is asked after each step; `advance` is told how many images were done, and broken, since
+    it was last called. Raises StoreError for a store of another job, and where there is no room.
+    """
+    devices = jax.local_devices()
+    batch = batch or (8 if devices[0].platform == "cpu" else 64)
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, not {batch}")
+    settings = _settings(job, model, source, size, batch)
+    store = _opened(path, source, settings, _unit(job, model, size, batch))
+    done = store.done()
+    mine = range(jax.process_index(), store.units, jax.process_count())
+    units = [unit for unit in mine if not done[unit]]
+    start = time.perf_counter()
+    counted = 0
+    program = _Program(job, model, batch, devices)
+    with _Writer(store, job.axes) as writer:
+        for unit in _finished_units(program, store, source, units, size, stop):
+            writer.put(unit)
+            counted += len(unit.here)
+            advance(len(unit.here), len(unit.problems))
+    seconds = time.perf_counter() - start
+    _meet("flaxvgg: all units are written")
+    left = int((store.status == 0).sum())
+    return Streamed(store, store.problems(), left, counted, seconds)
+
+
+class _Program:
+    """A job on the devices: batches in, one for each device; rows and sums out."""
+
+    def __init__(self, job: Job, model: VGG, batch: int, devices: Sequence[jax.Device]):
+        mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+        whole, split = PartitionSpec(), PartitionSpec("data")
+        self.job, self.batch, self.devices = job, batch, len(devices)
+        self.recipe = model.preprocessing
+        self._split = NamedSharding(mesh, split)
+        self._model = jax.device_put(model, NamedSharding(mesh, whole))
+
+        def of_one(model: VGG, pixels: Array, valid: Array, asked: Array) -> Looked:
+            rows, sums = job.look(model, normalise(pixels, self.recipe), valid, asked)
+            return Looked(rows, jax.tree.map(lambda x: x[None], sums))
+
+        # Not spread by XLA: every device runs the program of one, so that it makes no difference
+        # how many there are.
+        specs = (whole, split, split, split)
+        program = jax.shard_map(of_one, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+        self._run = jax.jit(program)
+
+    def __call__(self, batches: Sequence[Sequence[Item]]) -> Looked:
+        """The rows and sums of at most one batch for each device, as soon as they are there."""
+        items = [item for batch in batches for item in batch]
+        at = [i * self.batch + j for i, batch in enumerate(batches) for j in range(len(batch))]
+        count = self.devices * self.batch
+        pixels = np.zeros((count, *items[0].pixels.shape), np.uint8)
+        valid = np.zeros(count, bool)
+        valid[at] = True
+        found = [self.job.ask(item.row) for item in items]
+        asked = np.zeros((count, *found[0].shape), found[0].dtype)
+        asked[at] = np.stack(found)
+        for i, item in zip(at, items, strict=True):
+            pixels[i] = item.pixels
+        given = jax.device_put((pixels, valid, asked), self._split)
+        return self._run(self._model, *given)
+
+    def settle(self, looked: Looked, batches: Sequence[Sequence[Item]]) -> Iterator[tuple]:
+        """What each batch gave, on the host: its items, their rows, its sums."""
+        rows, sums = jax.tree.map(np.asarray, looked)
+        for i, batch in enumerate(batches):
+            start = i * self.batch
+            of_batch = {name: x[start : start + len(batch)] for name, x in rows.items()}
+            if self.job.judge is None:
+                yield batch, of_batch, {name: x[i] for name, x in sums.items()}
+            else:
+                yield batch, *self.job.judge(of_batch, batch)
+
+
+class _Unit:
+    """The rows of one unit while they come in."""
+
+    def __init__(self, number: int, here: range, label: tuple[int, ...] | None):
+        self.number, self.here, self.left = number, here, len(here)
+        self.status = np.full(len(here), DONE, np.uint8)
+        self.problems: dict[int, str] = {}
+        self.rows: dict[str, Rows] = {"": {"size": nothing((len(here), 2), np.dtype(np.int32))}}
+        if label is not None:
+            dtype = np.dtype(bool if label else np.int32)
+            self.rows[""]["label"] = nothing((len(here), *label), dtype)
+        self.sums: Rows = {}
+
+    def take(self, item: Item) -> None:
+        """Note what is known of an image before anybody has looked at it."""
+        row = item.row - self.here.start
+        if item.label is not None:
+            self.rows[""]["label"][row] = item.label
+        if item.pixels is None:
+            self.status[row], self.problems[item.row] = BROKEN, item.problem
+            self.left -= 1
+        else:
+            self.rows[""]["size"][row] = item.size
+
+    def put(self, items: Sequence[Item], group: str, rows: Rows, sums: Rows, add) -> None:
+        """Note what was made of some images."""
+        at = [item.row - self.here.start for item in items]
+        arrays = self.rows.setdefault(group, {})
+        for name, values in rows.items():
+            if name not in arrays:
+                arrays[name] = nothing((len(self.here), *values.shape[1:]), values.dtype)
+            arrays[name][at] = values
+        for name, value in sums.items():
+            self.sums[name] = add(name, self.sums[name], value) if name in self.sums else value
+        self.left -= len(items)
+
+
+def _finished_units(
+    program: _Program,
+    store: Store,
+    source: Source,
+    units: Sequence[int],
+    size: tuple[int, int] | None,
+    stop: Callable[[], bool],
+) -> Iterator[_Unit]:
+    """The units, in order, each when all its images are done; until `stop` says so."""
+    running: collections.deque[tuple[Looked, _Unit, list[list[Item]]]] = collections.deque()
+    open_units: collections.deque[_Unit] = collections.deque()
+
+    def settle_until(most: int) -> Iterator[_Unit]:
+        while len(running) > most:
+            looked, unit, batches = running.popleft()
+            for items, rows, sums in program.settle(looked, batches):
+                height, width = items[0].pixels.shape[:2]
+                group = "" if size else f"{height}x{width}"
+                unit.put(items, group, rows, sums, program.job.add)
+        while open_units and not open_units[0].left:
+            yield open_units.popleft()
+
+    label = source.label_shape
+    ahead = 2 * program.batch * program.devices
+    items = _read_ahead(source, [store.rows(unit) for unit in units], size, program.recipe, ahead)
+    for number in units:
+        unit = _Unit(number, store.rows(number), label)
+        open_units.append(unit)
+        for batches in _steps(_taken(items, unit), program.batch, program.devices):
+            if stop():
+                return
+            running.append((program(batches), unit, batches))
+            yield from settle_until(_STEPS_AHEAD)
+    yield from settle_until(0)
+
+
+def _read_ahead(
+    source: Source,
+    rows: Sequence[range],
+    size: tuple[int, int] | None,
+    recipe: Preprocessing,
+    ahead: int,
+) -> Iterator[Item]:
+    """The images of these rows, decoded in threads."""
+    import grain
+
+    starts = np.cumsum([0, *map(len, rows)])
+
+    def read(i: int) -> Item:
+        part = int(np.searchsorted(starts, i, side="right")) - 1
+        return source.read(rows[part][i - int(starts[part])], size, recipe)
+
+    threads = min(ahead, os.cpu_count() or 1)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    return iter(grain.MapDataset.range(int(starts[-1])).map(read).to_iter_dataset(options))
+
+
+def _taken(items: Iterator[Item], unit: _Unit) -> Iterator[Item]:
+    """The images of a unit that could be read."""
+    for _ in unit.here:
+        item = next(items)
+        unit.take(item)
+        if item.pixels is not None:
+            yield item
+
+
+def _steps(items: Iterable[Item], batch: int, devices: int) -> Iterator[list[list[Item]]]:
+    """Batches of images of one size, for at most all devices at once; all images in the end."""
+    by_size: dict[tuple[int, ...], list[Item]] = {}
+    for item in items:
+        same = by_size.setdefault(item.pixels.shape, [])
+        same.append(item)
+        if len(same) == batch * devices:
+            yield [same[i : i + batch] for i in range(0, len(same), batch)]
+            del by_size[item.pixels.shape]
+    for same in by_size.values():
+        yield [same[i : i + batch] for i in range(0, len(same), batch)]
+
+
+class _Writer:
+    """Writes units in the background, a few at a time. Raises StoreError a unit or two later."""
+
+    def __init__(self, store: Store, axes: Callable[[str, int], Sequence[str]]):
+        self._store, self._axes = store, axes
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: collections.deque[Future] = collections.deque()
+
+    def put(self, unit: _Unit) -> None:
+        while len(self._writing) >= _UNITS_WRITING:
+            self._writing.popleft().result()
+        of_unit = unit.number, unit.status, unit.problems, unit.rows, unit.sums, self._axes
+        self._writing.append(self._thread.submit(self._store.write, *of_unit))
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown()
+        for future in self._writing:
+            if error[0] is None:
+                future.result()
+
+
+def _opened(path: Path, source: Source, settings: dict[str, Any], unit: int) -> Store:
+    """The store, made by the first process where there is none."""
+    path = path.absolute()
+    if jax.process_index() == 0:
+        if path.exists():
+            store = Store(path)
+            store.sweep()
+        else:
+            if not path.parent.is_dir():
+                raise StoreError(f"{path.parent} is no directory: create it first")
+            store = Store.create(path, source, settings, unit)
+    _meet("flaxvgg: the store is there")
+    store = Store(path)
+    if store.settings != settings:
+        raise StoreError(
+            f"{path} is of another run: {difference(store.settings, settings)}; choose another "
+            "store, or delete this one"
+        )
+    return store
+
+
+def _meet(name: str) -> None:
+    """Wait for the other processes, if there are any."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _unit(job: Job, model: VGG, size: tuple[int, int] | None, batch: int) -> int:
+    """The images of a unit: a power of two of batches, whose rows are not too large."""
+    height, width = size or (224, 224)
+    images = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
+    valid = jax.ShapeDtypeStruct((1,), np.bool_)
+    asked = job.ask(0)
+    shape = jax.ShapeDtypeStruct((1, *asked.shape), asked.dtype)
+    rows = jax.eval_shape(job.look, model, images, valid, shape).rows
+    row = sum(x.size * x.dtype.itemsize for x in rows.values())
+    batches = np.clip(_UNIT_BYTES // max(1, batch * row), 1, _UNIT_BATCHES)
+    return batch * 2 ** int(np.log2(batches))
+
+
+def _settings(
+    job: Job, model: VGG, source: Source, size: tuple[int, int] | None, batch: int
+) -> dict[str, Any]:
+    """All that the rows depend on, as a JSON value."""
+    conv = model.conv_stack.conv1_1
+    weights = hashlib.sha256()
+    for _, array in sorted(model_arrays(model).items()):
+        weights.update(np.ascontiguousarray(array).view(np.uint8).data)
+    names = hashlib.sha256()
+    for name in source.names:
+        names.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    for array in () if source.labels is None else (source.labels,):
+        names.update(np.ascontiguousarray(array).view(np.uint8).data)
+    settings = {
+        "job": job.name,
+        **job.settings,
+        "size": list(size) if size else None,
+        "batch": batch,
+        "images": {"count": len(source), "sha256": names.hexdigest()},
+        "classes": list(source.classes),
+        "weights": {"source": model.provenance.source, "sha256": weights.hexdigest()},
+        "config": model.config.to_json(),
+        "preprocessing": dataclasses.asdict(model.preprocessing),
+        "arithmetic": {
+            "dtype": np.dtype(conv.dtype).name,
+            "precision": str(conv.precision),
+            "device": jax.local_devices()[0].device_kind,
+        },
+        "versions": versions(),
+    }
+    return json.loads(json.dumps(settings))

@@ -1,0 +1,160 @@
+"""What streams: N images with names and labels, from folders, manifests, Pascal VOC or Grain."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+from PIL import Image
+
+from flaxvgg.datasets import Box, pascal_voc
+from flaxvgg.images import AnyPath, ImageError, find_images, fit_image, open_image, upright
+from flaxvgg.provenance import Preprocessing
+from flaxvgg.streaming.manifest import read_manifest
+
+_MANIFESTS = (".csv", ".parquet")
+
+Labels = Int[np.ndarray, " n"] | Bool[np.ndarray, "n k"]
+
+
+class RandomAccess(Protocol):
+    """What Grain calls a random access data source; its `MapDataset` is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class Item(NamedTuple):
+    """One image as the network takes it, with its label; or the `problem` that it has.
+
+    `size` is the (height, width) that the image had before it was fitted.
+    """
+
+    row: int
+    pixels: UInt8[np.ndarray, "h w 3"] | None
+    size: tuple[int, int]
+    label: Any
+    problem: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """N images by number.
+
+    `images[i]` is a path below `root`, or what `Source.of_grain` says. `names` are unique. `labels`
+    are class numbers (N,), or (N, K) with a column for each class, or None; `classes` their names,
+    where they are known. `boxes` has for each image those of each class, in pixels of the file.
+    """
+
+    images: RandomAccess
+    names: Sequence[str]
+    root: Path | None = None
+    labels: Labels | None = None
+    classes: tuple[str, ...] = ()
+    boxes: Sequence[Mapping[int, tuple[Box, ...]]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @classmethod
+    def of_grain(
+        cls,
+        dataset: RandomAccess,
+        names: Sequence[str] | None = None,
+        classes: Sequence[str] = (),
+    ) -> "Source":
+        """A `grain.MapDataset`, or any sequence, of {"image": ..., "label": ...}.
+
+        An image is 8-bit RGB (H, W, 3), a Pillow image, the bytes of an image file, or a path. A
+        label is a class number, or a vector with an entry for each class, or left out. Names are
+        the images' numbers, unless they are given. Raises ValueError for another kind of element.
+        """
+        if not len(dataset):
+            raise ValueError("the data set is empty")
+        first = dataset[0]
+        if not isinstance(first, Mapping) or "image" not in first:
+            raise ValueError('elements must be {"image": ..., "label": ...}')
+        found = [str(i) for i in range(len(dataset))] if names is None else list(names)
+        if len(found) != len(dataset) or len(set(found)) != len(found):
+            raise ValueError(f"names must be unique, and one for each of {len(dataset)} images")
+        return cls(dataset, found, classes=tuple(classes))
+
+    @property
+    def label_shape(self) -> tuple[int, ...] | None:
+        """() for one class an image, (K,) for any of K classes, None for no labels."""
+        if self.labels is not None:
+            return self.labels.shape[1:]
+        first = None if self.root is not None else self.images[0].get("label")
+        return None if first is None else np.shape(first)
+
+    def read(self, row: int, size: tuple[int, int] | None, recipe: Preprocessing) -> Item:
+        """One image at `size` = (H, W), or at its own for None."""
+        label = None if self.labels is None else self.labels[row]
+        element = self.images[row]
+        if self.root is not None:
+            element = self.root / element
+        elif isinstance(element, Mapping):
+            element, label = element["image"], element.get("label")
+        try:
+            image = _opened(element)
+            pixels = fit_image(image, size, recipe)
+        except ImageError as error:
+            # The store has the name already, and is the same wherever the images lie.
+            problem = str(error).removeprefix(f"{element}: ")
+            return Item(row, None, (0, 0), label, problem)
+        return Item(row, pixels, (image.height, image.width), label, "")
+
+
+def find_source(paths: AnyPath | Sequence[AnyPath]) -> Source:
+    """The images of a folder, of a manifest, or of photos and folders of photos.
+
+    A folder of folders gives labels: those at the top name the classes. A folder that has
+    `Annotations` and `JPEGImages` is Pascal VOC's (trainval), with boxes. A manifest is a .csv or
+    .parquet file (`flaxvgg.streaming.manifest`). Raises ImageError where there are no images,
+    DatasetError for a manifest that cannot be used.
+    """
+    given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(p) for p in paths]
+    if len(given) > 1 or not given or given[0].suffix.lower() not in _MANIFESTS:
+        return _photos(given)
+    manifest = read_manifest(given[0])
+    root = given[0].absolute().parent
+    names = list(manifest.images)
+    return Source(names, names, root, manifest.labels, manifest.classes, manifest.boxes)
+
+
+def _photos(given: list[Path]) -> Source:
+    root = given[0].absolute() if given else Path.cwd()
+    if len(given) != 1 or not root.is_dir():
+        names = [str(path) for path in find_images(given)]
+        return Source(names, names, Path.cwd())
+    if (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir():
+        voc = pascal_voc(root)
+        names = [path.name for path in voc.paths]
+        return Source(
+            names, names, root / "JPEGImages", voc.labels.astype(bool), voc.classes, voc.boxes
+        )
+    names = [path.relative_to(root).as_posix() for path in find_images(root)]
+    folders = [name.partition("/")[0] if "/" in name else None for name in names]
+    if None in folders:
+        return Source(names, names, root)
+    classes = tuple(sorted(set(folders)))
+    numbers = {name: i for i, name in enumerate(classes)}
+    labels = np.array([numbers[folder] for folder in folders], np.int32)
+    return Source(names, names, root, labels, classes)
+
+
+def _opened(image: Any) -> Image.Image:
+    """An upright RGB image of what a data set may hold."""
+    match image:
+        case np.ndarray():
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+                raise ImageError(f"8-bit RGB (H, W, 3) is needed, not {image.dtype} {image.shape}")
+            return Image.fromarray(image)
+        case Image.Image():
+            return upright(image.copy())
+        case _:
+            return open_image(image)

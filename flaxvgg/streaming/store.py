@@ -1,0 +1,254 @@
+"""A Zarr store that is written unit by unit, each unit whole or not at all.
+
+    store.zarr/
+      name, label         (image,)            what row i is
+      status              (image,)            0 not done yet, 1 done, 2 broken: see problem
+      problem             (image,)
+      size                (image, 2)          height and width of the file
+      pool5, gap, ...     (image, ...)        NaN, or -1, where there is nothing
+      375x1242/...                            instead, where images keep their own sizes
+      sums/...            (unit, ...)         what was added up over a unit of images
+
+zarr-python makes the groups and writes texts, TensorStore writes numbers. Both put a chunk under a
+temporary name and move it, so a chunk is whole or missing. The chunk of `status` is a unit's last:
+what has none is done again, to the same bytes.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+import zarr
+from jaxtyping import Bool, UInt8
+from zarr.errors import GroupNotFoundError
+
+from flaxvgg.checkpoint import first_line
+from flaxvgg.streaming.source import Source
+
+TODO, DONE, BROKEN = range(3)
+_ATTRIBUTE = "flaxvgg"
+_FORMAT = 1
+_NAMES = 2**16  # texts in a chunk
+_OWN = {"size": ["height_width"], "label": ["label_class"]}
+_CHUNK = 2**20  # bytes that are compressed together, about
+
+
+class StoreError(ValueError):
+    """A store that cannot be used or written; the message is one line that says why."""
+
+
+class Store:
+    """The rows of N images in units, which are written one by one.
+
+    `settings` is what the store was made with, `units` how many there are, `unit` the rows of each.
+    """
+
+    def __init__(self, path: Path):
+        """Open the store at `path`. Raises StoreError where there is none."""
+        self.path = path.absolute()
+        try:
+            self._group = zarr.open_group(self.path, mode="r+", zarr_format=3)
+            told: Any = self._group.attrs[_ATTRIBUTE]
+            if told["format"] != _FORMAT:
+                raise StoreError(
+                    f"{path} has format {told['format']}; this flaxvgg reads {_FORMAT}"
+                )
+            self.settings, self.unit, self.images = told["settings"], told["unit"], told["images"]
+        except (GroupNotFoundError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise StoreError(f"{path} is no store of flaxvgg: {first_line(error)}") from None
+        self._arrays: dict[str, ts.TensorStore] = {}
+
+    @classmethod
+    def create(cls, path: Path, source: Source, settings: Mapping[str, Any], unit: int) -> "Store":
+        """A new store without rows. Raises StoreError where it cannot be written."""
+        path = path.absolute()
+        new = path.with_name(f".{path.name}.new-{os.getpid()}")
+        told = {"format": _FORMAT, "images": len(source), "unit": unit, "settings": settings}
+        try:
+            group = zarr.create_group(new, attributes={_ATTRIBUTE: told})
+            for name, chunk in ("name", _NAMES), ("problem", unit):
+                shape = (len(source),)
+                array = group.create_array(
+                    name, shape=shape, chunks=(chunk,), dtype=str, dimension_names=("image",)
+                )
+                if name == "name":
+                    array[:] = np.array([_text(x) for x in source.names], object)
+            new.rename(path)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be written: {error.strerror}") from None
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        return cls(path)
+
+    @property
+    def units(self) -> int:
+        """How many units there are; the last one may have fewer rows."""
+        return -(-self.images // self.unit)
+
+    def rows(self, unit: int) -> range:
+        """The rows of a unit."""
+        return range(unit * self.unit, min((unit + 1) * self.unit, self.images))
+
+    @property
+    def status(self) -> UInt8[np.ndarray, " n"]:
+        """TODO, DONE or BROKEN for every image."""
+        return np.asarray(self._status().read().result())
+
+    def done(self) -> Bool[np.ndarray, " units"]:
+        """Which units are written."""
+        return self.status[:: self.unit] != TODO
+
+    def problems(self) -> dict[str, str]:
+        """What is wrong with the images that are broken, by name."""
+        rows = np.flatnonzero(self.status == BROKEN)
+        if not len(rows):
+            return {}
+        names, problems = (np.asarray(self._group[x][:])[rows] for x in ("name", "problem"))
+        return {str(name): str(problem) for name, problem in zip(names, problems, strict=True)}
+
+    def read(self, name: str) -> np.ndarray:
+        """A whole array by its name. Raises StoreError where the store has none of it."""
+        try:
+            return np.asarray(self._group[name][:])
+        except KeyError:
+            raise StoreError(f"{self.path} has no {name}") from None
+
+    def sums(self) -> Iterator[dict[str, np.ndarray]]:
+        """What was added up, unit by unit."""
+        group: Any = self._group["sums"]
+        arrays = {name: group[name] for name in sorted(group.array_keys())}
+        for unit in range(self.units):
+            yield {name: np.asarray(array[unit]) for name, array in arrays.items()}
+
+    def sweep(self) -> None:
+        """Remove what a run that was killed has left half-written beside its chunks."""
+        for pattern in ("*.partial", "*.__lock"):
+            for path in self.path.rglob(pattern):
+                path.unlink(missing_ok=True)
+
+    def write(
+        self,
+        unit: int,
+        status: UInt8[np.ndarray, " n"],
+        problems: Mapping[int, str],
+        rows: Mapping[str, Mapping[str, np.ndarray]],
+        sums: Mapping[str, np.ndarray],
+        axes: Callable[[str, int], Sequence[str]],
+    ) -> None:
+        """Write a unit: arrays with its rows, by group ("" is the store) and name, and its sums.
+
+        `axes` names an array's axes behind the first.
+        Raises StoreError where there is no room; the unit counts as not written then.
+        """
+        here = self.rows(unit)
+        place = slice(here.start, here.stop)
+        try:
+            writing = [
+                self._rows(group, name, values, axes)[place].write(values)
+                for group, arrays in rows.items()
+                for name, values in arrays.items()
+            ]
+            writing += [self._sums_array(name, x)[unit].write(x) for name, x in sums.items()]
+            for written in writing:
+                written.result()
+            if problems:
+                texts = np.full(len(here), "", object)
+                for row, problem in problems.items():
+                    texts[row - here.start] = _text(problem)
+                self._group["problem"][place] = texts
+            self._status()[place].write(status).result()
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{self.path} cannot be written ({first_line(error)}): what is in it is whole; "
+                "make room, and run the same again to go on"
+            ) from None
+
+    def _rows(
+        self, group: str, name: str, values: np.ndarray, axes: Callable[[str, int], Sequence[str]]
+    ) -> ts.TensorStore:
+        row = values.shape[1:]
+        dimensions = _OWN[name][: len(row)] if name in _OWN else axes(name, len(row))
+        if not group:
+            few = max(1, _CHUNK * len(values) // max(1, values.nbytes))
+            return self._rows_array(name, row, values.dtype, dimensions, few)
+        # Images of another size are not in this group: a chunk for each image leaves out the rest.
+        self._group.require_group(group)
+        return self._rows_array(f"{group}/{name}", row, values.dtype, dimensions, 1)
+
+    def _rows_array(
+        self, path: str, row: tuple[int, ...], dtype: np.dtype, dimensions: Sequence[str], few: int
+    ) -> ts.TensorStore:
+        """An array with a `row` for each image: a file for each unit, read `few` rows at a time."""
+        shape, unit = (self.images, *row), (self.unit, *row)
+        few = max(n for n in range(1, min(few, self.unit) + 1) if self.unit % n == 0)
+        return self._array(path, shape, unit, (few, *row), dtype, ("image", *dimensions))
+
+    def _sums_array(self, name: str, values: np.ndarray) -> ts.TensorStore:
+        self._group.require_group("sums")
+        shape, unit = (self.units, *values.shape), (1, *values.shape)
+        dimensions = ("unit", *(f"{name}_{i}" for i in range(values.ndim)))
+        return self._array(f"sums/{name}", shape, unit, unit, values.dtype, dimensions)
+
+    def _status(self) -> ts.TensorStore:
+        return self._rows_array("status", (), np.dtype(np.uint8), (), self.unit)
+
+    def _array(
+        self,
+        path: str,
+        shape: tuple[int, ...],
+        file: tuple[int, ...],
+        chunk: tuple[int, ...],
+        dtype: np.dtype,
+        dimensions: Sequence[str],
+    ) -> ts.TensorStore:
+        """An array in files of the shape `file`, in which chunks are compressed one by one.
+
+        It is made where the store has none yet.
+        """
+        if path not in self._arrays:
+            as_bytes = {"name": "bytes", "configuration": {"endian": "little"}}
+            blosc = {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": 0}
+            blosc |= {"typesize": dtype.itemsize}
+            codecs: list[Any] = [as_bytes, {"name": "blosc", "configuration": blosc}]
+            if chunk != file:
+                shard = {"chunk_shape": chunk, "codecs": codecs}
+                shard |= {"index_codecs": [as_bytes, {"name": "crc32c"}]}
+                codecs = [{"name": "sharding_indexed", "configuration": shard}]
+            grid = {"name": "regular", "configuration": {"chunk_shape": file}}
+            metadata = {
+                "shape": shape,
+                "data_type": dtype.name,
+                "chunk_grid": grid,
+                "fill_value": "NaN" if dtype.kind == "f" else _fill(dtype),
+                "codecs": codecs,
+                "dimension_names": dimensions,
+            }
+            kvstore = {"driver": "file", "path": f"{self.path / path}/"}
+            spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": metadata}
+            self._arrays[path] = ts.open(spec, create=True, open=True).result()
+        return self._arrays[path]
+
+
+def nothing(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """What is in rows without an image: NaN, -1 or False."""
+    return np.full(shape, _fill(dtype), dtype)
+
+
+def _fill(dtype: np.dtype) -> float | int | bool:
+    return {"f": float("nan"), "i": -1, "u": 0, "b": False}[dtype.kind]
+
+
+def axes(name: str, count: int) -> list[str]:
+    """Names of so many axes of an array; xarray wants one length for each name."""
+    known = {1: ["unit"], 3: ["y", "x", "channel"]}
+    return [f"{name}_{axis}" for axis in known.get(count, range(count))]
+
+
+def _text(text: str) -> str:
+    """What is no text in a file's name, Python keeps as lone surrogates."""
+    return text.encode("utf-8", "replace").decode()
