@@ -1,5 +1,6 @@
 """The command line: flaxvgg demo | features | sparsity | cam | train | info."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,10 @@ from flaxvgg.console import clear_errors, console, errors, keep_compiled, step, 
 
 if TYPE_CHECKING:
     from flaxvgg.model import VGG
+    from flaxvgg.streaming.run import Job, Streamed
+    from flaxvgg.streaming.source import Source
+
+_SHOWN = 10  # broken photos that are named
 
 app = typer.Typer(
     help="torchvision's VGG in JAX: features, zeros and maps of your photos.",
@@ -34,22 +39,65 @@ _Weights = Annotated[
 ]
 _Arch = Annotated[str, typer.Option(help="vgg11 ... vgg19_bn; a checkpoint tells its own.")]
 _Size = Annotated[str, typer.Option(help="HxW that every photo is brought to, e.g. 375x1242.")]
+_StoredSize = Annotated[
+    str,
+    typer.Option(
+        help="HxW that every photo is brought to, e.g. 375x1242; for a .zarr store also native, "
+        "which leaves them as they are."
+    ),
+]
+_Photos = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Photos, or folders of photos; for a .zarr store also a manifest (.csv, .parquet) "
+        "or a folder of Pascal VOC."
+    ),
+]
+_Batch = Annotated[
+    int | None, typer.Option(help="For a .zarr store: images at once on each device.")
+]
+_Distributed = Annotated[
+    bool,
+    typer.Option(
+        "--distributed",
+        help="For a .zarr store: this is one of several processes, which jax.distributed finds (on "
+        "a cluster, or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).",
+    ),
+]
 
 
 @app.command()
 def features(
-    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    photos: _Photos,
     weights: _Weights = "IMAGENET1K_V1",
     arch: _Arch = "vgg16",
     layers: Annotated[
         str,
-        typer.Option(help="Layers, comma-separated, by the paper's, PyTorch's or Keras's names."),
+        typer.Option(
+            help="Layers, comma-separated, by the paper's, PyTorch's or Keras's names; logits, gap."
+        ),
     ] = "pool5",
-    size: _Size = "224x224",
-    out: Annotated[Path, typer.Option(help="Where the arrays go, as .npz.")] = Path("features.npz"),
+    size: _StoredSize = "224x224",
+    out: Annotated[
+        Path, typer.Option(help="Where the arrays go: a .npz file, or a .zarr store.")
+    ] = Path("features.npz"),
+    batch: _Batch = None,
+    distributed: _Distributed = False,
 ) -> None:
-    """Write the features of photos: one array a layer, and the GAP vectors, to an .npz file."""
+    """Write the features of photos: one array a layer, and the GAP vectors.
+
+    A .zarr store takes any number of photos: killed or stopped, the same line goes on. Exit code 1
+    says that some could not be read.
+    """
     with clear_errors(f"{out} is as it was"):
+        if _is_store(out, batch, distributed):
+            from flaxvgg.streaming.jobs import features_job
+
+            def job(model: "VGG", source: "Source", hw: tuple[int, int] | None) -> "Job":
+                return features_job(model, layers.split(","))
+
+            _end(_streamed(job, photos, weights, arch, size, out, batch, distributed))
+            return
         from flaxvgg.extraction import check_npz, extract, save_npz
         from flaxvgg.images import find_images
         from flaxvgg.tables import features_table
@@ -65,7 +113,7 @@ def features(
 
 @app.command()
 def sparsity(
-    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    photos: _Photos,
     weights: _Weights = "IMAGENET1K_V1",
     arch: _Arch = "vgg16",
     layers: Annotated[
@@ -75,20 +123,36 @@ def sparsity(
             "by default every ReLU and pooling."
         ),
     ] = None,
-    size: _Size = "224x224",
+    size: _StoredSize = "224x224",
     out: Annotated[
-        Path | None, typer.Option(help="A folder for sparsity.json and three pictures.")
+        Path | None,
+        typer.Option(help="A folder for sparsity.json and three pictures; or a .zarr store."),
     ] = None,
     html: Annotated[
-        bool, typer.Option("--html", help="With --out: sparsity.html, one page that has it all.")
+        bool, typer.Option("--html", help="With a folder: sparsity.html, one page that has it all.")
     ] = False,
+    batch: _Batch = None,
+    distributed: _Distributed = False,
 ) -> None:
     """Count what is zero in photos, layer by layer, and show where and why.
 
-    Ctrl-C stops the counting and reports what was counted, marked as partial. Exit code 1 says that
-    some photos could not be read.
+    Ctrl-C stops the counting and reports what was counted, marked as partial; into a .zarr store,
+    the same line goes on. Exit code 1 says that some photos could not be read.
     """
     with clear_errors(f"{out} is as it was" if out else "nothing was written"):
+        names = layers.split(",") if layers is not None else None
+        if _is_store(out, batch, distributed):
+            from flaxvgg.streaming.jobs import sparsity_job
+
+            def job(model: "VGG", source: "Source", hw: tuple[int, int] | None) -> "Job":
+                return sparsity_job(model, names)
+
+            if html:
+                raise ValueError("--html needs a folder for the page, and not a .zarr store")
+            streamed = _streamed(job, photos, weights, arch, size, out, batch, distributed)
+            _show_stored_zeros(streamed)
+            _end(streamed)
+            return
         from flaxvgg.answer import explanation
         from flaxvgg.folders import check_folder
         from flaxvgg.images import find_images
@@ -104,7 +168,6 @@ def sparsity(
             check_folder(out)
         model = _load(weights, arch)
         with stoppable() as stop:
-            names = layers.split(",") if layers is not None else None
             survey = survey_photos(model, paths, names, hw, stop.is_set)
         console.print(sparsity_table(survey.report, survey.zeros, survey.title))
         for sentence in explanation(survey.report):
@@ -144,7 +207,7 @@ def demo(
 
 @app.command()
 def cam(
-    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    photos: _Photos,
     weights: _Weights = "IMAGENET1K_V1",
     arch: _Arch = "vgg16",
     method: Annotated[
@@ -167,17 +230,46 @@ def cam(
     convention: Annotated[
         str, typer.Option(help="How maps are weighted and scaled: paper, grad-cam or torchcam.")
     ] = "paper",
-    size: _Size = "224x224",
-    out: Annotated[Path, typer.Option(help="The folder for pictures, maps.npz, cam.json.")] = Path(
-        "cam"
-    ),
+    size: _StoredSize = "224x224",
+    out: Annotated[
+        Path,
+        typer.Option(help="The folder for pictures, maps.npz, cam.json; or a .zarr store of maps."),
+    ] = Path("cam"),
+    localise: Annotated[
+        bool,
+        typer.Option(
+            "--localise",
+            help="For a .zarr store and photos with boxes: how well the maps of each photo's own "
+            "classes find them, in place of the maps.",
+        ),
+    ] = False,
+    batch: _Batch = None,
+    distributed: _Distributed = False,
 ) -> None:
     """Show where in photos the evidence for a class is: class activation maps.
 
-    Ctrl-C stops; photos that are done by then are kept. Exit code 1 says that some photos could not
-    be read.
+    Ctrl-C stops; photos that are done by then are kept, and into a .zarr store the same line goes
+    on. Exit code 1 says that some photos could not be read.
     """
     with clear_errors("nothing was written"):
+        if _is_store(out, batch, distributed, localise):
+            from flaxvgg.cam_photos import parse_methods, plan_maps
+            from flaxvgg.streaming.jobs import localisation_job, maps_job
+
+            wanted = tuple(layer.split(",")) if layer is not None else None
+
+            def job(model: "VGG", source: "Source", hw: tuple[int, int] | None) -> "Job":
+                at = hw or (224, 224)
+                plan = plan_maps(model, parse_methods(method), classes, wanted, convention, at)
+                return (
+                    localisation_job(model, source, plan, hw) if localise else maps_job(model, plan)
+                )
+
+            streamed = _streamed(job, photos, weights, arch, size, out, batch, distributed)
+            if localise:
+                _show_localisation(streamed)
+            _end(streamed)
+            return
         from flaxvgg.cam.conventions import Convention
         from flaxvgg.cam_files import write_cams
         from flaxvgg.cam_photos import parse_methods, plan_maps
@@ -246,20 +338,96 @@ def train(
 @app.command()
 def info(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="A checkpoint, to see what it records.")
+        Path | None, typer.Argument(help="A checkpoint or a .zarr store, to see what it records.")
     ] = None,
 ) -> None:
-    """Show versions and devices, or what a checkpoint records."""
+    """Show versions and devices, or what a checkpoint or a store records."""
     with clear_errors("nothing was changed"):
         from flaxvgg.tables import environment_facts, facts, model_facts
 
         if checkpoint is None:
             rows = environment_facts()
+        elif checkpoint.suffix == ".zarr":
+            from flaxvgg.streaming.command import store_facts
+            from flaxvgg.streaming.store import Store
+
+            rows = store_facts(Store(checkpoint))
         else:
             from flaxvgg.checkpoint import load
 
             rows = model_facts(load(checkpoint))
         console.print(facts(rows), highlight=False)
+
+
+def _is_store(
+    out: Path | None, batch: int | None, distributed: bool, localise: bool = False
+) -> bool:
+    """Whether the results go into a store. Raises ValueError for options that only it has."""
+    if out is not None and out.suffix == ".zarr":
+        return True
+    given = {"--batch": batch is not None, "--distributed": distributed, "--localise": localise}
+    for name, is_given in given.items():
+        if is_given:
+            raise ValueError(f"{name} is for a store: add --out NAME.zarr")
+    return False
+
+
+def _streamed(
+    job: "Callable[[VGG, Source, tuple[int, int] | None], Job]",
+    photos: list[Path],
+    weights: str,
+    arch: str,
+    size: str,
+    out: Path,
+    batch: int | None,
+    distributed: bool,
+) -> "Streamed":
+    """Do a job for all photos, into a store."""
+    import jax
+
+    from flaxvgg.streaming.command import Setting, stream_shown
+    from flaxvgg.streaming.source import find_source
+
+    if distributed:
+        jax.distributed.initialize()
+    setting = Setting(out, None if size == "native" else parse_size(size), batch)
+    source = find_source(photos)
+    model = _load(weights, arch)
+    with stoppable() as stop:
+        return stream_shown(job(model, source, setting.size), source, setting, stop.is_set)
+
+
+def _show_stored_zeros(streamed: "Streamed") -> None:
+    from flaxvgg.answer import explanation
+    from flaxvgg.streaming.jobs import read_sparsity, zeros_by_photo
+    from flaxvgg.tables import sparsity_table
+
+    report = read_sparsity(streamed.store)
+    caption = f"{report.arch}, {report.source}: {report.images} photos"
+    console.print(sparsity_table(report, zeros_by_photo(streamed.store), caption))
+    for sentence in explanation(report):
+        console.print(sentence, highlight=False, markup=False)
+
+
+def _show_localisation(streamed: "Streamed") -> None:
+    from flaxvgg.streaming.jobs import read_localisation
+    from flaxvgg.tables import localisation_table
+
+    console.print(localisation_table(read_localisation(streamed.store)))
+
+
+def _end(streamed: "Streamed") -> None:
+    """Say which photos are broken, and how it ended."""
+    broken = [f"{name}: {problem}" for name, problem in streamed.problems.items()]
+    for line in broken[:_SHOWN]:
+        errors.print(f"left out: {line}", style="red")
+    if len(broken) > _SHOWN:
+        errors.print(f"and {len(broken) - _SHOWN} more: `problem` in the store has all")
+    if streamed.left:
+        errors.print(f"stopped: {streamed.left} photos are left: run it again")
+        raise typer.Exit(130)
+    if broken:
+        raise typer.Exit(1)
 
 
 def parse_size(text: str) -> tuple[int, int]:

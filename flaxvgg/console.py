@@ -24,7 +24,7 @@ T = TypeVar("T")
 console = Console()
 # Packages of the extras: what only some sources, targets and pictures need.
 _OPTIONAL = {"grain", "h5py", "matplotlib", "onnx", "onnxruntime", "pydantic", "tensorboardX"}
-_OPTIONAL |= {"torch", "torchvision"}
+_OPTIONAL |= {"pyarrow", "torch", "torchvision", "zarr"}
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
@@ -54,7 +54,7 @@ def clear_errors(unharmed: str) -> Iterator[None]:
             raise
         errors.print(
             f"error: this needs {error.name}, which is not installed: "
-            "pip install 'flaxvgg[convert,plot,train]'",
+            "pip install 'flaxvgg[convert,plot,stream,train]'",
             style="red",
         )
         raise typer.Exit(2) from None

@@ -139,3 +139,15 @@ def sparsity_table(report: SparsityReport, zeros: Mapping[str, np.ndarray], capt
             f"{layer.channels}",
         )
     return table
+
+
+def localisation_table(found: Mapping[str, Mapping[str, float]]) -> Table:
+    """One row a method: how often its maps find the object."""
+    table = Table(title="do the maps find the objects?", box=box.SIMPLE)
+    table.add_column("method")
+    for name in next(iter(found.values())):
+        table.add_column(name, justify="right")
+    for method, values in found.items():
+        cells = (percent(x) if isinstance(x, float) else f"{x:,}" for x in values.values())
+        table.add_row(method, *cells)
+    return table

@@ -16,6 +16,7 @@ Boxes = Sequence[Int[AnyArray, "_ 4"]] | Int[AnyArray, "n _ 4"]
 """One array (G, 4) for each image, of its G boxes; an array (N, G, 4) where all have as many."""
 
 _THRESHOLDS = np.arange(0, 1, 0.001)  # of the published evaluation
+_IOUS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
@@ -77,7 +78,25 @@ def max_box_acc_v2(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> float:
     and the mean of that for an IoU of at least 0.3, 0.5 and 0.7, each at its own best threshold.
     """
     overlaps = _overlaps(heatmaps, boxes, _all_outlines)
-    return float(np.mean([_best_accuracy(overlaps, iou) for iou in (0.3, 0.5, 0.7)]))
+    return float(np.mean([_best_accuracy(overlaps, iou) for iou in _IOUS]))
+
+
+def box_hits(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> Int[np.ndarray, "4 thresholds"]:
+    """How many of the maps (N, H, W) have a right box at each threshold: counts that add up.
+
+    The first row is for `max_box_acc`, the others for `max_box_acc_v2` at IoU 0.3, 0.5 and 0.7.
+    Those of the parts of a data set, added up, are what `box_accuracies` takes. Raises ValueError
+    as they do.
+    """
+    largest, best = (_overlaps(heatmaps, boxes, x) for x in (_largest_outline, _all_outlines))
+    rows = [(largest, 0.5), *((best, iou) for iou in _IOUS)]
+    return np.stack([(overlaps >= iou).sum(axis=0) for overlaps, iou in rows])
+
+
+def box_accuracies(hits: Int[np.ndarray, "4 thresholds"], maps: int) -> tuple[float, float]:
+    """MaxBoxAcc and MaxBoxAccV2 of so many maps, from what `box_hits` counted in them."""
+    first, *others = hits.max(axis=1) / maps
+    return float(first), float(np.mean(others))
 
 
 def pxap(

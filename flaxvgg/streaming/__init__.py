@@ -1,1 +1,32 @@
 """Data sets larger than memory: images in, a Zarr store out, on every device, exactly once."""
+
+from flaxvgg.streaming.jobs import (
+    features_job,
+    localisation_job,
+    maps_job,
+    read_localisation,
+    read_sparsity,
+    sparsity_job,
+    zeros_by_photo,
+)
+from flaxvgg.streaming.run import Job, Looked, Streamed, stream
+from flaxvgg.streaming.source import Source, find_source
+from flaxvgg.streaming.store import Store, StoreError
+
+__all__ = [
+    "Job",
+    "Looked",
+    "Source",
+    "Store",
+    "StoreError",
+    "Streamed",
+    "features_job",
+    "find_source",
+    "localisation_job",
+    "maps_job",
+    "read_localisation",
+    "read_sparsity",
+    "sparsity_job",
+    "stream",
+    "zeros_by_photo",
+]

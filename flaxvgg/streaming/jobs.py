@@ -13,13 +13,18 @@ from jaxtyping import Array, Float
 from flaxvgg.cam.methods import explain
 from flaxvgg.cam_photos import Plan, best_classes
 from flaxvgg.config import SMALLEST_IMAGE, VGGConfig
+from flaxvgg.evaluation.localisation import box_accuracies, box_hits, pointing_game
 from flaxvgg.exact import FloatSum, carried
 from flaxvgg.extraction import check_outputs, outputs
+from flaxvgg.images import fit_boxes
 from flaxvgg.model import VGG
 from flaxvgg.sparsity import count_images, counted_layers, total_counts
 from flaxvgg.sparsity_report import SparsityReport, Totals
 from flaxvgg.streaming.run import Job, Looked, Rows
-from flaxvgg.streaming.store import Store, StoreError
+from flaxvgg.streaming.source import Item, Source
+from flaxvgg.streaming.store import DONE, Store, StoreError
+
+_TOLERANCE = 15  # pixels off an object that count as on it, as usual
 
 
 def features_job(model: VGG, names: Sequence[str]) -> Job:
@@ -33,7 +38,7 @@ def features_job(model: VGG, names: Sequence[str]) -> Job:
         found = outputs(model, images, wanted)
         return Looked({name: _stored(x) for name, x in found.items()}, {})
 
-    return Job("features", {"layers": list(wanted)}, look)
+    return Job("features", model, {"layers": list(wanted)}, look)
 
 
 def sparsity_job(model: VGG, layers: Iterable[str] | None) -> Job:
@@ -62,6 +67,7 @@ def sparsity_job(model: VGG, layers: Iterable[str] | None) -> Job:
 
     return Job(
         "sparsity",
+        model,
         {"layers": list(names), "channels": channels},
         look,
         add=lambda name, a, b: np.maximum(a, b) if name == "largest" else a + b,
@@ -76,13 +82,12 @@ def read_sparsity(store: Store) -> SparsityReport:
     """
     _check(store, "sparsity")
     total: Rows = {}
-    for unit, done in zip(store.sums(), store.done(), strict=True):
-        if done:
-            for name, x in unit.items():
-                x = x.astype(np.int64) if name in ("counts", "digits") else x
-                if name in total:
-                    x = np.maximum(total[name], x) if name == "largest" else total[name] + x
-                total[name] = x
+    for unit in store.sums():
+        for name, x in unit.items():
+            x = x.astype(np.int64) if name in ("counts", "digits") else x
+            if name in total:
+                x = np.maximum(total[name], x) if name == "largest" else total[name] + x
+            total[name] = x
     if not total or not total["counts"].any():
         raise StoreError(f"{store.path}: no image in it has been counted")
     totals = Totals(
@@ -96,7 +101,14 @@ def read_sparsity(store: Store) -> SparsityReport:
     return SparsityReport(totals, config, source, layers, channels)
 
 
-def maps_job(plan: Plan) -> Job:
+def zeros_by_photo(store: Store) -> dict[str, Float[np.ndarray, " n"]]:
+    """The fraction of zeros of each image that was counted (N,), by layer."""
+    seen = store.status == DONE
+    zeros, values = store.read("zeros")[seen], store.read("values")[seen]
+    return dict(zip(store.settings["layers"], (zeros / values).T, strict=True))
+
+
+def maps_job(model: VGG, plan: Plan) -> Job:
     """Raw maps (N, K, h, w) of every image by method, or by method and layer where it has several.
 
     Beside them `class` (N, K), -1 for weights that know none, `score`, and for each method `flag`
@@ -121,7 +133,110 @@ def maps_job(plan: Plan) -> Job:
 
     settings = dataclasses.asdict(plan)
     del settings["size"]
-    return Job("maps", settings, look, axes=_map_axes)
+    return Job("maps", model, settings, look, axes=_map_axes)
+
+
+def localisation_job(model: VGG, source: Source, plan: Plan, size: tuple[int, int] | None) -> Job:
+    """How well the maps of each image's own classes find their boxes; no map is kept.
+
+    Rows: `class` (N, K), the classes of an image that have boxes, -1 behind the last, and for each
+    method `{method}_hit` (N, K): 1 where its maximum is on an object or at most 15 pixels away, 0
+    where it is not, -1 where there is nothing to find. The accuracies of `read_localisation` are
+    added up. Boxes are brought to the size that the network sees, and cut there.
+
+    Raises ValueError for a source without boxes, and for classes that the model has not.
+    """
+    if source.boxes is None:
+        raise ValueError(
+            "there are no boxes: pass VOCdevkit/VOC2007, or a manifest with the columns left, top, "
+            "right, bottom"
+        )
+    number = _model_classes(model, source)
+    given, recipe = source.boxes, model.preprocessing
+    most = max(1, *map(len, given))
+
+    def ask(row: int) -> np.ndarray:
+        asked = np.zeros(most, np.int32)
+        classes = sorted(given[row])
+        asked[: len(classes)] = [number[x] for x in classes]
+        return asked
+
+    def look(model: VGG, images: Float[Array, "n h w 3"], valid: Array, asked: Array) -> Looked:
+        maps = {
+            method: explain(model, images, asked, method, plan.layers, plan.convention)
+            for method in plan.methods
+        }
+        return Looked({name: found.heatmaps(images.shape[1:3]) for name, found in maps.items()}, {})
+
+    def judge(rows: Rows, items: Sequence[Item]) -> tuple[Rows, Rows]:
+        shape = len(items), most
+        found: Rows = {"class": np.full(shape, -1, np.int32)}
+        sums: Rows = {}
+        pairs = []
+        for i, item in enumerate(items):
+            for k, label in enumerate(sorted(given[item.row])):
+                corners = np.array(given[item.row][label])
+                boxes = fit_boxes(corners, item.size, size, recipe)
+                if len(boxes):
+                    found["class"][i, k] = number[label]
+                    pairs.append((i, k, boxes))
+        for method, heat in rows.items():
+            hits = found[f"{method}_hit"] = np.full(shape, -1, np.int8)
+            counts = np.zeros((4, 1000), np.int64)
+            for i, k, boxes in pairs:
+                hits[i, k] = pointing_game(heat[i, k][None], [boxes], _TOLERANCE)
+                if np.isfinite(heat[i, k]).all():
+                    counts += box_hits(heat[i, k][None], [boxes])
+            sums[f"{method}_boxes"] = counts
+        return found, sums
+
+    settings = {"methods": plan.methods, "layers": plan.layers, "convention": plan.convention}
+    return Job("localisation", model, settings, look, ask, judge, axes=lambda name, count: ["k"])
+
+
+def read_localisation(store: Store) -> dict[str, dict[str, float]]:
+    """By method: "pointing game" (mean over classes), "MaxBoxAcc", "MaxBoxAccV2", and "maps".
+
+    Raises StoreError for a store of another job, and where there was nothing to find.
+    """
+    _check(store, "localisation")
+    classes = store.read("class")
+    there = classes >= 0
+    if not there.any():
+        raise StoreError(f"{store.path}: no object was to be found in the images that are done")
+    units = list(store.sums())
+    result = {}
+    for method in store.settings["methods"]:
+        hits = store.read(f"{method}_hit")
+        by_class = [hits[classes == label].mean() for label in np.unique(classes[there])]
+        counts = np.sum([unit[f"{method}_boxes"] for unit in units], axis=0)
+        accuracy, v2 = box_accuracies(counts, int(there.sum()))
+        result[method] = {
+            "pointing game": float(np.mean(by_class)),
+            "MaxBoxAcc": accuracy,
+            "MaxBoxAccV2": v2,
+            "maps": int(there.sum()),
+        }
+    return result
+
+
+def _model_classes(model: VGG, source: Source) -> dict[int, int]:
+    """The model's class for each of the source's that has boxes: the same name, or number."""
+    wanted = sorted({label for found in source.boxes or () for label in found})
+    count = model.config.num_classes
+    if not source.classes:
+        missing = [str(label) for label in wanted if label >= count]
+        number = {label: label for label in wanted}
+    else:
+        names = {name.lower(): i for i, name in enumerate(model.classes)}
+        missing = [source.classes[x] for x in wanted if source.classes[x].lower() not in names]
+        number = {x: names.get(source.classes[x].lower(), 0) for x in wanted}
+    if missing:
+        raise ValueError(
+            f"the model has no class {', '.join(missing[:5])}: boxes are judged for the classes "
+            "of the model, by name; train a head with them (flaxvgg train)"
+        )
+    return number
 
 
 def _map_axes(name: str, count: int) -> list[str]:

@@ -23,12 +23,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from flaxvgg.checkpoint import difference
-from flaxvgg.images import normalise
+from flaxvgg.images import AnyPath, normalise
 from flaxvgg.mapping import model_arrays
 from flaxvgg.model import VGG
 from flaxvgg.provenance import Preprocessing
 from flaxvgg.streaming.source import Item, Source
-from flaxvgg.streaming.store import BROKEN, DONE, Store, StoreError, axes, nothing
+from flaxvgg.streaming.store import BROKEN, DONE, TODO, Store, StoreError, axes, nothing
 from flaxvgg.survey import versions
 
 _STEPS_AHEAD = 2  # given to the devices before the oldest result is asked for
@@ -48,7 +48,7 @@ class Looked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is made of every image.
+    """What a model makes of every image.
 
     `look(model, images, valid, asked)` is pure and runs on the devices: images (N, H, W, 3), of
     which some may be fillers and are not `valid` (N,); `asked` (N, ...) is what `ask` gives for the
@@ -59,6 +59,7 @@ class Job:
     """
 
     name: str
+    model: VGG
     settings: Mapping[str, Any]
     look: Callable[[VGG, Float[Array, "n h w 3"], Bool[Array, " n"], Array], Looked]
     ask: Callable[[int], np.ndarray] = lambda row: np.zeros(0, np.int32)
@@ -84,9 +85,8 @@ class Streamed:
 
 def stream(
     job: Job,
-    model: VGG,
     source: Source,
-    path: Path,
+    path: AnyPath,
     *,
     size: tuple[int, int] | None = (224, 224),
     batch: int | None = None,
@@ -98,21 +98,21 @@ def stream(
     A store that is there already is gone on with. In several processes of `jax.distributed`, which
     see the same files, each takes its share of the units. `size` None leaves images at their own
     sizes. `batch` is the number of images that a device takes at once: by default 8, on a GPU 64.
-    `stop` is asked after each step; `advance` is told how many images were done, and broken, since
-    it was last called. Raises StoreError for a store of another job, and where there is no room.
+    `stop` is asked after each step; `advance` is told how many images are done, and how many of
+    them broken: first those that were, then the others as they come. Raises StoreError for a store of another job, and where there is no room.
     """
     devices = jax.local_devices()
     batch = batch or (8 if devices[0].platform == "cpu" else 64)
     if batch < 1:
         raise ValueError(f"batch must be at least 1, not {batch}")
-    settings = _settings(job, model, source, size, batch)
-    store = _opened(path, source, settings, _unit(job, model, size, batch))
-    done = store.done()
+    settings = _settings(job, source, size, batch)
+    store = _opened(Path(path), source, settings, _unit(job, size, batch))
+    status = store.status
+    advance(int((status != TODO).sum()), int((status == BROKEN).sum()))
     mine = range(jax.process_index(), store.units, jax.process_count())
-    units = [unit for unit in mine if not done[unit]]
-    start = time.perf_counter()
-    counted = 0
-    program = _Program(job, model, batch, devices)
+    units = [unit for unit in mine if status[store.rows(unit).start] == TODO]
+    start, counted = time.perf_counter(), 0
+    program = _Program(job, batch, devices)
     with _Writer(store, job.axes) as writer:
         for unit in _finished_units(program, store, source, units, size, stop):
             writer.put(unit)
@@ -120,20 +120,20 @@ def stream(
             advance(len(unit.here), len(unit.problems))
     seconds = time.perf_counter() - start
     _meet("flaxvgg: all units are written")
-    left = int((store.status == 0).sum())
+    left = int((store.status == TODO).sum())
     return Streamed(store, store.problems(), left, counted, seconds)
 
 
 class _Program:
     """A job on the devices: batches in, one for each device; rows and sums out."""
 
-    def __init__(self, job: Job, model: VGG, batch: int, devices: Sequence[jax.Device]):
+    def __init__(self, job: Job, batch: int, devices: Sequence[Any]):
         mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
         whole, split = PartitionSpec(), PartitionSpec("data")
         self.job, self.batch, self.devices = job, batch, len(devices)
-        self.recipe = model.preprocessing
+        self.recipe = job.model.preprocessing
         self._split = NamedSharding(mesh, split)
-        self._model = jax.device_put(model, NamedSharding(mesh, whole))
+        self._model = jax.device_put(job.model, NamedSharding(mesh, whole))
 
         def of_one(model: VGG, pixels: Array, valid: Array, asked: Array) -> Looked:
             rows, sums = job.look(model, normalise(pixels, self.recipe), valid, asked)
@@ -191,7 +191,7 @@ class _Unit:
         row = item.row - self.here.start
         if item.label is not None:
             self.rows[""]["label"][row] = item.label
-        if item.pixels is None:
+        if item.problem:
             self.status[row], self.problems[item.row] = BROKEN, item.problem
             self.left -= 1
         else:
@@ -272,7 +272,7 @@ def _taken(items: Iterator[Item], unit: _Unit) -> Iterator[Item]:
     for _ in unit.here:
         item = next(items)
         unit.take(item)
-        if item.pixels is not None:
+        if not item.problem:
             yield item
 
 
@@ -340,23 +340,22 @@ def _meet(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def _unit(job: Job, model: VGG, size: tuple[int, int] | None, batch: int) -> int:
+def _unit(job: Job, size: tuple[int, int] | None, batch: int) -> int:
     """The images of a unit: a power of two of batches, whose rows are not too large."""
     height, width = size or (224, 224)
     images = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
     valid = jax.ShapeDtypeStruct((1,), np.bool_)
     asked = job.ask(0)
     shape = jax.ShapeDtypeStruct((1, *asked.shape), asked.dtype)
-    rows = jax.eval_shape(job.look, model, images, valid, shape).rows
+    rows = jax.eval_shape(job.look, job.model, images, valid, shape).rows
     row = sum(x.size * x.dtype.itemsize for x in rows.values())
     batches = np.clip(_UNIT_BYTES // max(1, batch * row), 1, _UNIT_BATCHES)
     return batch * 2 ** int(np.log2(batches))
 
 
-def _settings(
-    job: Job, model: VGG, source: Source, size: tuple[int, int] | None, batch: int
-) -> dict[str, Any]:
+def _settings(job: Job, source: Source, size: tuple[int, int] | None, batch: int) -> dict[str, Any]:
     """All that the rows depend on, as a JSON value."""
+    model = job.model
     conv = model.conv_stack.conv1_1
     weights = hashlib.sha256()
     for _, array in sorted(model_arrays(model).items()):

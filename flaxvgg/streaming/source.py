@@ -29,13 +29,13 @@ class RandomAccess(Protocol):
 
 
 class Item(NamedTuple):
-    """One image as the network takes it, with its label; or the `problem` that it has.
+    """One image as the network takes it, with its label; or without pixels, a `problem`.
 
     `size` is the (height, width) that the image had before it was fitted.
     """
 
     row: int
-    pixels: UInt8[np.ndarray, "h w 3"] | None
+    pixels: UInt8[np.ndarray, "h w 3"]
     size: tuple[int, int]
     label: Any
     problem: str
@@ -105,7 +105,7 @@ class Source:
         except ImageError as error:
             # The store has the name already, and is the same wherever the images lie.
             problem = str(error).removeprefix(f"{element}: ")
-            return Item(row, None, (0, 0), label, problem)
+            return Item(row, np.zeros((0, 0, 3), np.uint8), (0, 0), label, problem)
         return Item(row, pixels, (image.height, image.width), label, "")
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 import zarr
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from zarr.errors import GroupNotFoundError
 
 from flaxvgg.checkpoint import first_line
@@ -99,10 +99,6 @@ class Store:
         """TODO, DONE or BROKEN for every image."""
         return np.asarray(self._status().read().result())
 
-    def done(self) -> Bool[np.ndarray, " units"]:
-        """Which units are written."""
-        return self.status[:: self.unit] != TODO
-
     def problems(self) -> dict[str, str]:
         """What is wrong with the images that are broken, by name."""
         rows = np.flatnonzero(self.status == BROKEN)
@@ -110,6 +106,17 @@ class Store:
             return {}
         names, problems = (np.asarray(self._group[x][:])[rows] for x in ("name", "problem"))
         return {str(name): str(problem) for name, problem in zip(names, problems, strict=True)}
+
+    def arrays(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what was made of the images, by name."""
+        members = self._group.members(max_depth=None)
+        found = {name: x.shape for name, x in members if isinstance(x, zarr.Array)}
+        ours = ("name", "status", "problem", "size", "label")
+        return {
+            name: shape
+            for name, shape in sorted(found.items())
+            if name not in ours and not name.startswith("sums/")
+        }
 
     def read(self, name: str) -> np.ndarray:
         """A whole array by its name. Raises StoreError where the store has none of it."""
@@ -119,10 +126,12 @@ class Store:
             raise StoreError(f"{self.path} has no {name}") from None
 
     def sums(self) -> Iterator[dict[str, np.ndarray]]:
-        """What was added up, unit by unit."""
+        """What was added up, unit by unit, as far as they are done."""
+        if "sums" not in self._group:
+            return
         group: Any = self._group["sums"]
         arrays = {name: group[name] for name in sorted(group.array_keys())}
-        for unit in range(self.units):
+        for unit in np.flatnonzero(self.status[:: self.unit] != TODO):
             yield {name: np.asarray(array[unit]) for name, array in arrays.items()}
 
     def sweep(self) -> None:
