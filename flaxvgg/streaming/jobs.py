@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -48,8 +47,11 @@ def sparsity_job(model: VGG, layers: Iterable[str] | None) -> Job:
     """
     names = counted_layers(model.config, layers)
     image = jax.ShapeDtypeStruct((1, SMALLEST_IMAGE, SMALLEST_IMAGE, 3), np.float32)
-    shapes = jax.eval_shape(partial(count_images, layers=names), model, image)
-    channels = [shapes[name].zeros.shape[1] for name in names]
+
+    def zeros(model: VGG, images: Array) -> list[Array]:
+        return [layer.zeros for layer in count_images(model, images, names).values()]
+
+    channels = [x.shape[1] for x in jax.eval_shape(zeros, model, image)]
 
     def look(model: VGG, images: Float[Array, "n h w 3"], valid: Array, asked: Array) -> Looked:
         counts = count_images(model, images, names)

@@ -99,7 +99,8 @@ def stream(
     see the same files, each takes its share of the units. `size` None leaves images at their own
     sizes. `batch` is the number of images that a device takes at once: by default 8, on a GPU 64.
     `stop` is asked after each step; `advance` is told how many images are done, and how many of
-    them broken: first those that were, then the others as they come. Raises StoreError for a store of another job, and where there is no room.
+    them broken: first those that were, then the others as they come. Raises StoreError for a store
+    of another job, and where there is no room.
     """
     devices = jax.local_devices()
     batch = batch or (8 if devices[0].platform == "cpu" else 64)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -20,6 +20,7 @@ _MANIFESTS = (".csv", ".parquet")
 Labels = Int[np.ndarray, " n"] | Bool[np.ndarray, "n k"]
 
 
+@runtime_checkable
 class RandomAccess(Protocol):
     """What Grain calls a random access data source; its `MapDataset` is one."""
 

@@ -1,0 +1,438 @@
+"""Data sets into stores: every row where it belongs, exactly once, on any number of devices."""
+
+import filecmp
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import grain
+import numpy as np
+import pytest
+import tensorstore
+import xarray
+import zarr
+from PIL import Image
+
+import flaxvgg
+from flaxvgg.cam_photos import plan_maps
+from flaxvgg.datasets import DatasetError
+from flaxvgg.evaluation.localisation import max_box_acc, max_box_acc_v2, pointing_game
+from flaxvgg.images import fit_boxes, fit_image, load_images, open_image
+from flaxvgg.streaming import (
+    Source,
+    Store,
+    StoreError,
+    features_job,
+    find_source,
+    localisation_job,
+    maps_job,
+    read_localisation,
+    read_sparsity,
+    sparsity_job,
+    stream,
+    zeros_by_photo,
+)
+from helpers import TINY_GAP, tiny_vgg
+
+HERE = Path(__file__).parent
+SIZES = [(40, 48), (33, 64)]  # height, width
+BROKEN = "cats/07.png"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_vgg()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of 12 and 9 images of two sizes, one of them broken."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name, count in ("cats", 12), ("dogs", 9):
+        (root / name).mkdir()
+        for i in range(count):
+            pixels = rng.integers(0, 256, (*SIZES[i % 2], 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i:02}.png")
+    (root / BROKEN).write_bytes((root / BROKEN).read_bytes()[:60])
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(model, folder, tmp_path_factory):
+    """Features of the folder at one size, in a store."""
+    out = tmp_path_factory.mktemp("stores") / "features.zarr"
+    job = features_job(model, ["pool2", "relu1_1", "logits"])
+    return stream(job, find_source(folder), out, size=(32, 32), batch=4)
+
+
+def good_paths(folder: Path) -> list[Path]:
+    return [path for path in flaxvgg.find_images(folder) if path != folder / BROKEN]
+
+
+def same_files(a: Path, b: Path) -> bool:
+    found = filecmp.dircmp(a, b)
+    different = filecmp.cmpfiles(a, b, found.common_files, shallow=False)
+    assert not different[1] + different[2] + found.left_only + found.right_only
+    return all(same_files(a / name, b / name) for name in found.common_dirs)
+
+
+def test_every_row_is_what_the_model_gives(model, folder, whole):
+    images = load_images(good_paths(folder), (32, 32), model.preprocessing)
+    taps = model.activations(images, ["pool2", "relu1_1"])
+    expected = {**taps, "gap": model.gap(images), "logits": model(images)}
+    stored = xarray.open_zarr(whole.store.path, consolidated=False)
+    good = (stored.status == 1).values
+    assert good.sum() == 20
+    assert good.sum() + 1 == len(good) == whole.now
+    assert not whole.left
+    for name, values in expected.items():
+        np.testing.assert_allclose(stored[name].values[good], values, rtol=2e-6, atol=2e-6)
+        assert np.isnan(stored[name].values[~good]).all(), name
+    assert stored["pool2"].dims == ("image", "pool2_y", "pool2_x", "pool2_channel")
+
+
+def test_the_index_says_what_each_row_is(folder, whole):
+    names = [path.relative_to(folder).as_posix() for path in flaxvgg.find_images(folder)]
+    stored = zarr.open_group(whole.store.path, mode="r")
+    assert list(stored["name"][:]) == names
+    assert stored["label"][:].tolist() == [0 if name.startswith("cats") else 1 for name in names]
+    assert whole.store.settings["classes"] == ["cats", "dogs"]
+    broken = names.index(BROKEN)
+    problem = str(stored["problem"][broken])
+    assert np.flatnonzero(stored["status"][:] == 2).tolist() == [broken]
+    assert whole.problems == {BROKEN: problem}
+    assert "truncated" in problem
+    assert str(folder) not in problem
+    sizes = [list(SIZES[int(Path(name).stem) % 2]) for name in names]
+    sizes[broken] = [-1, -1]
+    assert stored["size"][:].tolist() == sizes
+
+
+def test_tensorstore_reads_it(whole):
+    kvstore = {"driver": "file", "path": str(whole.store.path / "pool2")}
+    array = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}).result()
+    np.testing.assert_array_equal(array[3].read().result(), whole.store.read("pool2")[3])
+
+
+def test_images_at_their_own_sizes_are_in_a_group_for_each(model, folder, tmp_path):
+    source = find_source(folder)
+    store = stream(features_job(model, ["pool2"]), source, tmp_path / "n.zarr", size=None).store
+    assert store.arrays().keys() == {
+        f"{x}/{name}" for x in ("40x48", "33x64") for name in ("pool2", "gap")
+    }
+    for size in SIZES:
+        rows = np.flatnonzero((store.read("size") == size).all(axis=1))
+        images = load_images([folder / source.names[i] for i in rows], None, model.preprocessing)
+        found = store.read("{}x{}/pool2".format(*size))
+        np.testing.assert_allclose(found[rows], model.features(images), rtol=2e-6, atol=2e-6)
+        assert np.isnan(np.delete(found, rows, axis=0)).all()
+
+
+def test_zeros_are_those_of_measure_sparsity(model, folder, tmp_path):
+    store = stream(
+        sparsity_job(model, None), find_source(folder), tmp_path / "s.zarr", size=(32, 32), batch=4
+    ).store
+    images = load_images(good_paths(folder), (32, 32), model.preprocessing)
+    report = read_sparsity(store)
+    # The last batch and the broken image are fillers: nothing of them is counted.
+    names = ["relu1_1", "pool1", "relu2_1", "pool2", "relu6"]
+    expected = sum(flaxvgg.measure_sparsity(model, images[i : i + 4]) for i in range(0, 20, 4))
+    assert report.layers == tuple(names)
+    assert report.images == 20
+    for found, wanted in zip(report, expected, strict=True):
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(a, b)
+    counts = zeros_by_photo(store)
+    for name in names:
+        assert counts[name].mean() == pytest.approx(report.layer(name).zero_fraction)
+
+
+def test_maps_are_those_of_explain(folder, tmp_path):
+    model = tiny_vgg(TINY_GAP)
+    plan = plan_maps(model, ("cam", "grad_cam"), "top2", None, "paper", (32, 32))
+    source = find_source(folder)
+    store = stream(maps_job(model, plan), source, tmp_path / "m.zarr", size=(32, 32), batch=4).store
+    good = store.status == 1
+    images = load_images(good_paths(folder), (32, 32), model.preprocessing)
+    best = np.argsort(-np.asarray(model(images)), axis=1)[:, :2]
+    np.testing.assert_array_equal(store.read("class")[good], best)
+    for method in plan.methods:
+        found = flaxvgg.explain(model, images, best, method)
+        np.testing.assert_allclose(store.read(method)[good], found.maps, rtol=2e-5, atol=2e-6)
+        np.testing.assert_array_equal(store.read(f"{method}_flag")[good], found.flags)
+    assert (store.read("class")[~good] == -1).all()
+
+
+def boxes_manifest(folder: Path) -> Path:
+    """Every image with one or two boxes of one or two of five classes."""
+    rng = np.random.default_rng(1)
+    lines = ["image,labels,left,top,right,bottom"]
+    for path in [*good_paths(folder)[:6], folder / BROKEN]:
+        for label in rng.choice(5, 1 + len(lines) % 2, replace=False):
+            left, top = rng.integers(0, [30, 20])
+            right, bottom = left + rng.integers(2, 18), top + rng.integers(2, 13)
+            lines.append(f"{path.relative_to(folder)},{label},{left},{top},{right},{bottom}")
+    (folder / "boxes.csv").write_text("\n".join(lines))
+    return folder / "boxes.csv"
+
+
+def test_localisation_is_that_of_the_metrics(folder, tmp_path):
+    model = tiny_vgg(TINY_GAP)
+    source = find_source(boxes_manifest(folder))
+    assert source.boxes is not None
+    plan = plan_maps(model, ("cam",), "top1", None, "paper", (32, 32))
+    store = stream(
+        localisation_job(model, source, plan, (32, 32)),
+        source,
+        tmp_path / "l.zarr",
+        size=(32, 32),
+        batch=4,
+    ).store
+    heat, boxes, labels = [], [], []
+    for name, given in zip(source.names, source.boxes, strict=True):
+        if name == BROKEN:
+            continue
+        image = open_image(folder / name)
+        pixels = fit_image(image, (32, 32), model.preprocessing)
+        for label in sorted(given):
+            shape = image.height, image.width
+            kept = fit_boxes(np.array(given[label]), shape, (32, 32), model.preprocessing)
+            if len(kept):
+                found = flaxvgg.explain(model, flaxvgg.normalise(pixels[None]), [label], "cam")
+                heat.append(np.asarray(found.heatmaps()[0, 0]))
+                boxes.append(kept)
+                labels.append(label)
+    heat, labels = np.stack(heat), np.array(labels)
+    hits = [pointing_game(heat[i][None], boxes[i : i + 1], 15) for i in range(len(boxes))]
+    expected = np.mean([np.mean(np.array(hits)[labels == x]) for x in np.unique(labels)])
+    assert read_localisation(store) == {
+        "cam": {
+            "pointing game": pytest.approx(expected),
+            "MaxBoxAcc": pytest.approx(max_box_acc(heat, boxes)),
+            "MaxBoxAccV2": pytest.approx(max_box_acc_v2(heat, boxes)),
+            "maps": len(boxes),
+        }
+    }
+    assert store.arrays().keys() == {"class", "cam_hit"}  # no map is kept
+
+
+def test_boxes_follow_the_image():
+    # torchvision: 400x800 is scaled to 256x512, and 224x224 are cut out at (144, 16).
+    box = np.array([[300, 50, 500, 150], [0, 0, 800, 400], [700, 0, 800, 10]])
+    expected = [[48, 16, 176, 80], [0, 0, 224, 224]]
+    np.testing.assert_array_equal(fit_boxes(box, (400, 800)), expected)
+    stretched = fit_boxes(box, (400, 800), (224, 224), "keras")
+    np.testing.assert_array_equal(
+        stretched, [[84, 28, 140, 84], [0, 0, 224, 224], [196, 0, 224, 6]]
+    )
+    np.testing.assert_array_equal(fit_boxes(box, (400, 800), None), box)
+
+
+def test_grain_and_manifests_give_the_rows_of_the_folder(model, folder, whole, tmp_path):
+    names = [str(name) for name in whole.store.read("name")]
+    rows = [(name, name.partition("/")[0]) for name in names]
+    (folder / "list.csv").write_text("image,label\n" + "\n".join(map(",".join, rows)) + "\n")
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"image": names, "label": [label for _, label in rows], "other": names})
+    parquet.write_table(table, folder / "list.parquet")
+    elements = grain.MapDataset.range(len(names)).map(
+        lambda i: {"image": (folder / names[i]).read_bytes(), "label": i // 12}
+    )
+    sources = {
+        "csv": find_source(folder / "list.csv"),
+        "parquet": find_source(folder / "list.parquet"),
+        "grain": Source.of_grain(elements, names),
+    }
+    for kind, source in sources.items():
+        job = features_job(model, ["logits"])
+        store = stream(job, source, tmp_path / f"{kind}.zarr", size=(32, 32), batch=4).store
+        for name in ("name", "label", "status", "logits", "gap"):
+            np.testing.assert_array_equal(store.read(name), whole.store.read(name), err_msg=kind)
+
+
+def test_what_grain_may_give(folder, tmp_path):
+    path = good_paths(folder)[0]
+    image = Image.open(path)
+    given = [image, np.asarray(image), path.read_bytes(), path, str(path), np.zeros((40, 48))]
+    source = Source.of_grain([{"image": x, "label": [1, 0, 1]} for x in given])
+    items = [source.read(i, (32, 32), tiny_vgg().preprocessing) for i in range(len(given))]
+    for item in items[1:-1]:
+        np.testing.assert_array_equal(item.pixels, items[0].pixels)
+    assert items[-1].problem == "8-bit RGB (H, W, 3) is needed, not float64 (40, 48)"
+    assert source.label_shape == (3,)
+    with pytest.raises(ValueError, match="empty"):
+        Source.of_grain([])
+    with pytest.raises(ValueError, match=r"must be .*image"):
+        Source.of_grain([1, 2])
+    with pytest.raises(ValueError, match="unique"):
+        Source.of_grain([{"image": path}] * 2, ["a", "a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("file,label\na.png,x", "`image` among them"),
+        ("image,label\n", "no images in it"),
+        ("image,label\na.png,x\na.png,y", "line 3: a.png for the second time"),
+        ("image,label\n,x", "line 2: no image"),
+        ("image,label,left\na.png,x,1", "a box has left, top, right and bottom"),
+        ("image,label,left,top,right,bottom\na.png,x,5,5,5,9", "line 2: the box (5, 5, 5, 9)"),
+        ("image,label,left,top,right,bottom\na.png,x,a,5,5,9", "four whole numbers"),
+        ("image,label,left,top,right,bottom\na.png,x;y,1,1,5,9", "a box needs one label"),
+        ("image,labels\na.png,1;99999999999\nb.png,2", "are to be below 65536"),
+        ('image,label\n"a.png,x', "no CSV file"),
+    ],
+)
+def test_a_wrong_manifest_is_one_clear_error(tmp_path, text, says):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(DatasetError) as error:
+        find_source(tmp_path / "list.csv")
+    assert says in str(error.value)
+
+
+def test_labels_of_manifests(tmp_path):
+    def labels(text: str):
+        (tmp_path / "list.csv").write_text(text)
+        source = find_source(tmp_path / "list.csv")
+        return source.labels, source.classes
+
+    found, classes = labels("image,labels\na.png,dog;cat\nb.png,\nc.png,ape")
+    assert classes == ("ape", "cat", "dog")
+    np.testing.assert_array_equal(found, [[False, True, True], [False] * 3, [True, False, False]])
+    found, classes = labels("image,label\na.png,7\nb.png,3")
+    assert classes == ()
+    assert found.tolist() == [7, 3]
+    found, classes = labels("image\na.png")
+    assert found is None
+    assert classes == ()
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 this is none PAR1")
+    with pytest.raises(DatasetError, match="no Parquet file"):
+        find_source(tmp_path / "broken.parquet")
+
+
+def test_stopped_and_gone_on_with_it_is_the_same_store(model, folder, whole, tmp_path):
+    job, source, out = (
+        features_job(model, ["pool2", "relu1_1", "logits"]),
+        find_source(folder),
+        tmp_path / "f.zarr",
+    )
+    asked = iter([False, True])
+    first = stream(job, source, out, size=(32, 32), batch=4, stop=lambda: next(asked))
+    assert first.left == len(source)
+    assert not first.now
+    told = []
+    again = stream(
+        job, source, out, size=(32, 32), batch=4, advance=lambda *counts: told.append(counts)
+    )
+    assert not again.left
+    assert told == [(0, 0), (21, 1)]
+    assert same_files(whole.store.path, out)
+    # Once more there is nothing to do; and a unit that is lost is made again.
+    assert stream(job, source, out, size=(32, 32), batch=4).now == 0
+    shutil.rmtree(out / "status" / "c")
+    assert stream(job, source, out, size=(32, 32), batch=4).now == 21
+    assert same_files(whole.store.path, out)
+
+
+def test_a_store_of_another_run_is_left_alone(model, folder, whole, tmp_path):
+    source, out = find_source(folder), whole.store.path
+    layers = ["pool2", "relu1_1", "logits"]
+
+    def refused(says: str, job=None, source=source, **options):
+        options = {"size": (32, 32), "batch": 4} | options
+        with pytest.raises(StoreError) as error:
+            stream(job or features_job(model, layers), source, out, **options)
+        assert says in str(error.value)
+        assert "delete this one" in str(error.value)
+
+    refused("batch was 4, and is 2", batch=2)
+    refused("size was [32, 32], and is None", size=None)
+    refused("layers was", features_job(model, ["pool2"]))
+    refused("job was 'features', and is 'sparsity'", sparsity_job(model, None))
+    refused("weights.sha256", features_job(tiny_vgg(seed=1), layers))
+    refused("images.count", source=find_source(folder / "cats"))
+    with pytest.raises(StoreError, match="no store of flaxvgg"):
+        stream(features_job(model, layers), source, folder)
+    with pytest.raises(StoreError, match="is no directory"):
+        stream(features_job(model, layers), source, tmp_path / "missing" / "a.zarr")
+    with pytest.raises(StoreError, match="has features, and no sparsity"):
+        read_sparsity(whole.store)
+
+
+def start(*command: object) -> subprocess.Popen:
+    """A process of its own, with this one's path to the tests."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen) -> str:
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    return told
+
+
+_FULL = """
+import resource, sys
+from pathlib import Path
+from flaxvgg.streaming import Source, StoreError, stream
+from tests.streaming_jobs import Drawn, means_job
+
+def run(name):
+    source = Source.of_grain(Drawn(70, 32))
+    return stream(means_job(), source, Path(sys.argv[1], name), size=(32, 32), batch=1)
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
+try:
+    run("full.zarr")
+except StoreError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print("went on with", run("full.zarr").now, run("whole.zarr").now)
+"""
+
+
+def test_no_room_stops_it_with_a_store_that_is_whole(tmp_path):
+    """A unit's file is larger than files may be here, which is to it as if the disk were full."""
+    told = finished(start("-c", _FULL, tmp_path))
+    assert "make room, and run the same again" in told
+    assert "went on with 70 70" in told
+    assert same_files(tmp_path / "full.zarr", tmp_path / "whole.zarr")
+
+
+def test_one_device_eight_and_two_processes_give_the_same_stores(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for name in ("one", "eight", "two"):
+        (tmp_path / name).mkdir()
+    worker = "-m", "tests.streaming_worker"
+    running = [start(*worker, tmp_path / "two", 1, i, 2, port) for i in range(2)]
+    running += [start(*worker, tmp_path / "eight", 8), start(*worker, tmp_path / "one", 1)]
+    for process in running:
+        finished(process)
+    assert Store(tmp_path / "two" / "f.zarr").units > 1  # or there was nothing to share
+    assert same_files(tmp_path / "one", tmp_path / "eight")
+    assert same_files(tmp_path / "one", tmp_path / "two")
+
+
+def test_killed_at_any_moment():
+    """20 kills here; `python -m tests.kill_trials` makes 50."""
+    assert "killed 20 times" in finished(start("-m", "tests.kill_trials", "--count", 20))
+
+
+def test_memory_does_not_grow_with_the_images():
+    """1,000 images here; `python -m tests.memory_trial` takes 10,000."""
+    peaks = json.loads(finished(start("-m", "tests.memory_trial", "--count", 1000)))
+    assert peaks["all"] < 1.05 * peaks["quarter"], peaks
