@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.experimental.shard_alike import shard_alike
 from jaxtyping import Array, Float, Int, PyTree
 
 from flaxvgg.cam.network import as_scores
@@ -222,7 +223,9 @@ class Trainer:
             "gradient_norm": optax.tree.norm(gradients),
             "largest_score": abs(scores).max(),
         }
-        return TrainState(state.step + 1, trained, kept, optimiser, average), metrics
+        following = TrainState(state.step + 1, trained, kept, optimiser, average)
+        # Each device keeps the part of the state that it has, whatever rule has placed it.
+        return shard_alike(following, state)[0], metrics
 
     @partial(jax.jit, static_argnums=0)
     def scores(self, state: TrainState, images: Float[Array, "n ..."]) -> Float[Array, "n k"]:
