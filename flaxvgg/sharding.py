@@ -5,17 +5,19 @@ own images, and sends between devices what that takes.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import starmap
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+Device = Any  # jax.Device, which type checkers take for a variable
 # From the name of an array ("head.fc6.kernel"), the array or its type, and the mesh.
 Rule = Callable[[str, Any, Mesh], PartitionSpec]
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def data_mesh(devices: Sequence[Device] | None = None) -> Mesh:
     """A mesh with one axis, "data": by default all devices of all processes."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
@@ -67,7 +69,9 @@ def place(tree: PyTree, mesh: Mesh, rule: Rule = replicated) -> PyTree:
             ) from error
         return found
 
-    return jax.device_put(tree, jax.tree_util.tree_map_with_path(sharding, tree))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    arrays = [array for _, array in leaves]
+    return jax.tree.unflatten(structure, jax.device_put(arrays, list(starmap(sharding, leaves))))
 
 
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:

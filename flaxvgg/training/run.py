@@ -22,7 +22,7 @@ from flaxvgg.folders import check_folder, png, write_bytes
 from flaxvgg.images import normalise
 from flaxvgg.model import VGG
 from flaxvgg.plotting.training import curves_figure
-from flaxvgg.sharding import data_mesh, place, shard_batch
+from flaxvgg.sharding import Device, data_mesh, place, shard_batch
 from flaxvgg.training.checkpoints import Checkpoints
 from flaxvgg.training.collapse import cannot_be_negative, diagnose
 from flaxvgg.training.config import Run
@@ -66,7 +66,7 @@ def train(
     run: Run,
     out: Path,
     stop: Callable[[], bool] = lambda: False,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
 ) -> Trained:
     """Train a new head on the model that `load` gives, and write what comes of it into `out`.
 
@@ -119,7 +119,7 @@ def train(
     return Trained(int(state.step), len(dataset), log.rows)
 
 
-def _mesh(devices: Sequence[jax.Device], batch: int) -> Mesh:
+def _mesh(devices: Sequence[Device], batch: int) -> Mesh:
     """The devices that share a batch: as many as divide it."""
     count = next(n for n in range(len(devices), 0, -1) if batch % n == 0)
     if count < len(devices):
