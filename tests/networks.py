@@ -1,5 +1,7 @@
 """Random networks, and a tiny one; without PyTorch, whose import takes seconds."""
 
+from functools import cache
+
 import jax
 import numpy as np
 from flax import nnx
@@ -38,6 +40,11 @@ TINY_GAP = (
 
 def tiny_vgg(head: tuple[Layer, ...] = TINY_CLASSIFIER, seed: int = 0, **kwargs) -> VGG:
     """A model with every kind of part that a VGG has, and biases that do something."""
+    return nnx.clone(_drawn(head, seed, **kwargs))
+
+
+@cache  # drawing takes two seconds
+def _drawn(head: tuple[Layer, ...], seed: int, **kwargs) -> VGG:
     model = VGG(TinyConfig("vgg11", head), rngs=nnx.Rngs(seed), **kwargs)
     for path, value in nnx.to_flat_state(nnx.state(model)):
         scale = 0.3 if path[0] == "head" else 1.0

@@ -78,7 +78,7 @@ def _seen(mesh: Mesh, part: int, parts: int) -> dict[str, np.ndarray]:
             [report.layer("relu2_1").sum_before, report.layer("relu2_1").square_before]
         ),
         **dict(zip(("features", "gap", "logits"), _whole(features, mesh), strict=True)),
-        "explanation": _whole(explanation.maps, mesh),
+        "explanation": _whole(explanation.maps, mesh)[0],
     }
 
 
@@ -102,20 +102,17 @@ def _trained(case: Case, mesh: Mesh, photos: Path, part: int, parts: int):
         # What lies on a device stays there, whatever the compiler would prefer.
         for x, sharding in zip(jax.tree.leaves(state), placed, strict=True):
             assert x.sharding.is_equivalent_to(sharding, x.ndim), (x.sharding, sharding)
-    for path, x in jax.tree_util.tree_leaves_with_path(_whole(state, mesh)):
-        yield jax.tree_util.keystr(path), x
-    yield from _whole(metrics, mesh).items()
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    yield from zip((*paths, *metrics), _whole((state, metrics), mesh), strict=True)
 
 
 def _tiny(head: tuple[Layer, ...]) -> VGG:
     return random_model(TinyConfig("vgg11", head), precision="default")
 
 
-def _whole(tree, mesh: Mesh):
-    """The tree on the host, whole in every process."""
-    return jax.tree.unflatten(
-        jax.tree.structure(tree), map(np.asarray, jax.tree.leaves(place(tree, mesh)))
-    )
+def _whole(tree, mesh: Mesh) -> list[np.ndarray]:
+    """The arrays of the tree on the host, whole in every process."""
+    return list(map(np.asarray, jax.tree.leaves(place(tree, mesh))))
 
 
 if __name__ == "__main__":
