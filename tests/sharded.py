@@ -1,10 +1,10 @@
 """What must not depend on the number of devices or processes, as arrays by name.
 
-`python tests/sharded.py OUT PHOTOS PART PARTS PORT` computes it on all devices of all processes.
+`python tests/sharded.py OUT PHOTOS CASES PART PARTS PORT` computes it on the devices of all processes.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -54,11 +54,14 @@ CASES = {
 }
 
 
-def results(mesh: Mesh, photos: Path, part: int = 0, parts: int = 1) -> dict[str, np.ndarray]:
-    """Everything on this mesh, where this process reads only its part."""
+def results(
+    mesh: Mesh, photos: Path, cases: Iterable[str] = CASES, part: int = 0, parts: int = 1
+) -> dict[str, np.ndarray]:
+    """What comes out on this mesh, where this process reads only its part."""
     found = _seen(mesh, part, parts)
-    for name, case in CASES.items():
-        found |= {f"{name} {key}": x for key, x in _trained(case, mesh, photos, part, parts)}
+    for name in cases:
+        trained = _trained(CASES[name], mesh, photos, part, parts)
+        found |= {f"{name} {key}": x for key, x in trained}
     return found
 
 
@@ -116,13 +119,14 @@ def _whole(tree, mesh: Mesh) -> list[np.ndarray]:
 
 
 if __name__ == "__main__":
-    out, photos, part, parts, port = sys.argv[1:]
+    out, photos, cases, part, parts, port = sys.argv[1:]
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_disable_most_optimizations", True)
     if int(parts) > 1:
         jax.distributed.initialize(f"localhost:{port}", int(parts), int(part))
     assert jax.process_count() == int(parts)
-    arrays = results(flaxvgg.data_mesh(), Path(photos), int(part), int(parts))
+    mesh, cases = flaxvgg.data_mesh(), cases.split(",")
+    arrays = results(mesh, Path(photos), cases, int(part), int(parts))
     if part == "0":
         np.savez(out, **arrays)

@@ -180,7 +180,10 @@ class Trainer:
         return self.optimisation.transformation(self.steps)
 
     def start(self, model: VGG) -> TrainState:
-        """The state before the first step. The model's arrays are copied: a step donates them."""
+        """The state before the first step, on the model's devices (`flaxvgg.place`).
+
+        The model's arrays are copied: a step donates them.
+        """
         _, trained, kept = jax.tree.map(jnp.copy, _split(model, self.optimisation))
         average = jax.tree.map(jnp.copy, trained) if self.optimisation.average else None
         return TrainState(
