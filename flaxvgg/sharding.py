@@ -2,6 +2,10 @@
 
 JAX does the rest: a function under `jax.jit` computes where its arguments lie, each device with its
 own images, and sends between devices what that takes.
+
+    mesh = flaxvgg.data_mesh()
+    state = trainer.start(flaxvgg.place(model, mesh, flaxvgg.fully_sharded))
+    state, metrics = trainer.step(state, *flaxvgg.shard_batch((images, labels), mesh))
 """
 
 from collections.abc import Callable, Sequence
@@ -44,8 +48,6 @@ def fully_sharded(path: str, array: Any, mesh: Mesh, *, least: int = 2**18) -> P
 
 def place(tree: PyTree, mesh: Mesh, rule: Rule = replicated) -> PyTree:
     """The same model, state or other pytree of arrays on the devices of a mesh.
-
-        state = flaxvgg.place(trainer.start(model), mesh, flaxvgg.fully_sharded)
 
     A rule is any function from an array's name (such as "head.fc6.kernel", in a state
     "trained.head.fc6.kernel"), the array and the mesh to a `jax.sharding.PartitionSpec`. Of several

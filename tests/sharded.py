@@ -1,6 +1,7 @@
 """What must not depend on the number of devices or processes, as arrays by name.
 
-`python tests/sharded.py OUT PHOTOS CASES PART PARTS PORT` computes it on the devices of all processes.
+`python tests/sharded.py OUT PHOTOS CASES PART PARTS PORT` computes it on the devices of all
+processes.
 """
 
 import sys
