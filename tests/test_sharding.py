@@ -25,6 +25,8 @@ from flaxvgg.training.data import batches, reading
 from flaxvgg.training.run import train
 from helpers import TINY_CLASSIFIER, TINY_GAP, tiny_vgg
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 RECIPE = PREPROCESSING["torchvision"]
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 # Of the largest number of an array: sums over images are taken in another order.
@@ -45,7 +47,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(photos, quick_compiler):
+def expected(photos):
     """On one device."""
     return sharded.results(flaxvgg.data_mesh(jax.devices()[:1]), photos)
 
@@ -190,7 +192,7 @@ def tiny(monkeypatch):
 
 
 def a_run(photos: Path, batch: int = 4) -> Run:
-    options = flaxvgg.Optimisation("softmax", learning_rate=1e-2, stack_rate=0.1, average=0.5)
+    options = flaxvgg.Optimisation("softmax", learning_rate=1e-2, average=0.5)
     return Run(Data(photos, size=(32, 32), batch=batch), training=options, epochs=1)
 
 
