@@ -4,7 +4,7 @@ JAX does the rest: a function under `jax.jit` computes where its arguments lie, 
 own images, and sends between devices what that takes.
 
     mesh = flaxvgg.data_mesh()
-    state = trainer.start(flaxvgg.place(model, mesh, flaxvgg.fully_sharded))
+    state = flaxvgg.place(trainer.start(model), mesh, flaxvgg.fully_sharded)
     state, metrics = trainer.step(state, *flaxvgg.shard_batch((images, labels), mesh))
 """
 

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 import flaxvgg
 from flaxvgg import Optimisation, Trainer, fully_sharded, place, replicated, shard_batch
@@ -36,6 +36,10 @@ _SCORE_MAP = (
 _sharded = partial(fully_sharded, least=64)  # the tiny network's kernels
 
 
+def _moments_sharded(path: str, array: Any, mesh: Mesh) -> PartitionSpec:
+    return _sharded(path, array, mesh) if path.startswith("optimiser") else PartitionSpec()
+
+
 class Case(NamedTuple):
     """A training: what is trained, how, and where it lies."""
 
@@ -48,10 +52,10 @@ CASES = {
     "classifier": Case(_DROPOUT, _sharded, Optimisation(stack_rate=0.1, accumulate=2)),
     "score map": Case(
         _SCORE_MAP,
-        replicated,
+        _moments_sharded,
         Optimisation("softmax", "sgd", momentum=0.9, stack_rate=1.0, clip=1.0, average=0.5),
     ),
-    "frozen": Case(TINY_GAP, _sharded, Optimisation(optimiser="adamw", weight_decay=0.1)),
+    "frozen": Case(TINY_GAP, replicated, Optimisation(optimiser="adamw", weight_decay=0.1)),
 }
 
 
