@@ -19,6 +19,7 @@ from .mapping import MappingError, from_torch, to_torch
 from .model import VGG, flatten_chw
 from .provenance import PREPROCESSING, Preprocessing, Provenance
 from .sample_head import with_sample_head
+from .sharding import data_mesh, fully_sharded, place, replicated, shard_batch
 from .sparsity import measure_sparsity
 from .sparsity_report import SparsityReport
 from .training.collapse import Diagnosis, diagnose
@@ -54,6 +55,7 @@ __all__ = [
     "average_increase",
     "average_precision",
     "centre_gaussian",
+    "data_mesh",
     "deletion",
     "diagnose",
     "explain",
@@ -62,6 +64,7 @@ __all__ = [
     "flatten_chw",
     "from_torch",
     "fully_convolutional",
+    "fully_sharded",
     "insertion",
     "load",
     "load_images",
@@ -71,10 +74,13 @@ __all__ = [
     "measure_sparsity",
     "normalise",
     "open_image",
+    "place",
     "pointing_game",
     "pxap",
+    "replicated",
     "save",
     "score_maps",
+    "shard_batch",
     "to_torch",
     "vgg11",
     "vgg11_bn",

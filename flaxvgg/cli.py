@@ -314,7 +314,7 @@ def train(
     """Train a global average pooling head, and the convolutions if wanted, on your own images.
 
     A run that was stopped or killed goes on from its last checkpoint when it is called again.
-    Ctrl-C stops behind the step and keeps it.
+    Ctrl-C stops behind the step and keeps it. All devices of the machine share each batch.
     """
     with clear_errors(f"the checkpoints in {out} are as they were"):
         from flaxvgg.training.config import read_run

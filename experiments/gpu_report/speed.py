@@ -224,7 +224,7 @@ class Bench:
         programs = {
             f"forward, batch {batch}": logits.lower(state, many),
             f"grad_cam, {plan.several} cl.": layer_maps.lower(stacks, one, classes, *static),
-            "training step": Trainer.step.lower(
+            "training step": jax.jit(Trainer.step, static_argnums=0, donate_argnums=1).lower(
                 trainer, trainer.start(trained), subject.on_device(images, mode), labels
             ),
         }

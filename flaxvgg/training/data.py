@@ -18,13 +18,27 @@ _AHEAD = 4  # batches that are read before they are asked for
 
 
 def batches(
-    images: LabelledImages, data: Data, recipe: Preprocessing, *, epochs: int, seed: int
+    images: LabelledImages,
+    data: Data,
+    recipe: Preprocessing,
+    *,
+    epochs: int,
+    seed: int,
+    part: int = 0,
+    parts: int = 1,
 ) -> grain.MapDataset:
     """All batches of a run, by number: {"pixels": (N, H, W, 3) in 8 bits, "labels": (N, K)}.
 
-    Each epoch is shuffled anew; a last batch that is not full is left out. Raises ValueError for
-    fewer images than a batch.
+    Each epoch is shuffled anew; a last batch that is not full is left out. With `parts`, the number
+    of processes, `part` is the one whose images are wanted: only these are read, the same as in one
+    process, and the parts of a batch one behind the other are the batch. Raises ValueError for
+    fewer images than a batch, and for a batch that cannot be divided so.
     """
+    if not 0 <= part < parts or data.batch % parts:
+        raise ValueError(
+            f"part {part} of {parts} of batch = {data.batch}: parts count from 0, and the batch is "
+            "a multiple of their number"
+        )
     if len(images) < data.batch:
         raise ValueError(
             f"{len(images)} images to train on, fewer than a batch: lower batch = {data.batch}"
@@ -37,7 +51,14 @@ def batches(
     source = grain.MapDataset.range(len(images)).seed(seed).shuffle()
     # Batches within an epoch, so that each has the same number of them.
     whole = len(images) // data.batch * data.batch
-    return source.slice(slice(whole)).repeat(epochs).random_map(load).batch(data.batch)
+    seen = source.slice(slice(whole)).repeat(epochs).random_map(load)
+    own = data.batch // parts
+
+    def of_part(index: int) -> dict[str, Any]:
+        batch, place = divmod(index, own)
+        return seen[batch * data.batch + part * own + place]
+
+    return grain.MapDataset.range(len(seen) // parts).map(of_part).batch(own)
 
 
 def reading(dataset: grain.MapDataset) -> grain.DatasetIterator:

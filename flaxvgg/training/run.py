@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -21,6 +22,7 @@ from flaxvgg.folders import check_folder, png, write_bytes
 from flaxvgg.images import normalise
 from flaxvgg.model import VGG
 from flaxvgg.plotting.training import curves_figure
+from flaxvgg.sharding import Device, data_mesh, place, shard_batch
 from flaxvgg.training.checkpoints import Checkpoints
 from flaxvgg.training.collapse import cannot_be_negative, diagnose
 from flaxvgg.training.config import Run
@@ -60,16 +62,28 @@ def read_images(run: Run) -> tuple[LabelledImages, LabelledImages]:
 
 
 def train(
-    load: Callable[[], VGG], run: Run, out: Path, stop: Callable[[], bool] = lambda: False
+    load: Callable[[], VGG],
+    run: Run,
+    out: Path,
+    stop: Callable[[], bool] = lambda: False,
+    devices: Sequence[Device] | None = None,
 ) -> Trained:
     """Train a new head on the model that `load` gives, and write what comes of it into `out`.
 
     That is checkpoints/ (a run that was killed goes on from the last one and ends in the same
-    parameters, bit for bit on one device), metrics.csv, tensorboard/, curves.png, and, at the end,
-    model/: the best by the test metric, for `flaxvgg.load`. The metric is the mean average
-    precision, with "softmax" the accuracy. `stop` is asked after each step. Raises TrainingError
-    where training cannot go on, with the reason and the cure; ValueError for what does not fit.
+    parameters, bit for bit on as many devices), metrics.csv, tensorboard/, curves.png, and, at the
+    end, model/: the best by the test metric, for `flaxvgg.load`. The metric is the mean average
+    precision, with "softmax" the accuracy. `stop` is asked after each step. Batches are shared by
+    `devices`, by default all, or by as many of them as divide a batch; a run may go on on another
+    number, to the same within rounding. Raises TrainingError where training cannot go on, with the
+    reason and the cure; ValueError for what does not fit, and in one of several processes.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"this is one of {jax.process_count()} processes, and a run is written by one: train "
+            "in a single process, or with flaxvgg.Trainer and flaxvgg.place on all of them"
+        )
+    mesh = _mesh(jax.local_devices() if devices is None else devices, run.data.batch)
     check_folder(out)
     images, test = read_images(run)
     loaded = load()
@@ -93,8 +107,9 @@ def train(
             state, position = found
             iterator.set_state(position)
             console.print(f"going on behind step {int(state.step)} of {len(dataset)}")
+        state = place(state, mesh)
         with Log(out, int(state.step)) as log:
-            session = _Session(run, trainer, test, iterator, kept, log, len(dataset), stop)
+            session = _Session(run, trainer, mesh, test, iterator, kept, log, len(dataset), stop)
             state = session.until_stopped(state)
         write_bytes(out / "curves.png", png(curves_figure(log.rows, metric_name(run))))
         if int(state.step) == len(dataset):
@@ -102,6 +117,18 @@ def train(
                 save(trainer.model(kept.best(state)), out / "model")
                 told.append(str(out / "model"))
     return Trained(int(state.step), len(dataset), log.rows)
+
+
+def _mesh(devices: Sequence[Device], batch: int) -> Mesh:
+    """The devices that share a batch: as many as divide it."""
+    count = next(n for n in range(len(devices), 0, -1) if batch % n == 0)
+    if count < len(devices):
+        errors.print(
+            f"training on {count} of {len(devices)} devices: they share batch = {batch}; a "
+            f"multiple of {len(devices)} uses all",
+            style="yellow",
+        )
+    return data_mesh(devices[:count])
 
 
 def metric_name(run: Run) -> str:
@@ -115,6 +142,7 @@ class _Session:
 
     run: Run
     trainer: Trainer
+    mesh: Mesh
     test: LabelledImages
     batches: Iterator[Mapping[str, np.ndarray]]
     checkpoints: Checkpoints
@@ -149,9 +177,8 @@ class _Session:
 
     def _step(self, state: TrainState, epoch: int) -> tuple[TrainState, dict[str, float | int]]:
         options, trainer = self.run.training, self.trainer
-        batch = next(self.batches)
-        images = normalise(batch["pixels"], trainer.preprocessing)
-        labels = jnp.asarray(batch["labels"])
+        batch = shard_batch(next(self.batches), self.mesh)
+        images, labels = normalise(batch["pixels"], trainer.preprocessing), batch["labels"]
         rate = trainer.learning_rate(int(state.step))
         state, metrics = trainer.step(state, images, labels)
         values = {name: float(value) for name, value in metrics.items()}
@@ -169,7 +196,9 @@ class _Session:
 
     def _tested(self, state: TrainState) -> dict[str, float | int]:
         """Loss and metric on the test images."""
-        model, labels = self.trainer.model(state), self.test.labels
+        # One device: photos are decoded one after the other, which takes longer.
+        model = jax.device_put(self.trainer.model(state), self.mesh.devices.flat[0])
+        labels = self.test.labels
         scores = map_photos(_scores, model, self.test.paths, self.run.data.size, "testing")
         loss = LOSSES[self.run.training.loss](jnp.asarray(scores), jnp.asarray(labels))
         if not jnp.isfinite(loss):

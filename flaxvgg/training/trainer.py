@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, PyTree
 
 from flaxvgg.cam.network import as_scores
@@ -179,22 +180,35 @@ class Trainer:
         return self.optimisation.transformation(self.steps)
 
     def start(self, model: VGG) -> TrainState:
-        """The state before the first step. The model's arrays are copied: a step donates them."""
+        """The state before the first step, on the model's devices (`flaxvgg.place`).
+
+        The model's arrays are copied: a step donates them.
+        """
         _, trained, kept = jax.tree.map(jnp.copy, _split(model, self.optimisation))
         average = jax.tree.map(jnp.copy, trained) if self.optimisation.average else None
         return TrainState(
             jnp.zeros((), jnp.int32), trained, kept, self.transformation.init(trained), average
         )
 
-    @partial(jax.jit, static_argnums=0, donate_argnums=1)
     def step(
         self, state: TrainState, images: Float[Array, "n ..."], labels: Float[Array, "n k"]
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         """The next state, and the metrics of the batch: (N, H, W, 3) images and (N, K) labels.
 
-        The old state's memory is used for the new one. Metrics are the `loss` and `gradient_norm`
-        before the step, and `largest_score`, the largest magnitude of a score.
+        The old state's memory is used for the new one, on the same devices. Metrics are the `loss`
+        and `gradient_norm` before the step, and `largest_score`, the largest magnitude of a score.
         """
+        shardings = tuple(_sharding(array) for array in jax.tree.leaves(state))
+        return self._step(shardings, state, images, labels)
+
+    @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+    def _step(
+        self,
+        shardings: tuple[NamedSharding | None, ...],
+        state: TrainState,
+        images: Float[Array, "n ..."],
+        labels: Float[Array, "n k"],
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         options = self.optimisation
         key = jax.random.fold_in(jax.random.key(options.seed), state.step)
 
@@ -222,7 +236,8 @@ class Trainer:
             "gradient_norm": optax.tree.norm(gradients),
             "largest_score": abs(scores).max(),
         }
-        return TrainState(state.step + 1, trained, kept, optimiser, average), metrics
+        following = TrainState(state.step + 1, trained, kept, optimiser, average)
+        return _laid(following, shardings), metrics
 
     @partial(jax.jit, static_argnums=0)
     def scores(self, state: TrainState, images: Float[Array, "n ..."]) -> Float[Array, "n k"]:
@@ -254,3 +269,18 @@ def _split(model: VGG, options: Optimisation) -> tuple[nnx.GraphDef, PyTree, PyT
 
     structure, trained, kept = nnx.split(model, is_trained, ...)
     return structure, trained, kept
+
+
+def _sharding(array: Any) -> NamedSharding | None:
+    """How an array lies on a mesh, where that is known."""
+    found = None if isinstance(array, jax.core.Tracer) else getattr(array, "sharding", None)
+    return found if isinstance(found, NamedSharding) else None
+
+
+def _laid(state: TrainState, shardings: tuple[NamedSharding | None, ...]) -> TrainState:
+    """The state where another one lies: XLA would divide what is made of divided arrays."""
+    leaves = [
+        array if sharding is None else jax.lax.with_sharding_constraint(array, sharding)
+        for array, sharding in zip(jax.tree.leaves(state), shardings, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)

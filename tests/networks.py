@@ -1,0 +1,75 @@
+"""Random networks, and a tiny one; without PyTorch, whose import takes seconds."""
+
+from functools import cache
+
+import jax
+import numpy as np
+from flax import nnx
+
+from flaxvgg.config import Layer, VGGConfig
+from flaxvgg.mapping import build, entries
+from flaxvgg.model import VGG
+
+
+class TinyConfig(VGGConfig):
+    """A network of two blocks with few channels, which compiles and runs in no time."""
+
+    conv_stack = (
+        Layer("conv1_1", "conv", "features.0", inputs=3, outputs=8, kernel=3),
+        Layer("relu1_1", "relu", "features.1"),
+        Layer("pool1", "max_pool", "features.2"),
+        Layer("conv2_1", "conv", "features.3", inputs=8, outputs=12, kernel=3),
+        Layer("relu2_1", "relu", "features.4"),
+        Layer("pool2", "max_pool", "features.5"),
+    )
+
+
+TINY_CLASSIFIER = (
+    Layer("avgpool", "avg_pool", "avgpool"),
+    Layer("flatten", "flatten"),
+    Layer("fc6", "linear", "classifier.0", inputs=12, outputs=16, kernel=7),
+    Layer("relu6", "relu", "classifier.1"),
+    Layer("fc8", "linear", "classifier.2", inputs=16, outputs=7),
+)
+TINY_GAP = (
+    Layer("gap", "global_avg_pool", "avgpool"),
+    Layer("flatten", "flatten"),
+    Layer("fc", "linear", "classifier", inputs=12, outputs=5),
+)
+
+
+def tiny_vgg(head: tuple[Layer, ...] = TINY_CLASSIFIER, seed: int = 0, **kwargs) -> VGG:
+    """A model with every kind of part that a VGG has, and biases that do something."""
+    return nnx.clone(_drawn(head, seed, **kwargs))
+
+
+@cache  # drawing takes two seconds
+def _drawn(head: tuple[Layer, ...], seed: int, **kwargs) -> VGG:
+    model = VGG(TinyConfig("vgg11", head), rngs=nnx.Rngs(seed), **kwargs)
+    for path, value in nnx.to_flat_state(nnx.state(model)):
+        scale = 0.3 if path[0] == "head" else 1.0
+        noise = jax.random.normal(jax.random.key(len(path[1]) + value.size), value.shape)
+        if path[-1] == "bias" or path[0] == "head":
+            value[...] = (scale * noise).astype(value.dtype)
+    return model
+
+
+def random_images(*shape: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """Standard normal images (N, H, W, channels), as float32."""
+    return np.random.default_rng(seed).standard_normal((*shape, channels)).astype(np.float32)
+
+
+def random_model(config: VGGConfig, seed: int = 0, **kwargs) -> VGG:
+    """A model with He et al.'s weights and with biases and statistics that do something; quick."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for entry in entries(config):
+        values = rng.standard_normal(entry.shape, np.float32)
+        if len(entry.shape) > 1:
+            values *= np.float32(np.sqrt(2 / np.prod(entry.shape[:-1])))
+        elif entry.path[-1] in ("scale", "var"):
+            values = 1 + abs(values) / 2
+        else:
+            values *= np.float32(0.3)
+        arrays[entry.path] = values
+    return build(config, arrays, **kwargs)
