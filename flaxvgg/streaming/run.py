@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from flaxvgg.checkpoint import difference
@@ -27,6 +27,7 @@ from flaxvgg.images import AnyPath, normalise
 from flaxvgg.mapping import model_arrays
 from flaxvgg.model import VGG
 from flaxvgg.provenance import Preprocessing
+from flaxvgg.sharding import data_mesh, place
 from flaxvgg.streaming.source import Item, Source
 from flaxvgg.streaming.store import BROKEN, DONE, TODO, Store, StoreError, axes, nothing
 from flaxvgg.survey import versions
@@ -129,12 +130,12 @@ class _Program:
     """A job on the devices: batches in, one for each device; rows and sums out."""
 
     def __init__(self, job: Job, batch: int, devices: Sequence[Any]):
-        mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
-        whole, split = PartitionSpec(), PartitionSpec("data")
+        mesh = data_mesh(devices)
+        whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
         self.job, self.batch, self.devices = job, batch, len(devices)
         self.recipe = job.model.preprocessing
         self._split = NamedSharding(mesh, split)
-        self._model = jax.device_put(job.model, NamedSharding(mesh, whole))
+        self._model = place(job.model, mesh)
 
         def of_one(model: VGG, pixels: Array, valid: Array, asked: Array) -> Looked:
             rows, sums = job.look(model, normalise(pixels, self.recipe), valid, asked)
