@@ -1,6 +1,5 @@
 """The command line: flaxvgg demo | features | sparsity | cam | train | info."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +10,9 @@ from flaxvgg.console import clear_errors, console, errors, keep_compiled, step, 
 
 if TYPE_CHECKING:
     from flaxvgg.model import VGG
+    from flaxvgg.streaming.command import JobOf, Setting
     from flaxvgg.streaming.run import Job, Streamed
     from flaxvgg.streaming.source import Source
-
-_SHOWN = 10  # broken photos that are named
 
 app = typer.Typer(
     help="torchvision's VGG in JAX: features, zeros and maps of your photos.",
@@ -91,12 +89,15 @@ def features(
     """
     with clear_errors(f"{out} is as it was"):
         if _is_store(out, batch, distributed):
+            from flaxvgg.streaming.command import Setting, end
             from flaxvgg.streaming.jobs import features_job
+
+            setting = Setting(out, batch, distributed)
 
             def job(model: "VGG", source: "Source", hw: tuple[int, int] | None) -> "Job":
                 return features_job(model, layers.split(","))
 
-            _end(_streamed(job, photos, weights, arch, size, out, batch, distributed))
+            end(_streamed(job, photos, weights, arch, size, setting))
             return
         from flaxvgg.extraction import check_npz, extract, save_npz
         from flaxvgg.images import find_images
@@ -142,16 +143,19 @@ def sparsity(
     with clear_errors(f"{out} is as it was" if out else "nothing was written"):
         names = layers.split(",") if layers is not None else None
         if _is_store(out, batch, distributed):
+            from flaxvgg.streaming.command import Setting, end, show_zeros
             from flaxvgg.streaming.jobs import sparsity_job
+
+            setting = Setting(out, batch, distributed)
 
             def job(model: "VGG", source: "Source", hw: tuple[int, int] | None) -> "Job":
                 return sparsity_job(model, names)
 
             if html:
                 raise ValueError("--html needs a folder for the page, and not a .zarr store")
-            streamed = _streamed(job, photos, weights, arch, size, out, batch, distributed)
-            _show_stored_zeros(streamed)
-            _end(streamed)
+            streamed = _streamed(job, photos, weights, arch, size, setting)
+            show_zeros(streamed.store)
+            end(streamed)
             return
         from flaxvgg.answer import explanation
         from flaxvgg.folders import check_folder
@@ -254,8 +258,10 @@ def cam(
     with clear_errors("nothing was written"):
         if _is_store(out, batch, distributed, localise):
             from flaxvgg.cam_photos import parse_methods, plan_maps
+            from flaxvgg.streaming.command import Setting, end, show_localisation
             from flaxvgg.streaming.jobs import localisation_job, maps_job
 
+            setting = Setting(out, batch, distributed)
             wanted = tuple(layer.split(",")) if layer is not None else None
 
             def job(model: "VGG", source: "Source", hw: tuple[int, int] | None) -> "Job":
@@ -265,10 +271,10 @@ def cam(
                     localisation_job(model, source, plan, hw) if localise else maps_job(model, plan)
                 )
 
-            streamed = _streamed(job, photos, weights, arch, size, out, batch, distributed)
+            streamed = _streamed(job, photos, weights, arch, size, setting)
             if localise:
-                _show_localisation(streamed)
-            _end(streamed)
+                show_localisation(streamed.store)
+            end(streamed)
             return
         from flaxvgg.cam.conventions import Convention
         from flaxvgg.cam_files import write_cams
@@ -373,61 +379,17 @@ def _is_store(
 
 
 def _streamed(
-    job: "Callable[[VGG, Source, tuple[int, int] | None], Job]",
-    photos: list[Path],
-    weights: str,
-    arch: str,
-    size: str,
-    out: Path,
-    batch: int | None,
-    distributed: bool,
+    job: "JobOf", photos: list[Path], weights: str, arch: str, size: str, setting: "Setting"
 ) -> "Streamed":
     """Do a job for all photos, into a store."""
-    import jax
-
-    from flaxvgg.streaming.command import Setting, stream_shown
+    from flaxvgg.streaming.command import stream_shown
     from flaxvgg.streaming.source import find_source
 
-    if distributed:
-        jax.distributed.initialize()
-    setting = Setting(out, None if size == "native" else parse_size(size), batch)
+    hw = None if size == "native" else parse_size(size)
     source = find_source(photos)
     model = _load(weights, arch)
     with stoppable() as stop:
-        return stream_shown(job(model, source, setting.size), source, setting, stop.is_set)
-
-
-def _show_stored_zeros(streamed: "Streamed") -> None:
-    from flaxvgg.answer import explanation
-    from flaxvgg.streaming.jobs import read_sparsity, zeros_by_photo
-    from flaxvgg.tables import sparsity_table
-
-    report = read_sparsity(streamed.store)
-    caption = f"{report.arch}, {report.source}: {report.images} photos"
-    console.print(sparsity_table(report, zeros_by_photo(streamed.store), caption))
-    for sentence in explanation(report):
-        console.print(sentence, highlight=False, markup=False)
-
-
-def _show_localisation(streamed: "Streamed") -> None:
-    from flaxvgg.streaming.jobs import read_localisation
-    from flaxvgg.tables import localisation_table
-
-    console.print(localisation_table(read_localisation(streamed.store)))
-
-
-def _end(streamed: "Streamed") -> None:
-    """Say which photos are broken, and how it ended."""
-    broken = [f"{name}: {problem}" for name, problem in streamed.problems.items()]
-    for line in broken[:_SHOWN]:
-        errors.print(f"left out: {line}", style="red")
-    if len(broken) > _SHOWN:
-        errors.print(f"and {len(broken) - _SHOWN} more: `problem` in the store has all")
-    if streamed.left:
-        errors.print(f"stopped: {streamed.left} photos are left: run it again")
-        raise typer.Exit(130)
-    if broken:
-        raise typer.Exit(1)
+        return stream_shown(job(model, source, hw), source, hw, setting, stop.is_set)
 
 
 def parse_size(text: str) -> tuple[int, int]:

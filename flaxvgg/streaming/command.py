@@ -1,29 +1,54 @@
 """What the commands share: a data set into a store, with a progress bar and what came of it."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxvgg.console import console
+from flaxvgg.answer import explanation
+from flaxvgg.console import console, errors
+from flaxvgg.model import VGG
+from flaxvgg.streaming.jobs import read_localisation, read_sparsity, zeros_by_photo
 from flaxvgg.streaming.run import Job, Streamed, stream
 from flaxvgg.streaming.source import Source
 from flaxvgg.streaming.store import BROKEN, DONE, Store
-from flaxvgg.tables import facts
+from flaxvgg.tables import facts, localisation_table, sparsity_table
+
+JobOf = Callable[[VGG, Source, tuple[int, int] | None], Job]
+_SHOWN = 10  # broken images that are named
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How a store is made: the images' size (None: their own), and images at once on a device."""
+    """Where a store is, how many images a device takes at once, and whether there are others."""
 
     out: Path
-    size: tuple[int, int] | None
     batch: int | None
+    distributed: bool
+
+    def __post_init__(self) -> None:
+        """Find the other processes, before any device is used. Raises ValueError where none are."""
+        if self.distributed and not jax.distributed.is_initialized():
+            names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+            told = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
+            try:
+                jax.distributed.initialize(**told)
+            except ValueError as error:
+                needed = ", ".join(["JAX_COORDINATOR_ADDRESS", *names.values()])
+                raise ValueError(f"--distributed: {error} Set {needed}") from None
 
 
-def stream_shown(job: Job, source: Source, setting: Setting, stop: Callable[[], bool]) -> Streamed:
+def stream_shown(
+    job: Job,
+    source: Source,
+    size: tuple[int, int] | None,
+    setting: Setting,
+    stop: Callable[[], bool],
+) -> Streamed:
     """`stream`, with a bar that says how many images a second are done, and how many are broken."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     rate = TextColumn("{task.fields[told]}")
@@ -50,13 +75,41 @@ def stream_shown(job: Job, source: Source, setting: Setting, stop: Callable[[], 
             job,
             source,
             setting.out,
-            size=setting.size,
+            size=size,
             batch=setting.batch,
             stop=stop,
             advance=advance,
         )
     console.print(facts(store_facts(streamed.store) | {"now": _now(streamed)}), highlight=False)
     return streamed
+
+
+def show_zeros(store: Store) -> None:
+    """What `flaxvgg sparsity` shows, of a store."""
+    report = read_sparsity(store)
+    caption = f"{report.arch}, {report.source}: {report.images} photos"
+    console.print(sparsity_table(report, zeros_by_photo(store), caption))
+    for sentence in explanation(report):
+        console.print(sentence, highlight=False, markup=False)
+
+
+def show_localisation(store: Store) -> None:
+    """How well the maps find the objects."""
+    console.print(localisation_table(read_localisation(store)))
+
+
+def end(streamed: Streamed) -> None:
+    """Say which images are broken, and end with the code that tells how it went."""
+    broken = [f"{name}: {problem}" for name, problem in streamed.problems.items()]
+    for line in broken[:_SHOWN]:
+        errors.print(f"left out: {line}", style="red")
+    if len(broken) > _SHOWN:
+        errors.print(f"and {len(broken) - _SHOWN} more: `problem` in the store has all")
+    if streamed.left:
+        errors.print(f"stopped: {streamed.left} photos are left: run it again")
+        raise typer.Exit(130)
+    if broken:
+        raise typer.Exit(1)
 
 
 def store_facts(store: Store) -> dict[str, str]:
