@@ -1,5 +1,6 @@
 """PyTorch before and behind flaxvgg: one address on both sides, the same bits, what goes wrong."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -94,13 +95,14 @@ def test_the_committed_page_is_that_of_the_committed_results():
 @pytest.mark.slow
 def test_the_command_from_end_to_end(found: study.Study, tmp_path: Path, monkeypatch):
     flaxvgg.save(found.model, tmp_path / "vgg11.safetensors")
-    monkeypatch.setattr(study, "Effort", lambda: TINY)
+    effort = dataclasses.replace(TINY, training=66)  # every class is among them
+    monkeypatch.setattr(study, "Effort", lambda: effort)
     arguments = ["--weights", tmp_path / "vgg11.safetensors", "--out", tmp_path / "out"]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     assert (tmp_path / "out" / "README.md").read_text("utf-8") == report.readme(results)
-    assert results["answers"]["shared"] == {"batches": 3, "pixels": 3, "features": 3}
+    assert results["answers"]["shared"] == {"batches": 12, "pixels": 12, "features": 12}
     assert all(len(rounds) == 1 for rounds in results["speed"].values())
     with Image.open(tmp_path / "out" / "from_pytorch.png") as picture:
         assert picture.width > 700

@@ -43,7 +43,7 @@ def _way(ax: "Axes", results: dict[str, Any]) -> None:
         x = 1.25 + 3.75 * i
         frame = {"boxstyle": "round,pad=0.55", "facecolor": "white", "edgecolor": colour, "lw": 2}
         ax.text(x, 1.15, name, fontsize=12, bbox=frame, **style)
-        ax.text(x, 0.2, does, fontsize=10, color="0.3", **style)
+        ax.text(x, 0.42, does, fontsize=10, color="0.3", **style)
     for i, (count, what) in enumerate(links):
         left, right = 2.4 + 3.75 * i, 3.8 + 3.75 * i
         arrow = {"arrowstyle": "-|>", "lw": 2, "color": "0.2"}

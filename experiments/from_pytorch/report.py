@@ -62,9 +62,9 @@ Each cell is on flaxvgg's features / on PyTorch's. GAP vectors differ by {roundi
 which is rounding. The classifiers are logistic regressions for each of {classes} classes:
 scikit-learn's, and a linear layer that PyTorch trains by autograd on the shared memory. They saw
 {training} scenes and were asked, of {tests} others that share no pixel with them, which things are
-in them (accuracy is that of each yes and no; an image is right where all are). The scenes are
-those of [gap_finetune](../gap_finetune/README.md), which says how far such figures carry. The
-convolutions are those of {weights}.
+in them. Accuracy is that of each yes and no, of which "no" to everything would have {all_no}; an
+image is right where all are. The scenes are those of [gap_finetune](../gap_finetune/README.md),
+which says how far such figures carry. The convolutions are those of {weights}.
 
 ## Which memory can be shared
 
@@ -124,6 +124,7 @@ def readme(results: Results) -> str:
         **effort,
         weights=results["weights"],
         classes=len(results["classes"]),
+        all_no=f"{1 - 2 / len(results['classes']):.3f}",  # a held-out scene has two things
         asked=sum(row["answers"] for row in rows),
         differ=_count(sum(row["differ"] for row in rows)),
         rows=_rows(rows),

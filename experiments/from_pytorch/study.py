@@ -192,7 +192,7 @@ def _row(tool: str, kind: str, labels: np.ndarray, ours, theirs) -> dict[str, An
         "PyTorch": theirs.figures(labels),
         "answers": int(ours.yes.size),
         "differ": int((ours.yes != theirs.yes).sum()),
-        "scores": [ours.scores.ravel().tolist(), theirs.scores.ravel().tolist()],
+        "scores": [np.round(x.scores.ravel(), 4).tolist() for x in (ours, theirs)],
     }
 
 
