@@ -241,11 +241,12 @@ LEVELS = ["baseline", "AVX2", "AVX-512"]
 
 _RESULTS = """
 import sys
+import jax.numpy as jnp
 import numpy as np
 from flaxvgg import convolution, native
 
 def results():
-    x, kernel, few = (np.random.default_rng(i).normal(size=s).astype(np.float32) for i, s in
+    x, kernel, few = (jnp.asarray(np.random.default_rng(i).normal(size=s), np.float32) for i, s in
                       enumerate([(2, 9, 12, 40), (3, 3, 40, 37), (2, 9, 12, 5)]))
     y = convolution.conv3x3(x, kernel)
     by_kernel = [native.conv3x3_by_kernel(a, y) for a in (x, few)]
