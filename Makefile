@@ -9,6 +9,9 @@ demo: .venv-demo/ready
 	@.venv-demo/bin/python -m convert $(REAL_WEIGHTS) --out build/vgg16-real --verify
 	@.venv-demo/bin/flaxvgg demo --weights build/vgg16-real --out build/demo
 
+# Tests start many processes: where the environment forbids it, each would compile PyTorch and JAX.
+test test-all: export PYTHONDONTWRITEBYTECODE =
+
 # The slowest files first, so that the two workers end together.
 test: .venv/ready native
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST) \

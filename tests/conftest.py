@@ -31,6 +31,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("flaxvgg", "beartype.beartype")
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not walk through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Modules clean up after themselves as ever."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def quick_compiler() -> Iterator[None]:
     """For programs that run once or twice: XLA need not make them fast."""

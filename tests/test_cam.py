@@ -22,6 +22,8 @@ from flaxvgg.provenance import Provenance
 from flaxvgg.resizing import resize
 from helpers import TINY_CLASSIFIER, TINY_GAP, random_images, tiny_vgg
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def model() -> VGG:

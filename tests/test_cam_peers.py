@@ -34,6 +34,7 @@ from flaxvgg.model import VGG
 from flaxvgg.samples import sample_photos
 from helpers import REAL_WEIGHTS
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 LAYER = "features.29"
 CLASSES = [3, 7]
 GRAD_CAM = {

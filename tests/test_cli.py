@@ -20,6 +20,8 @@ from flaxvgg.plotting.demo import demo_figure
 from flaxvgg.samples import sample_photos
 from helpers import REAL_WEIGHTS, small_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):

@@ -18,6 +18,8 @@ from flaxvgg.config import VGGConfig
 from flaxvgg.mapping import from_torch
 from flaxvgg.provenance import PREPROCESSING
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def _images(height: int = 64, width: int = 48) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)

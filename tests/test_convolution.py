@@ -239,24 +239,29 @@ def test_calls_at_the_same_time_have_room_of_their_own():
 LEVELS = ["baseline", "AVX2", "AVX-512"]
 
 
-def test_every_set_of_instructions_the_processor_has(tmp_path):
-    program = """
+_RESULTS = """
 import sys
+import jax.numpy as jnp
 import numpy as np
 from flaxvgg import convolution, native
-from flaxvgg.config import VGGConfig
-x, kernel, few = (np.random.default_rng(i).normal(size=s).astype(np.float32) for i, s in
-                  enumerate([(2, 9, 12, 40), (3, 3, 40, 37), (2, 9, 12, 5)]))
-y = convolution.conv3x3(x, kernel)
-by_kernel = [native.conv3x3_by_kernel(a, y) for a in (x, few)]
-np.save(sys.argv[1], np.concatenate([np.ravel(a) for a in (y, *by_kernel)]))
-print(native.INSTRUCTIONS)
+
+def results():
+    x, kernel, few = (jnp.asarray(np.random.default_rng(i).normal(size=s), np.float32) for i, s in
+                      enumerate([(2, 9, 12, 40), (3, 3, 40, 37), (2, 9, 12, 5)]))
+    y = convolution.conv3x3(x, kernel)
+    by_kernel = [native.conv3x3_by_kernel(a, y) for a in (x, few)]
+    return np.concatenate([np.ravel(a) for a in (y, *by_kernel)])
 """
-    found = {}
-    for wanted in LEVELS:
+_SAVED = _RESULTS + "np.save(sys.argv[1], results()); print(native.INSTRUCTIONS)"
+
+
+def test_every_set_of_instructions_the_processor_has(tmp_path):
+    exec(_RESULTS, names := {})
+    found = {native.INSTRUCTIONS: names["results"]()}  # a process has one set
+    for wanted in set(LEVELS) - set(found):
         path = tmp_path / f"{wanted}.npy"
         environment = os.environ | {"FLAXVGG_INSTRUCTIONS": wanted}
-        command = [sys.executable, "-c", program, path]
+        command = [sys.executable, "-c", _SAVED, path]
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         most = min(LEVELS.index(wanted), LEVELS.index(native.INSTRUCTIONS))
         assert done.stdout.strip() == LEVELS[most]

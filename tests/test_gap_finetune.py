@@ -25,6 +25,7 @@ from flaxvgg.evaluation.classification import mean_average_precision
 from flaxvgg.sample_head import convolutions_digest, packaged_head, read_head, write_head
 from helpers import REAL_WEIGHTS, random_images, small_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 STANDARD = functools.partial(jax.numpy_dtype_promotion, "standard")  # optax's Adam promotes
 TINY = study.Effort(size=64, training=22, tests=11, seeds=(0,), steps=3, batch=8)
 

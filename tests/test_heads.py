@@ -22,6 +22,8 @@ from flaxvgg.model import VGG, run_layers
 from flaxvgg.provenance import Provenance
 from helpers import TINY_CLASSIFIER, assert_holds, random_images, tiny_vgg
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:

@@ -34,7 +34,7 @@ def _with_classifier_of(port: Port, arch: str) -> Port:
 
 @pytest.mark.parametrize("size", SMALL_SIZES, ids=str)
 def test_random_weights_keep_the_rule(random_weights: Port, size: tuple[int, int]):
-    check(random_weights, random_images(3, *size))
+    check(random_weights, random_images(1 if size == (224, 224) else 3, *size))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -42,9 +42,8 @@ def test_architecture_keeps_the_rule(random_weights: Port, arch: str):
     check(_with_classifier_of(random_weights, arch), random_images(2, 64, 64))
 
 
-@pytest.mark.parametrize("arch", ["vgg11", "vgg11_bn"])
-def test_in_float64_ours_is_the_same_function(random_weights: Port, arch: str):
-    model, networks = _with_classifier_of(random_weights, arch)
+def test_in_float64_ours_is_the_same_function(random_weights: Port):
+    model, networks = _with_classifier_of(random_weights, "vgg11_bn")  # every kind of layer
     images = random_images(2, 33, 47)
     names = list(model.config.layer_names)
     ours = jax_truth(model, images, names)

@@ -17,6 +17,7 @@ from flaxvgg.survey import survey_photos
 from flaxvgg.survey_files import write_survey
 from helpers import small_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 SIZE = (32, 64)
 FILES = ["maps.png", "sparsity.json", "sparsity.png", "where.png"]
 # A name that would do harm in HTML, in matplotlib's formulas and in rich's markup.
