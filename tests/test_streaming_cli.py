@@ -1,4 +1,4 @@
-"""The commands that stream, as a user meets them: what they show, how they end, what they refuse."""
+"""The commands that stream, as a user meets them: what they show, and what they refuse."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,8 @@ def test_features_into_a_store(tmp_path, photos):
 
 def test_native_sizes(tmp_path, photos):
     Image.new("RGB", (64, 33)).save(photos / "5.png")
-    result = run("features", photos, "--layers", "pool2", "--size", "native", "--out", tmp_path / "n.zarr")  # fmt: skip
+    options = "--layers", "pool2", "--size", "native"
+    result = run("features", photos, *options, "--out", tmp_path / "n.zarr")
     assert "40x48/pool2 (6, 10, 12, 12)" in result.stdout
     assert "33x64/pool2 (6, 8, 16, 12)" in result.stdout
 
@@ -76,13 +77,17 @@ def test_sparsity_into_a_store(tmp_path, photos):
 
 def test_maps_and_localisation(tmp_path, photos):
     options = "--size", "32x32", "--method", "cam,grad_cam"
-    maps = run("cam", photos / "boxes.csv", *options, "--classes", "0,2", "--out", tmp_path / "m.zarr")  # fmt: skip
+    boxes = photos / "boxes.csv"
+    maps = run("cam", boxes, *options, "--classes", "0,2", "--out", tmp_path / "m.zarr")
     assert "grad_cam (5, 2, 16, 16)" in maps.stdout
     assert "cam (5, 2, 8, 8)" in maps.stdout
-    found = run("cam", photos / "boxes.csv", *options, "--localise", "--out", tmp_path / "l.zarr")
+    found = run("cam", boxes, *options, "--localise", "--out", tmp_path / "l.zarr")
     assert "do the maps find the objects?" in found.stdout
     assert "MaxBoxAccV2" in found.stdout
     assert set(Store(tmp_path / "l.zarr").arrays()) == {"class", "cam_hit", "grad_cam_hit"}
+
+
+GAP = ("--layers", "gap")
 
 
 @pytest.mark.parametrize(
@@ -92,16 +97,15 @@ def test_maps_and_localisation(tmp_path, photos):
         (["features", "PHOTOS", "--distributed"], "--distributed is for a store"),
         (["features", "PHOTOS", "--size", "native"], "--size is HxW"),
         (["features", "PHOTOS", "--layers", "pool9", "--out", "OUT.zarr"], "pool9"),
-        (["features", "PHOTOS", "--batch", "0", "--out", "OUT.zarr"], "at least 1, not 0"),
+        (["features", "PHOTOS", *GAP, "--batch", "0", "--out", "OUT.zarr"], "at least 1, not 0"),
         (["features", "missing", "--out", "OUT.zarr"], "no such file or folder"),
         (["features", "missing.csv", "--out", "OUT.zarr"], "No such file"),
-        (["features", "PHOTOS", "--out", "missing/OUT.zarr"], "is no directory: create it first"),
-        (["features", "PHOTOS", "--distributed", "--out", "OUT.zarr"], "JAX_NUM_PROCESSES"),
+        (["features", "PHOTOS", *GAP, "--out", "missing/OUT.zarr"], "is no directory: create it"),
         (["sparsity", "PHOTOS", "--html", "--out", "OUT.zarr"], "needs a folder for the page"),
         (["cam", "PHOTOS", "--localise"], "--localise is for a store"),
         (["cam", "PHOTOS", "--localise", "--out", "OUT.zarr"], "there are no boxes"),
         (["cam", "PHOTOS", "--classes", "7", "--out", "OUT.zarr"], "no class 7"),
-        (["info", "OUT.zarr"], "no store of flaxvgg"),
+        (["info", "OUT.zarr"], "OUT.zarr does not exist"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, photos, monkeypatch, command, says):
