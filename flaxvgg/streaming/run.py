@@ -104,7 +104,8 @@ def stream(
     of another job, and where there is no room.
     """
     devices = jax.local_devices()
-    batch = batch or (8 if devices[0].platform == "cpu" else 64)
+    if batch is None:
+        batch = 8 if devices[0].platform == "cpu" else 64
     if batch < 1:
         raise ValueError(f"batch must be at least 1, not {batch}")
     settings = _settings(job, source, size, batch)
