@@ -78,6 +78,7 @@ class Store:
                 )
                 if name == "name":
                     array[:] = np.array([_text(x) for x in source.names], object)
+            cls(new)._status()
             new.rename(path)
         except OSError as error:
             raise StoreError(f"{path} cannot be written: {error.strerror}") from None
