@@ -1,6 +1,8 @@
 """Checkpoints: an Orbax directory, or one .safetensors file that PyTorch reads too.
 
-Both record the architecture, the provenance and the dtypes. A save either replaces what was at the
+Both record the architecture, the provenance, the dtypes, and a CRC-32 of all that: of the header,
+and of every 16 MiB of every parameter, with its dtype and shape. A damaged one is refused, wherever
+the damage is. (Checkpoints of format 1 have no checksums.) A save either replaces what was at the
 path or leaves it alone: everything is written beside it first.
 """
 
@@ -9,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from flaxvgg.checksums import Checksum, checksum_of_text, checksums
 from flaxvgg.config import VGGConfig
 from flaxvgg.mapping import MappingError, arrays_from_torch, build, model_arrays, torch_stream
 from flaxvgg.model import VGG
 from flaxvgg.provenance import Provenance
 
-_FORMAT = 1
+_FORMAT = 2
+_FORMATS = (1, 2)
 
 
 class CheckpointError(ValueError):
@@ -64,15 +68,20 @@ def load(
     """
     path = Path(path).absolute()
     header, arrays = _open(path)
-    config = VGGConfig.from_json(header["config"])
+    try:
+        config = VGGConfig.from_json(header["config"])
+        provenance = Provenance.from_json(header["provenance"])
+        dtypes = [_floating(header[name]) for name in ("dtype", "param_dtype")]
+    except _MALFORMED as error:
+        raise CheckpointError(f"{path} is damaged, in its header: {error!r}") from None
     try:
         return build(
             config,
-            arrays(config),
-            dtype=jnp.dtype(dtype or header["dtype"]),
-            param_dtype=jnp.dtype(header["param_dtype"]),
+            arrays(config, header.get("checksums")),
+            dtype=dtypes[0] if dtype is None else dtype,
+            param_dtype=dtypes[1],
             precision=precision,
-            provenance=Provenance.from_json(header["provenance"]),
+            provenance=provenance,
         )
     except MappingError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
@@ -141,19 +150,66 @@ def _header(model: VGG) -> dict[str, Any]:
     }
 
 
+# What a value of another type than was written runs into.
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
+
+
+def _floating(name: object) -> np.dtype:
+    if not isinstance(name, str) or not jnp.issubdtype(jnp.dtype(name), jnp.floating):
+        raise ValueError(f"{name!r} is no floating-point dtype")
+    return jnp.dtype(name)
+
+
 def _checked_header(path: Path, header: Any) -> dict[str, Any]:
-    if not isinstance(header, dict) or "config" not in header:
+    if header is None:
         raise CheckpointError(
             f"{path} was not written by flaxvgg: convert it with python -m convert {path} --out ..."
         )
-    if header["format"] != _FORMAT:
+    if not isinstance(header, dict) or "config" not in header:
+        raise CheckpointError(f"{path} is damaged, in its header")
+    if header.get("format") not in _FORMATS:
         raise CheckpointError(
-            f"{path} has checkpoint format {header['format']}; this flaxvgg reads {_FORMAT}"
+            f"{path} has checkpoint format {header.get('format')}; this flaxvgg reads "
+            f"{' and '.join(map(str, _FORMATS))}"
         )
+    if header["format"] > 1 and header.get("checksum") != _header_checksum(header):
+        raise CheckpointError(f"{path} is damaged: its header has a wrong checksum")
     return header
 
 
-_Arrays = Callable[[VGGConfig], dict[tuple[str, ...], Any]]
+def _with_checksums(header: dict[str, Any], checksums: Mapping[str, str]) -> dict[str, Any]:
+    header = header | {"checksums": dict(checksums)}
+    return header | {"checksum": _header_checksum(header)}
+
+
+def _header_checksum(header: Mapping[str, Any]) -> str:
+    told = {name: value for name, value in header.items() if name != "checksum"}
+    return checksum_of_text(json.dumps(told, sort_keys=True))
+
+
+def _checked(
+    path: Path, arrays: Iterable[tuple[str, np.ndarray]], expected: Any
+) -> dict[str, np.ndarray]:
+    """The arrays by name. Raises CheckpointError with those that differ from what was saved."""
+    kept: dict[str, np.ndarray] = {}
+
+    def keep() -> Iterator[tuple[str, np.ndarray]]:
+        for name, array in arrays:
+            kept[name] = array
+            yield name, array
+
+    if expected is None:  # format 1
+        return dict(arrays)
+    found = checksums(keep())  # of each while the next one is read
+    names = sorted(found.keys() | expected)
+    wrong = [name for name in names if found.get(name) != expected.get(name)]
+    if wrong:
+        named = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if wrong[3:] else "")
+        raise CheckpointError(f"{path} is damaged: not what was saved: {named}")
+    return kept
+
+
+_Arrays = Callable[[VGGConfig, Any], dict[tuple[str, ...], Any]]
 
 
 def _open(path: Path) -> tuple[dict[str, Any], _Arrays]:
@@ -175,22 +231,31 @@ _SAFETENSORS_DTYPES = {
 def _safetensors_save(target: Path, model: VGG, header: dict[str, Any]) -> None:
     # The format is a JSON table of contents and the bytes. Written here, a block at a time, because
     # the library's writer wants every tensor in PyTorch's layout in memory at once: a second copy.
-    table: dict[str, Any] = {"__metadata__": {"format": "pt", "flaxvgg": json.dumps(header)}}
-    stop = 0
+    table: dict[str, Any] = {}
+    start, written = 0, {}
     for entry, dtype, _ in torch_stream(model):
-        start, stop = stop, stop + math.prod(entry.torch_shape) * dtype.itemsize
+        stop = start + math.prod(entry.torch_shape) * dtype.itemsize
         table[entry.torch] = {
             "dtype": _SAFETENSORS_DTYPES[dtype.name],
             "shape": entry.torch_shape,
             "data_offsets": (start, stop),
         }
-    contents = json.dumps(table).encode()
-    contents += b" " * (-len(contents) % 8)  # the bytes begin at a multiple of 8
+        start, written[entry.torch] = stop, Checksum(dtype, entry.torch_shape)
+
+    def contents() -> bytes:
+        told = json.dumps(_with_checksums(header, {name: str(x) for name, x in written.items()}))
+        text = json.dumps({"__metadata__": {"format": "pt", "flaxvgg": told}} | table).encode()
+        text += b" " * (-len(text) % 8)  # the bytes begin at a multiple of 8
+        return len(text).to_bytes(8, "little") + text
+
     with target.open("wb") as file:
-        file.write(len(contents).to_bytes(8, "little") + contents)
-        for _, _, blocks in torch_stream(model):
+        file.write(contents())  # room for them: the checksums come last, and take as much
+        for entry, _, blocks in torch_stream(model):
             for block in blocks:
+                written[entry.torch].add(block)
                 file.write(block.view(np.uint8).data if block.ndim else block.tobytes())
+        file.seek(0)
+        file.write(contents())
 
 
 def _safetensors_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
@@ -201,10 +266,13 @@ def _safetensors_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
             header = json.loads((file.metadata() or {}).get("flaxvgg", "null"))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged, in its header: {error}") from None
 
-    def arrays(config: VGGConfig) -> dict[tuple[str, ...], Any]:
+    def arrays(config: VGGConfig, expected: Any) -> dict[tuple[str, ...], Any]:
         with safe_open(path, "numpy") as file:
-            return arrays_from_torch(config, {name: file.get_tensor(name) for name in file.keys()})
+            read = ((name, file.get_tensor(name)) for name in file.keys())
+            return arrays_from_torch(config, _checked(path, read, expected))
 
     return _checked_header(path, header), arrays
 
@@ -216,8 +284,15 @@ def _orbax_save(target: Path, model: VGG, header: dict[str, Any]) -> None:
     # Trained float32 weights compress by 7 %, which takes longer than writing them.
     context.array.saving.use_compression = False
     with context:
-        tree = nnx.traversals.unflatten_mapping(model_arrays(model))
+        arrays = model_arrays(model)
+        values = ((".".join(path), np.asarray(array)) for path, array in arrays.items())
+        header = _with_checksums(header, checksums(values))
+        tree = nnx.traversals.unflatten_mapping(arrays)
         ocp.save(target, tree, custom_metadata={"flaxvgg": header})
+
+
+# What Orbax and TensorStore run into in files that were cut off or spoiled.
+_ORBAX_DAMAGE = (ValueError, OSError, KeyError, TypeError, NotImplementedError)
 
 
 def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
@@ -225,21 +300,23 @@ def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
 
     try:  # ocp.is_orbax_checkpoint is true of any directory
         metadata = ocp.metadata(path)
-    except (ValueError, OSError, KeyError) as error:
+    except _ORBAX_DAMAGE as error:
         raise CheckpointError(
             f"{path} is no Orbax checkpoint, or a damaged one: {first_line(error)}"
         ) from None
     header = _checked_header(path, (metadata.custom_metadata or {}).get("flaxvgg"))
 
-    def arrays(config: VGGConfig) -> dict[tuple[str, ...], Any]:
+    def arrays(config: VGGConfig, expected: Any) -> dict[tuple[str, ...], Any]:
         # Read as NumPy arrays, which JAX adopts: restoring to JAX arrays takes 2.5 times as long.
         stored = jax.tree.map(
             lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), metadata.metadata
         )
         try:
-            return dict(nnx.traversals.flatten_mapping(ocp.load(path, stored)))
-        except (ValueError, OSError, KeyError) as error:
+            found = dict(nnx.traversals.flatten_mapping(ocp.load(path, stored)))
+        except _ORBAX_DAMAGE as error:
             raise CheckpointError(f"{path} is damaged: {first_line(error)}") from None
+        _checked(path, ((".".join(name), array) for name, array in found.items()), expected)
+        return found
 
     return header, arrays
 

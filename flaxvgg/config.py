@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Kind = Literal[
     "conv",
@@ -317,8 +317,25 @@ class VGGConfig:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "VGGConfig":
-        """The configuration that `to_json` wrote."""
-        return cls(**dict(value) | {"head": tuple(Layer(**layer) for layer in value["head"])})
+        """The configuration that `to_json` wrote.
+
+        Raises KeyError, TypeError or ValueError for anything else.
+        """
+        head = tuple(_typed(Layer(**layer)) for layer in value["head"])
+        if wrong := [layer.kind for layer in head if layer.kind not in get_args(Kind)]:
+            raise ValueError(f"there are no layers {wrong}")
+        return _typed(cls(**dict(value) | {"head": head}))
+
+
+def _typed(record: Any) -> Any:
+    """A record of strings and numbers as it is. Raises TypeError where a value is neither."""
+    for field in dataclasses.fields(record):
+        value, default = getattr(record, field.name), field.default
+        expected = type(default) if default is not dataclasses.MISSING else (str, tuple)
+        right = isinstance(value, (int, float) if expected is float else expected)
+        if not right or (not isinstance(value, str | tuple) and value < 0):
+            raise TypeError(f"{field.name} cannot be {value!r}")
+    return record
 
 
 def check_arch(arch: str) -> None:

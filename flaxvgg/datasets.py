@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import difflib
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,15 +136,25 @@ def label_file(path: AnyPath, classes: Sequence[str] | None = None) -> LabelledI
     path = Path(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, restkey="", strict=True)
             if not {"image", "labels"} <= set(reader.fieldnames or ()):
                 header = ", ".join(reader.fieldnames or ()) or "nothing"
                 raise DatasetError(path, [f"the first line must be image,labels, not {header}"])
-            rows = [(str(row["image"] or ""), str(row["labels"] or "")) for row in reader]
+            if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+                raise DatasetError(path, ["the first line has a column twice"])
+            table = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(path, [f"no CSV file: {error}"]) from None
-    if not rows:
+    if not table:
         raise DatasetError(path, ["no images in it: one line for each"])
+    problems = [
+        f"line {line}: more columns than in the first line; between labels there are semicolons"
+        for line, row in enumerate(table, start=2)
+        if "" in row
+    ]
+    if problems:
+        raise DatasetError(path, problems)
+    rows = [(str(row["image"] or ""), str(row["labels"] or "")) for row in table]
     found = {name: [x.strip() for x in labels.split(";") if x.strip()] for name, labels in rows}
     names = tuple(classes or sorted({label for labels in found.values() for label in labels}))
     problems = [] if names else ["no labels in it: at least one image needs one"]
@@ -151,7 +162,7 @@ def label_file(path: AnyPath, classes: Sequence[str] | None = None) -> LabelledI
     for line, (name, _) in enumerate(rows, start=2):
         if name in seen:
             problems.append(f"line {line}: {name} for the second time")
-        elif not (path.parent / name).is_file():
+        elif not os.path.isfile(path.parent / name):  # False also for what can be no name
             problems.append(f"line {line}: {name} is missing")
         seen.add(name)
         unknown = [label for label in found[name] if label not in names]
@@ -175,21 +186,24 @@ def pascal_voc(path: AnyPath, split: str = "trainval") -> LabelledImages:
     names_file = path / "ImageSets" / "Main" / f"{split}.txt"
     if not names_file.is_file():
         raise DatasetError(path, [f"no {names_file.relative_to(path)}: is it VOCdevkit/VOC2007?"])
-    names = names_file.read_text("utf-8").split()
+    try:
+        names = names_file.read_text("utf-8").split()
+    except UnicodeDecodeError as error:
+        raise DatasetError(path, [f"{names_file.relative_to(path)} is no text: {error}"]) from None
     problems, paths, boxes = [], [], []
     for name in names:
         image, annotation = (
             path / "JPEGImages" / f"{name}.jpg",
             path / "Annotations" / f"{name}.xml",
         )
-        missing = [str(x.relative_to(path)) for x in (image, annotation) if not x.is_file()]
+        missing = [os.path.relpath(x, path) for x in (image, annotation) if not os.path.isfile(x)]
         problems += [f"{x} is missing" for x in missing]
         if not missing:
             paths.append(image)
             try:
                 boxes.append(_voc_boxes(annotation))
-            except (ET.ParseError, KeyError, TypeError, ValueError) as error:
-                problems.append(f"{annotation.relative_to(path)}: {error}")
+            except (ET.ParseError, LookupError, ValueError, OverflowError) as error:
+                problems.append(f"{os.path.relpath(annotation, path)}: {error}")
     if not names:
         problems.append(f"{names_file.relative_to(path)} is empty")
     if problems:
@@ -210,6 +224,8 @@ def _voc_boxes(annotation: Path) -> dict[int, tuple[Box, ...]]:
             raise ValueError(_unknown_class(name, VOC_CLASSES))
         corners = (item.findtext(f"bndbox/{x}") for x in ("xmin", "ymin", "xmax", "ymax"))
         left, top, right, bottom = (round(float(x or "nan")) for x in corners)
+        if left > right or top > bottom:
+            raise ValueError(f"the box {left, top, right, bottom} is empty")
         # VOC counts pixels from 1, and its right and bottom belong to the box.
         number = VOC_CLASSES.index(name)
         found[number] = (*found.get(number, ()), (left - 1, top - 1, right, bottom))

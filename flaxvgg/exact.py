@@ -85,7 +85,8 @@ def count_to_host(digits: Int[Array | np.ndarray, "k ..."]) -> Int[np.ndarray, "
 
 def float_to_host(total: FloatSum) -> Float[np.ndarray, "..."]:
     """The float64 nearest to each exact sum; infinite or NaN where a term was."""
-    nearest = (_integers(total.digits) / 2**_UNIT).astype(np.float64)  # Python's, rounded once
+    # Python's division, rounded once.
+    nearest = np.asarray(_integers(total.digits) / 2**_UNIT, np.float64)
     special = np.asarray(total.special, np.float64)
     return np.where(special == 0, nearest, special)
 

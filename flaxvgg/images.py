@@ -7,9 +7,11 @@ The recipes are data, `flaxvgg.provenance.PREPROCESSING`; a recipe's name does a
 
 import io
 import os
+import struct
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,8 @@ AnyPath = str | os.PathLike[str]
 
 _SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"}
 _SUFFIXES |= {".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+# Of the decoders that Pillow has, those of these files. It would hand PostScript to Ghostscript.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class ImageError(ValueError):
@@ -91,6 +95,13 @@ def load_images(
     return normalise(batch, recipe)
 
 
+# Pillow's decoders share no exception: these are what they raise for damaged files.
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, LookupError, RuntimeError),
+    Image.DecompressionBombError,
+)
+
+
 def open_image(file: AnyPath | bytes) -> Image.Image:
     """The image in a file, or in the bytes of one, upright, in 8-bit RGB.
 
@@ -105,10 +116,9 @@ def open_image(file: AnyPath | bytes) -> Image.Image:
         if ImageFile.LOAD_TRUNCATED_IMAGES:
             switch = "PIL.ImageFile.LOAD_TRUNCATED_IMAGES"
             raise ImageError(f"{switch} is on, which hides truncated files: set it to False")
-        with Image.open(path or io.BytesIO(file)) as image:
-            return upright(image)
-    # Pillow's decoders share no exception: these are what they raise for damaged files.
-    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+        with io.BytesIO(file) if path is None else _regular(path) as opened:
+            return upright(_decoded(opened))
+    except _DAMAGE as error:
         raise ImageError(f"{path or 'image'}: {_reason(path, error)}") from error
 
 
@@ -237,6 +247,45 @@ def _normalise(pixels: Array, recipe: Preprocessing) -> Array:
     start = np.arange(0, 768, 256, dtype=np.int32).reshape((1,) * (pixels.ndim - 1) + (3,))
     # Under a mesh with explicit axes a gather has to be told that the batch stays as it is sharded.
     return table.at[pixels.astype(np.int32) + start].get(out_sharding=jax.typeof(pixels).sharding)
+
+
+def _regular(path: Path) -> BinaryIO:
+    """The opened file: not by its path, since Pillow would map it, past some of its own checks."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ImageError("no regular file: reading it may never end")
+    return path.open("rb")
+
+
+def _decoded(file: BinaryIO) -> Image.Image:
+    """The image of one of the formats that we know, once it is seen to be whole."""
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    image = Image.open(file, formats=formats)
+    if image.format in ("PNG", "JPEG2000"):  # whose damage Pillow decodes without a word
+        file.seek(0)
+        if image.format == "PNG":  # the checksums of the pixels
+            Image.open(file, formats=["PNG"]).verify()
+        elif not _has_end_of_codestream(file.read()):
+            raise OSError("its end is missing")
+        file.seek(0)
+        image = Image.open(file, formats=[image.format])
+    return image
+
+
+def _has_end_of_codestream(data: bytes) -> bool:
+    """Whether a JPEG 2000 image ends with its marker (ISO/IEC 15444-1, A.4.4 and I.4)."""
+    if data[4:8] != b"jP  ":  # a bare codestream
+        return data.endswith(b"\xff\xd9")
+    place = 0
+    while place + 16 <= len(data):
+        size, kind, longer = struct.unpack_from(">I4sQ", data, place)
+        size = {0: len(data) - place, 1: longer}.get(size, size)
+        if kind == b"jp2c":
+            return data[place : place + size].endswith(b"\xff\xd9")
+        if size < 8:
+            return False
+        place += size
+    return False
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -150,14 +150,20 @@ def _torch_blocks(entry: Entry, value: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """A NumPy view of a torch tensor (bfloat16 too) or of anything array-like; torch not needed."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            import torch
+    """A NumPy view of a torch tensor (bfloat16 too) or of anything array-like; torch not needed.
 
-            return value.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
-        return value.numpy()
+    Raises ValueError for a tensor that is no array of numbers: sparse, quantised, without data.
+    """
+    if hasattr(value, "detach"):
+        try:
+            value = value.detach().cpu()
+            if str(value.dtype) == "torch.bfloat16":
+                import torch
+
+                return value.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
+            return value.numpy()
+        except (TypeError, RuntimeError) as error:  # what torch raises for them
+            raise ValueError(str(error).splitlines()[0]) from None
     return np.asarray(value)
 
 
@@ -241,7 +247,10 @@ def _rows(state_dict: Mapping[str, Any], name: str) -> int | None:
 
 
 def _is_nan(value: Any) -> bool:
-    array = as_numpy(value)
+    try:
+        array = as_numpy(value)
+    except ValueError:
+        return False
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return False
     return bool(np.isnan(array.flat[:1]).all()) and bool(np.isnan(array).all())
@@ -270,7 +279,11 @@ def arrays_from_torch(
             else:
                 problems.append(f"{entry.torch}: missing, expected {entry.torch_shape}")
             continue
-        value = as_numpy(state_dict.pop(entry.torch))
+        try:
+            value = as_numpy(state_dict.pop(entry.torch))
+        except ValueError as error:
+            problems.append(f"{entry.torch}: {error}")
+            continue
         problem = _entry_problem(entry, value, keep_dtype=param_dtype is None)
         if problem is None:
             dtype = _dtype(entry.path, value, param_dtype)

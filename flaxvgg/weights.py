@@ -9,7 +9,8 @@ import pickle
 import struct
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -206,9 +207,9 @@ def read_weights(path: Path) -> WeightsFile:
         tensors, release = _read_safetensors(path), _keep
     else:
         # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
-        mapped = zipfile.is_zipfile(path)
+        mapped = _is_archive(path)
         tensors, release = _read_pth(path, mapped), _release_pages if mapped else _keep
-    return WeightsFile(_torchvision_names(tensors), sha256(path), release)
+    return WeightsFile(_torchvision_names(path, tensors), sha256(path), release)
 
 
 def provenance_of(path: Path, digest: str) -> Provenance:
@@ -252,6 +253,8 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
     try:
         with safe_open(path, "numpy") as file:
+            if "flaxvgg" in (file.metadata() or {}):
+                raise WeightsError(f"{path} is a checkpoint: flaxvgg.load says what is wrong")
             return {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise WeightsError(f"{path} is no safetensors file, or truncated: {error}") from None
@@ -269,7 +272,28 @@ _DAMAGE = (
     AttributeError,
     MemoryError,
     struct.error,
+    zipfile.BadZipFile,
 )
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile as error:
+        raise WeightsError(f"{path} is damaged or truncated: {error}") from None
+
+
+def _check_archive(path: Path) -> None:
+    """Raise WeightsError where an archive is not as PyTorch wrote it, which PyTorch ignores.
+
+    Mapped members are taken for the tensors' bytes, whether they are compressed or changed.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type for member in archive.infolist()):
+            raise WeightsError(f"{path} was packed again by another program: pack it uncompressed")
+        spoiled = archive.testzip()
+    if spoiled is not None:
+        raise WeightsError(f"{path} is damaged: {spoiled} has a wrong checksum; download it again")
 
 
 def _read_pth(path: Path, mapped: bool) -> Mapping[str, Any]:
@@ -278,22 +302,49 @@ def _read_pth(path: Path, mapped: bool) -> Mapping[str, Any]:
         if not mapped and file.read(4) == b"PK\x03\x04":
             raise WeightsError(f"{path} is truncated: download it again")
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if mapped:
+            _check_archive(path)
+        where = "cpu" if mapped else _filled
+        value = torch.load(path, map_location=where, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(
             f"{path} holds more than tensors, or is no PyTorch file; it was not executed: save "
             f"model.state_dict() instead ({reason})"
         ) from None
+    except WeightsError:
+        raise
     except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} is damaged or truncated: {reason}") from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
             value = value[key]
-    if not isinstance(value, Mapping) or not all(hasattr(v, "detach") for v in value.values()):
+    tensors = value.items() if isinstance(value, Mapping) else [(0, None)]
+    if not all(isinstance(name, str) and hasattr(x, "detach") for name, x in tensors):
         raise WeightsError(f"{path} holds no state dict: save model.state_dict() instead")
+    if mapped:
+        _check_storages(path, value.values())
     return value
+
+
+def _filled(storage: Any, location: str) -> Any:
+    """A new storage on the CPU, of NaN: old files may name some that they have no bytes for."""
+    return storage.fill_(255)
+
+
+def _check_storages(path: Path, tensors: Iterable[Any]) -> None:
+    """Raise WeightsError for tensors larger or smaller than what the archive has for them.
+
+    PyTorch would take the bytes that follow in the mapped file.
+    """
+    dense = (x for x in tensors if str(x.layout) == "torch.strided" and x.device.type == "cpu")
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in dense}
+    with zipfile.ZipFile(path) as archive:
+        members = [m for m in archive.infolist() if Path(m.filename).parent.name == "data"]
+    sizes = Counter(member.file_size for member in members)
+    if not Counter(size for size in storages.values() if size) <= sizes:
+        raise WeightsError(f"{path} is damaged: its tensors are not as large as it says")
 
 
 # timm keeps fc6 and fc7 as convolutions, which the mapping takes as they are.
@@ -304,11 +355,13 @@ _TIMM = {
 }
 
 
-def _torchvision_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _torchvision_names(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
     names = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("module.")
         for timm, torchvision in _TIMM.items():
             name = name.replace(timm, torchvision) if name.startswith(timm) else name
+        if name in names:
+            raise WeightsError(f"{path} has {name} twice, under different names: keep one")
         names[name] = tensor
     return names

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import jax
@@ -21,8 +22,10 @@ from flax import nnx
 import flaxvgg
 from flaxvgg import checkpoint
 from flaxvgg.checkpoint import CheckpointError, is_checkpoint, write_atomically
+from flaxvgg.checksums import Checksum, checksums
 from flaxvgg.mapping import entries
 from flaxvgg.provenance import PREPROCESSING, Provenance
+from flaxvgg.weights import WeightsError, read_weights
 from helpers import torch_features, torch_vgg
 
 FORMATS = ("orbax", "model.safetensors")
@@ -374,12 +377,56 @@ def test_a_foreign_orbax_checkpoint(tmp_path):
 
 
 def test_another_version_of_the_format(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "_FORMAT", 3)
     for name in FORMATS:
         flaxvgg.save(model, tmp_path / name)
     monkeypatch.undo()
     for name in FORMATS:
-        _refused(tmp_path / name, "has checkpoint format 2; this flaxvgg reads 1$")
+        _refused(tmp_path / name, "has checkpoint format 3; this flaxvgg reads 1 and 2$")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_checkpoints_from_before_there_were_checksums(model, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(checkpoint, "_FORMAT", 1)
+    monkeypatch.setattr(checkpoint, "_with_checksums", lambda header, checksums: header)
+    flaxvgg.save(model, tmp_path / name)
+    monkeypatch.undo()
+    _assert_same(flaxvgg.load(tmp_path / name), model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": [1]},
+        {"dtype": "int8"},
+        {"dtype": "nothing"},
+        {"param_dtype": None},
+        {"provenance": {"source": "x"}},
+        {"config": None},
+        {"config": {"arch": "vgg11_bn"}},
+        {"config": {"arch": "vgg12", "head": []}},
+        {"config": {"arch": "vgg11_bn", "head": [{"name": "x", "kind": "exec"}]}},
+        {"config": {"arch": "vgg11_bn", "head": [{"name": "x", "kind": "relu", "outputs": -1}]}},
+        {"config": {"arch": "vgg11_bn", "head": [{"name": "x", "kind": "relu", "rate": "a"}]}},
+        {"config": {"arch": "vgg11_bn", "head": (), "extra": 1}},
+    ],
+    ids=str,
+)
+def test_a_header_that_says_what_no_model_has(model, tmp_path, change):
+    path = tmp_path / "model.safetensors"
+    header = json.dumps(checkpoint._header(model) | {"format": 1} | change)
+    safetensors.numpy.save_file({"w": np.zeros(3)}, path, metadata={"flaxvgg": header})
+    with pytest.raises(CheckpointError, match=r"is damaged, in its header|has checkpoint format"):
+        flaxvgg.load(path)
+
+
+@pytest.mark.parametrize("header", ["{", "7", "[" * 10**5], ids=["cut", "number", "deep"])
+def test_a_header_that_is_none(tmp_path, header):
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file({"w": np.zeros(3)}, path, metadata={"flaxvgg": header})
+    _refused(path, "is damaged, in its header")
+    with pytest.raises(WeightsError, match=r"is a checkpoint: flaxvgg\.load says what is wrong"):
+        read_weights(path)
 
 
 def test_a_truncated_safetensors_file(model, tmp_path):
@@ -406,7 +453,7 @@ def test_a_truncated_safetensors_file(model, tmp_path):
 
 def test_a_safetensors_file_with_other_tensors(model, tmp_path):
     path = tmp_path / "model.safetensors"
-    header = {"flaxvgg": json.dumps(checkpoint._header(model))}
+    header = {"flaxvgg": json.dumps(checkpoint._header(model) | {"format": 1})}
     tensors = flaxvgg.to_torch(model)
     del tensors["features.0.bias"]
     tensors["features.0.weight"] = tensors["features.0.weight"][:3]
@@ -422,6 +469,63 @@ def saved_orbax(model, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("saved") / "orbax"
     flaxvgg.save(model, path)
     return path
+
+
+def _flipped(path: Path, place: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_one_flipped_bit_is_named(model, tmp_path, name):
+    path = tmp_path / name
+    flaxvgg.save(model, path)
+    conv = np.asarray(model.conv_stack.conv5_2.kernel[...])
+    stored = conv.transpose(3, 2, 0, 1) if path.is_file() else conv
+    last = np.ascontiguousarray(stored[-1]).tobytes()[-64:]
+    (file,) = [p for p in [path, *path.rglob("*")] if p.is_file() and last in p.read_bytes()]
+    at = file.read_bytes().index(last) + 63
+    _flipped(file, at)
+    named = "features.25.weight" if path.is_file() else "conv_stack.conv5_2.kernel"
+    with pytest.raises(CheckpointError, match=rf"is damaged: not what was saved: {named}$"):
+        flaxvgg.load(path)
+    _flipped(file, at)
+    _assert_same(flaxvgg.load(path), model)
+
+
+def test_what_is_changed_in_a_header_is_found(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    flaxvgg.save(model, path)
+    content = path.read_bytes()
+    # A mean of the preprocessing, a class, the dtype that is computed in, a name, a dtype.
+    for mark in (b"0.48235", b"hound", b"bfloat16", b"features.25.weight", b'"F32"'):
+        mark = mark if mark in content else b"float32"
+        at = content.index(mark) + len(mark) - 2
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(CheckpointError, match=r"is damaged|is no safetensors file"):
+            flaxvgg.load(path)
+
+
+def test_checksums_of_blocks_are_those_of_the_whole(monkeypatch):
+    monkeypatch.setattr("flaxvgg.checksums._PIECE", 64)
+    start = zlib.crc32(b"uint8 [65]")
+    array = np.arange(65, dtype=np.uint8)
+    by_hand = [zlib.crc32(array[:64], start), zlib.crc32(array[64:], start)]
+    assert checksums([("a", array)]) == {"a": "".join(f"{x:08x}" for x in by_hand)}
+    for size in (0, 1, 15, 16, 17, 32, 33, 300):
+        array = np.random.default_rng(size).standard_normal(size, np.float32)
+        expected = checksums([("a", array)])["a"]
+        for step in (1, 7, 16, 1000):
+            whole = Checksum(array.dtype, array.shape)
+            assert len(str(whole)) == len(expected)
+            for i in range(0, size, step):
+                whole.add(array[i : i + step])
+            assert str(whole) == expected
+        for other in (array.view(np.int32), array[None]):
+            assert checksums([("a", other)])["a"] != expected
 
 
 # In a process of its own: Orbax forgets tasks that failed beside the first, and what those complain

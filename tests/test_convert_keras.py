@@ -288,6 +288,70 @@ def test_hdf5_of_something_else_is_refused(tmp_path: Path):
         read_keras(tmp_path / "other.keras")
 
 
+def _replaced(path: Path, change) -> Path:
+    """The file with another dataset in the place of the first."""
+    with h5py.File(path, "r+") as file:
+        layer = file["model_weights/block1_conv1"]
+        name = layer[layer.attrs["weight_names"][0]].name
+        assert file[name].shape == (3, 3, 3, 64)
+        old = file[name][()]
+        del file[name]
+        change(file, name)
+        if name not in file:
+            file[name] = old
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda file, name: file.create_dataset(name, (2**20,) * 3, "f4", chunks=(1, 1, 1)), "unp"),
+        (lambda file, name: file.create_dataset(name, (9,), "u1", external=[("a", 0, 9)]), "other"),
+        (lambda file, name: file.__setitem__(name, h5py.ExternalLink("other.h5", "x")), "another"),
+        (lambda file, name: file.__setitem__(name, h5py.Empty("f4")), "is no array"),
+        (lambda file, name: file.create_group(name), "is no array"),
+        (lambda file, name: file.__setitem__(name, "text"), "has the type object"),
+        (
+            lambda file, name: file["model_weights"].attrs.__setitem__("layer_names", 7),
+            "7 is missing",
+        ),
+        (
+            lambda file, name: file["model_weights"].attrs.__setitem__("layer_names", [b"a", b"a"]),
+            "a name twice",
+        ),
+        (lambda file, name: file.attrs.__setitem__("model_config", "[1]"), "configuration is none"),
+        (lambda file, name: file.attrs.__setitem__("model_config", "[" * 9999), "recursion depth"),
+    ],
+)
+def test_hostile_hdf5_is_refused(change, said: str, notop: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with h5py.File("other.h5", "w") as file:
+        file["x"] = np.zeros((3, 3, 3, 64), np.float32)
+    Path("copy.h5").write_bytes(notop.read_bytes())
+    with pytest.raises(SourceError, match=said):
+        read_keras(_replaced(Path("copy.h5"), change))
+
+
+def test_a_heap_without_an_end_is_refused(tmp_path: Path):
+    """HDF5 itself would never come back."""
+    path = tmp_path / "vgg.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = "{}"
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL") + 16
+    content[heap : heap + 16] = bytes(16)
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match="its strings are damaged"):
+        read_keras(path)
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "bomb.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", bytes(4 << 20))
+    with pytest.raises(SourceError, match=r"model\.weights\.h5 would unpack to 4194304 bytes"):
+        read_keras(tmp_path / "bomb.keras")
+
+
 @pytest.mark.parametrize("name", ["html", "half.h5", "half.keras", "empty", "missing"])
 def test_bad_files_are_refused_in_one_line(
     name: str, notop: Path, features: keras.Model, tmp_path: Path

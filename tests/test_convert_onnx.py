@@ -508,6 +508,71 @@ def test_narrow_weights_are_refused(tmp_path: Path):
         read_onnx(_export(features, tmp_path / "narrow.onnx"))
 
 
+def _loop(graph: onnx.GraphProto):
+    graph.node[1].output[0] = graph.node[1].input[0]
+
+
+def _cycle(graph: onnx.GraphProto):
+    graph.node[1].input[0] = graph.node[2].output[0]
+
+
+def _without_values(graph: onnx.GraphProto):
+    graph.initializer[0].ClearField("raw_data")
+
+
+def _negative_shape(graph: onnx.GraphProto):
+    graph.initializer[0].dims[0] = -1
+
+
+def _computed(graph: onnx.GraphProto, operator: str, inputs: list[str], shape: list[int]):
+    """Have the first weight computed by a node, from what it was and a constant."""
+    name = graph.initializer[0].name
+    graph.initializer[0].name = "weight"
+    value = onnx.helper.make_tensor("", onnx.TensorProto.INT64, [len(shape)], shape)
+    graph.node.insert(0, onnx.helper.make_node(operator, inputs, [name]))
+    graph.node.insert(0, onnx.helper.make_node("Constant", [], ["shape"], value=value))
+
+
+def _huge(graph: onnx.GraphProto):
+    _computed(graph, "ConstantOfShape", ["shape"], [2**40, 2**40])
+
+
+def _mismatch(graph: onnx.GraphProto):
+    _computed(graph, "Reshape", ["weight", "shape"], [7])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_loop, "is no valid ONNX graph"),
+        (_cycle, "is no valid ONNX graph"),
+        (_without_values, "is damaged: cannot reshape"),
+        (_negative_shape, r"has the shape \[-1, 3, 3, 3\]"),
+        (_huge, "at the input comes Conv"),
+        (_mismatch, "fails: cannot reshape"),
+    ],
+)
+def test_hostile_graphs_are_refused(change, said: str, exported: Path, tmp_path: Path):
+    model = onnx.load(exported)
+    change(model.graph)
+    onnx.save(model, tmp_path / "hostile.onnx")
+    with pytest.raises(SourceError, match=said):
+        read_onnx(tmp_path / "hostile.onnx")
+
+
+def test_weights_outside_the_folder_are_not_read(exported: Path, tmp_path: Path):
+    model = onnx.load(exported)
+    tensor = model.graph.initializer[0]
+    (tmp_path / "secret").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "a.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(SourceError, match="keeps its weights in a second file"):
+        read_onnx(tmp_path / "models" / "a.onnx")
+
+
 @pytest.fixture
 def bad_files(exported: Path, tmp_path: Path) -> dict[str, Path]:
     whole = exported.read_bytes()

@@ -1,5 +1,7 @@
 """Images with labels: folders, CSV files, Pascal VOC; and what is said of broken ones."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,6 +72,10 @@ def test_a_csv_file_gives_many_labels_or_none(tmp_path):
         ("", "the first line must be image,labels, not nothing"),
         ("file,label\na.png,cat\n", "not file, label"),
         ("image,labels\n", "no images in it"),
+        ("image,labels,labels\na.png,cat,dog\n", "the first line has a column twice"),
+        ('image,labels\n"a.png,cat\n', "no CSV file: unexpected end of data"),
+        (f"image,labels\n{300 * 'a'},cat\n", "line 2: a+ is missing"),
+        ("image,labels\na.png\0,cat\n", "line 2: a.png\0 is missing"),
         ("image,labels\na.png,\n", "no labels in it"),
         ("image,labels\na.png,cat\na.png,dog\n", "line 3: a.png for the second time"),
         ("image,labels\nb.png,cat\na.png,cat\n../c.png,cat\n", "line 2: b.png is missing"),
@@ -99,6 +105,13 @@ def test_unknown_labels_and_long_lists_stay_readable(tmp_path):
         DatasetError, match="line 2: 'cta' is none of the classes: did you mean cat"
     ):
         label_file(table, ("cat", "dog"))
+
+
+def test_a_row_longer_than_the_first(tmp_path):
+    _image(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("image,labels\na.png,cat,dog\n")
+    with pytest.raises(DatasetError, match=r"line 2: more columns than in the first .* semicolons"):
+        label_file(tmp_path / "labels.csv")
 
 
 def _annotation(*objects: tuple[str, str, tuple[float, ...]]) -> str:
@@ -145,17 +158,37 @@ def test_pascal_voc_as_it_is_published(voc):
         pascal_voc(voc, "val")
 
 
+def _bomb() -> str:
+    """Ten letters, of which the last stands for a thousand million of the first."""
+    entities = "".join(
+        f'<!ENTITY {b} "{10 * f"&{a};"}">' for a, b in itertools.pairwise("abcdefghij")
+    )
+    return f'<!DOCTYPE x [<!ENTITY a "ha">{entities}]><annotation>&j;</annotation>'
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("<annotation><object>", "no element found"),
         (_annotation(("unicorn", "0", (1, 1, 2, 2))), "'unicorn' is none of the classes"),
         (_annotation(("dog", "0", (1, 1, 2, "nan"))), "NaN"),
+        (_annotation(("dog", "0", (1, 1, "inf", 2))), "infinity"),
+        (_annotation(("dog", "0", (9, 1, 2, 2))), r"the box \(9, 1, 2, 2\) is empty"),
+        ('<?xml version="1.0" encoding="nonsense"?><x/>', "unknown encoding"),
+        ('<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><x>&a;</x>', "undefined entity"),
+        (_bomb(), "limit on input amplification factor"),
     ],
 )
 def test_a_broken_annotation_is_named(voc, text, said):
     (voc / "Annotations" / "000002.xml").write_text(text)
     with pytest.raises(DatasetError, match=r"Annotations/000002.xml: .*" + said):
+        pascal_voc(voc)
+
+
+@pytest.mark.parametrize("names", [b"\xff\xfe", b"a" * 300])
+def test_a_list_of_images_that_is_none(voc, names):
+    (voc / "ImageSets" / "Main" / "trainval.txt").write_bytes(names)
+    with pytest.raises(DatasetError, match=r"is no text|is missing"):
         pascal_voc(voc)
 
 

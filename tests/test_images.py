@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from PIL import Image, ImageFile
+from PIL import EpsImagePlugin, Image, ImageFile
 from torchvision.models import VGG16_Weights
 from torchvision.transforms import functional
 
@@ -363,6 +363,45 @@ def test_truncated_files(tmp_path, suffix, kept):
     reason = _refused(path)
     assert reason.startswith("damaged or truncated (")
     assert reason.endswith("): get it again")
+
+
+def test_a_png_whose_checksums_are_wrong(tmp_path):
+    path = _saved(tmp_path / "whole.png", _noise(64, 64))
+    whole = path.read_bytes()
+    place = whole.index(b"IDAT") - 4
+    size = int.from_bytes(whole[place : place + 4], "big")
+    # A checksum of the pixels, which Pillow never looks at; and the end, which it does without.
+    end = place + 8 + size
+    for spoiled in (whole[:end] + bytes(4) + whole[end + 4 :], whole[:-12]):
+        path.write_bytes(spoiled)
+        with Image.open(path) as image:
+            image.load()
+        assert _refused(path).startswith("damaged or truncated (")
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["boxes", "bare"])
+def test_a_jpeg_2000_without_its_end(tmp_path, bare):
+    path = tmp_path / "photo.jp2"
+    Image.fromarray(_noise(64, 64)).save(path, no_jp2=bare, irreversible=True, quality_layers=[20])
+    whole = path.read_bytes()
+    assert open_image(path).size == (64, 64)
+    path.write_bytes(whole if bare else whole + b"\0\0\0\x08free")  # a box behind it
+    assert open_image(path).size == (64, 64)
+    path.write_bytes(whole[:-1])
+    assert _refused(path).startswith("damaged or truncated (")
+    path.write_bytes(whole[: whole.index(b"\xff\x90") + 2])  # in front of the first tile
+    with Image.open(path) as image:
+        assert image.getextrema() == ((0, 0),) * 3  # Pillow's
+    assert _refused(path) == "damaged or truncated (its end is missing): get it again"
+
+
+def test_formats_that_are_programs_are_no_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: pytest.fail("it ran"))
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n%%EOF\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    assert _refused(path).startswith("no image that Pillow reads (it begins with b'%!PS-Adobe")
 
 
 def test_truncated_files_that_pillow_was_told_to_fill_up(tmp_path, monkeypatch):

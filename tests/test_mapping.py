@@ -259,6 +259,25 @@ def test_all_problems_are_named_together(features):
     assert isinstance(caught.value, ValueError)
 
 
+def _odd_tensors() -> dict[str, torch.Tensor]:
+    tensor = torch.ones(64, 3, 3, 3)
+    return {
+        "sparse": tensor.to_sparse(),
+        "float8": tensor.to(torch.float8_e4m3fn),
+        "without data": torch.empty(64, 3, 3, 3, device="meta"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["sparse", "float8", "without data"])
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_tensors_that_are_no_arrays_are_named(features, kind):
+    odd = features | {"features.0.weight": _odd_tensors()[kind]}
+    with pytest.raises(MappingError, match=r"this is no .*: features\.0\.weight: \S+"):
+        flaxvgg.from_torch("vgg11_bn", odd)
+    with pytest.raises(MappingError, match=r"classifier\.0\.weight"):
+        flaxvgg.from_torch("vgg11_bn", features | {"classifier.0.weight": _odd_tensors()[kind]})
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_one_bad_value_is_found(features, value):
     spoiled = features["features.8.bias"].clone()

@@ -5,9 +5,11 @@ import hashlib
 import http.server
 import os
 import pickle
+import re
 import socket
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import huggingface_hub
@@ -15,6 +17,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 import torchvision
 
@@ -569,6 +572,74 @@ def test_spoiled_bytes_are_read_or_refused_but_never_anything_else(tmp_path, leg
         else:
             assert isinstance(tensors, dict)
     assert refused > 50
+
+
+def _packed_again(whole: Path, path: Path, changed: dict[str, bytes], **options: int) -> Path:
+    """The archive with other members."""
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w", **options) as new:
+        for name in old.namelist():
+            new.writestr(name, changed.get(name.partition("/")[2], old.read(name)))
+    return path
+
+
+def test_an_old_file_that_names_bytes_that_it_has_not(tmp_path):
+    """PyTorch would give whatever the memory held before."""
+    both = torch.arange(8.0)
+    path = _save(tmp_path / "weights.pth", {"a": both[:4], "b": both[4:]}, legacy=True)
+    content = path.read_bytes()
+    # The number of a storage is with each tensor in it, and in the list of bytes that follow.
+    key = next(x for x in re.findall(rb"\d{10,}", content) if content.count(x) > 2)
+    other = key[:-1] + (b"1" if key.endswith(b"0") else b"0")
+    path.write_bytes(content.replace(key, other, 1))
+    tensors = read_weights(path).tensors
+    assert torch.isnan(tensors["a"]).all()  # which no model takes
+    assert torch.equal(tensors["b"], both[4:])
+
+
+def test_one_flipped_bit_in_an_archive(tmp_path):
+    path = _save(tmp_path / "weights.pth")
+    content = bytearray(path.read_bytes())
+    content[content.index(STATE_DICT["features.0.weight"].numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    assert len(torch.load(path)) == len(STATE_DICT)  # PyTorch does not look
+    _refused(path, "is damaged: weights/data/0 has a wrong checksum; download it again")
+
+
+def test_an_archive_that_was_compressed(tmp_path):
+    whole = _save(tmp_path / "weights.pth")
+    path = _packed_again(whole, tmp_path / "packed.pth", {}, compression=zipfile.ZIP_DEFLATED)
+    _refused(path, "was packed again by another program: pack it uncompressed")
+
+
+def test_a_tensor_without_all_of_its_bytes(tmp_path):
+    """PyTorch would take what follows in the mapped file."""
+    whole = _save(tmp_path / "weights.pth")
+    path = _packed_again(whole, tmp_path / "short.pth", {"data/1": bytes(7)})
+    _refused(path, "is damaged: its tensors are not as large as it says")
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_one_tensor_under_two_names(tmp_path, name):
+    bias = torch.ones(3)
+    both = {"features.0.bias": bias, "module.features.0.bias": 2 * bias}
+    if name.endswith(".pth"):
+        _save(tmp_path / name, both)
+    else:
+        safetensors.torch.save_file(both, tmp_path / name)
+    _refused(tmp_path / name, r"has features\.0\.bias twice, under different names: keep one")
+
+
+def test_names_that_are_no_strings(tmp_path):
+    _refused(_save(tmp_path / "weights.pth", {7: torch.ones(3)}), "holds no state dict")
+
+
+def test_an_archive_on_many_disks(tmp_path):
+    path = _save(tmp_path / "weights.pth")
+    content = bytearray(path.read_bytes())
+    locator = content.rindex(b"PK\x06\x07")
+    content[locator + 16] = 9  # the number of disks
+    path.write_bytes(content)
+    _refused(path, "is damaged or truncated: zipfiles that span multiple disks")
 
 
 def test_without_torch(tmp_path, monkeypatch):

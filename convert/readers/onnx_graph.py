@@ -25,8 +25,16 @@ _ELEMENTWISE = (
     *("Add", "Mul", "Sub", "Div", "Clip", "LeakyRelu", "Elu", "Sigmoid", "Tanh", "LogSoftmax"),
     "GlobalAveragePool",
 )  # no layers of ours, but they leave the layout as it was
-_SUBGRAPHS = ("If", "Loop", "Scan")
+# What exporters leave between a weight and its layer: no results larger than what goes in.
+_FOLDED = (
+    *("Identity", "Constant", "Transpose", "Reshape", "Cast", "Squeeze", "Unsqueeze", "Flatten"),
+    *("Concat", "Slice", "Gather", "Shape", "Add", "Sub", "Mul", "Div"),
+)
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+# What ONNX's reference implementation raises for inputs that do not fit, or for too many in a row.
+_MISCALCULATIONS = (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError, MemoryError)
 
 
 class Window(NamedTuple):
@@ -73,6 +81,7 @@ class Graph:
 
     def __init__(self, path: Path):
         model = load_model(path)
+        self.name = path.name
         self.opsets = model.opset_import
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.producers = {name: node for node in model.graph.node for name in node.output}
@@ -82,7 +91,7 @@ class Graph:
             for name in set(node.input):
                 self.consumers[name].append(node)
             used = filter(None, node.input)
-            if node.op_type not in _SUBGRAPHS and self.constants.issuperset(used):
+            if node.op_type in _FOLDED and self.constants.issuperset(used):
                 self.constants.update(node.output)
         inputs = [value for value in model.graph.input if value.name not in self.initializers]
         shape = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim] if inputs else []
@@ -104,7 +113,14 @@ class Graph:
         if name not in self.constants:
             return None
         if name in self.initializers:
-            return numpy_helper.to_array(self.initializers[name])
+            tensor = self.initializers[name]
+            try:
+                array = numpy_helper.to_array(tensor)
+            except (ValueError, TypeError, KeyError) as error:
+                raise SourceError(f"{self.name}: tensor {name!r} is damaged: {error}") from None
+            if array.shape != tuple(tensor.dims):  # one with -1 is filled in
+                raise SourceError(f"{self.name}: tensor {name!r} has the shape {list(tensor.dims)}")
+            return array
         # Exporters share weights through Identity, and leave Transpose, Cast and Constant nodes.
         node = self.producers[name]
         feeds = {used: self.constant(used) for used in node.input if used}
@@ -112,7 +128,11 @@ class Graph:
         outputs = [helper.make_empty_tensor_value_info(name)]
         graph = helper.make_graph([node], "constant", inputs, outputs)
         model = helper.make_model(graph, opset_imports=self.opsets)
-        (value,) = ReferenceEvaluator(model).run([name], feeds)
+        try:
+            (value,) = ReferenceEvaluator(model).run([name], feeds)
+        except _MISCALCULATIONS as error:
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            raise SourceError(f"{self.name}: node {node.name or name!r} fails: {why}") from None
         return np.asarray(value)
 
     def named_constants(self, node: "NodeProto", names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -142,7 +162,31 @@ def load_model(path: Path) -> "ModelProto":
         ) from None
     if not model.graph.node:
         raise SourceError(f"{path.name} holds no ONNX graph: download or export it again")
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    _check_nodes(path, model)
+    return model
+
+
+def _check_nodes(path: Path, model: "ModelProto") -> None:
+    """Raise SourceError where ONNX's checker objects to the nodes; so none is in a cycle."""
+    from onnx import TensorProto, checker, helper
+
+    graph = model.graph
+    # Weights stand in as inputs: the checker would copy their bytes.
+    try:
+        inputs = {value.name for value in graph.input}
+        weights = [
+            helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, tensor.dims)
+            for tensor in graph.initializer
+            if tensor.name not in inputs
+        ]
+        nodes = helper.make_graph(graph.node, "nodes", [*graph.input, *weights], [])
+        opsets, version = model.opset_import, model.ir_version
+        checker.check_model(helper.make_model(nodes, opset_imports=opsets, ir_version=version))
+    except (checker.ValidationError, ValueError, TypeError) as error:
+        why = str(error).splitlines()[0]
+        raise SourceError(f"{path.name} is no valid ONNX graph: {why}") from None
 
 
 def walk(graph: Graph) -> list[Step]:
@@ -162,7 +206,9 @@ def walk(graph: Graph) -> list[Step]:
             case "Identity" | "Cast" | "Dropout":
                 continue
             case "Transpose":
-                order = attributes.get("perm", range(len(layout))[::-1])
+                order = list(attributes.get("perm", range(len(layout))[::-1]))
+                if sorted(order) != list(range(len(layout))):
+                    layout = ""
                 layout = layout and "".join(layout[axis] for axis in order)
                 continue
             case "Pad" if wider := _padding(graph, node, layout):
