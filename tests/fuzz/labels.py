@@ -1,0 +1,112 @@
+"""Lists of images, and what another parser makes of them."""
+
+import csv
+import io
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+from xml.dom import minidom
+
+import numpy as np
+
+from flaxvgg.datasets import VOC_CLASSES, DatasetError, label_file, pascal_voc
+from tests.fuzz.cases import Arrays, Seed, Target, in_place
+
+
+def label_targets() -> list[Target]:
+    """CSV files, and Pascal VOC."""
+    rows = [("a.png", "cat;dog"), ("sub/b.png", ""), ("ä, b.png", " dog ")]
+    table = "image,labels\n" + "\n".join(f'"{name}",{labels}' for name, labels in rows)
+    objects = "".join(
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{i + 1}</xmin>"
+        f"<ymin>2</ymin><xmax>{i + 20}</xmax><ymax>30.6</ymax></bndbox></object>"
+        for i, (name, difficult) in enumerate([("cat", 0), ("dog", 1), ("cat", 0), ("sofa", 0)])
+    )
+    size = "<size><width>41</width><height>37</height><depth>3</depth></size>"
+    voc = f"<annotation><filename>a.jpg</filename>{size}{objects}</annotation>"
+
+    def table_place(folder: Path, name: str, data: bytes) -> Path:
+        (folder / "sub").mkdir()
+        for image, _ in rows:
+            (folder / image).touch()
+        return in_place(folder, name, data)
+
+    def voc_place(folder: Path, name: str, data: bytes) -> Path:
+        for part in ("ImageSets/Main", "JPEGImages", "Annotations"):
+            (folder / part).mkdir(parents=True)
+        (folder / "ImageSets/Main/trainval.txt").write_text("a\n")
+        (folder / "Annotations/a.xml").write_text(voc)
+        (folder / "JPEGImages/a.jpg").touch()
+        (folder / name).write_bytes(data)
+        return folder
+
+    tables = [Seed("labels.csv", table.encode()), Seed("labels.csv", table.encode("utf-8-sig"))]
+    notes = [Seed("Annotations/a.xml", voc.encode())]
+    notes += [
+        Seed("Annotations/a.xml", f'<?xml version="1.0" encoding="utf-16"?>{voc}'.encode("utf-16"))
+    ]
+    notes += [Seed("ImageSets/Main/trainval.txt", b"a\n")]
+    errors = (DatasetError,)
+    return [
+        Target("CSV", 5, tables, errors, _read_table, _true_table, table_place),
+        Target("Pascal VOC", 5, notes, errors, _read_voc, _true_voc, voc_place),
+    ]
+
+
+def _text(*lines: str) -> np.ndarray:
+    return np.frombuffer("\n".join(lines).encode("utf-8", "surrogateescape"), np.uint8)
+
+
+def _read_table(path: Path) -> Arrays:
+    found = label_file(path)
+    names = [os.path.relpath(p, path.parent) for p in found.paths]
+    return {"labels": found.labels, "paths": _text(*names), "classes": _text(*found.classes)}
+
+
+def _true_table(data: bytes, path: Path, whole: bytes) -> Arrays:
+    head, *rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+    rows = [dict(itertools.zip_longest(head, row, fillvalue="")) for row in rows if row]
+    labels = [{x.strip() for x in row["labels"].split(";")} - {""} for row in rows]
+    classes = sorted(set().union(*labels))
+    table = np.array([[float(c in row) for c in classes] for row in labels], np.float32)
+    names = [
+        os.path.relpath(path.parent / name, path.parent) for row in rows for name in [row["image"]]
+    ]
+    return {"labels": table, "paths": _text(*names), "classes": _text(*classes)}
+
+
+def _read_voc(path: Path) -> Arrays:
+    found = pascal_voc(path)
+    assert found.boxes is not None
+    boxes = [
+        (i, number, *box)
+        for i, one in enumerate(found.boxes)
+        for number, given in sorted(one.items())
+        for box in given
+    ]
+    names = [p.stem for p in found.paths]
+    return {"boxes": np.array(boxes, float), "names": _text(*names)}
+
+
+def _true_voc(data: bytes, path: Path, whole: bytes) -> Arrays:
+    names = (path / "ImageSets/Main/trainval.txt").read_text("utf-8").split()
+    boxes = []
+    for i, name in enumerate(names):
+        document = minidom.parse(str(path / f"Annotations/{name}.xml"))
+
+        def text(node: Any, tag: str) -> str:
+            return node.getElementsByTagName(tag)[0].firstChild.data.strip()
+
+        for item in document.getElementsByTagName("object"):
+            if item.getElementsByTagName("difficult") and text(item, "difficult") == "1":
+                continue
+            number = VOC_CLASSES.index(text(item, "name"))
+            left, top, right, bottom = (
+                round(float(text(item, x))) for x in ("xmin", "ymin", "xmax", "ymax")
+            )
+            assert left <= right, "inside out"
+            assert top <= bottom, "inside out"
+            boxes.append((i, number, left - 1, top - 1, right, bottom))
+    boxes.sort(key=lambda box: box[:2])
+    return {"boxes": np.array(boxes, float), "names": _text(*names)}

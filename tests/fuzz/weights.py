@@ -1,0 +1,180 @@
+"""The readers of `convert`, and the formats' own libraries."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import h5py
+import ml_dtypes
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+
+from tests.fuzz.cases import Arrays, Seed, Target, in_place
+from tests.fuzz.files import (
+    CONVS,
+    VGG11,
+    keras_archive,
+    keras_h5,
+    keras_weights_h5,
+    onnx_file,
+    random_weights,
+    safetensors_file,
+    torch_file,
+)
+
+# isort: split
+from convert.source import SourceError
+from convert.sources import read_source
+from flaxvgg.mapping import MappingError, arrays_from_torch, config_for, entries
+
+
+def weight_targets() -> list[Target]:
+    """One for each format."""
+    half = random_weights(ml_dtypes.bfloat16)
+    tensors = {name: torch.from_numpy(array) for name, array in random_weights().items()}
+    wrapped = {f"module.{name}": tensor.half() for name, tensor in tensors.items()}
+    training = {"epoch": 3, "state_dict": wrapped, "lr": 0.1}
+    shared = torch.cat([tensor.ravel() for tensor in tensors.values()])
+    parts = shared.split([tensor.numel() for tensor in tensors.values()])
+    views = {n: part.view(tensors[n].shape) for n, part in zip(tensors, parts, strict=True)}
+    pickles = [tensors, training, views]
+    kinds = {
+        ".safetensors": [
+            Seed("weights.safetensors", safetensors_file(random_weights())),
+            Seed("weights.safetensors", safetensors_file(half, {"format": "pt"})),
+        ],
+        ".pth": [Seed("weights.pth", torch_file(value)) for value in pickles],
+        ".pth, legacy": [Seed("weights.pth", torch_file(value, False)) for value in pickles],
+        ".onnx": [Seed("weights.onnx", onnx_file(raw)) for raw in (True, False)],
+        ".h5": [Seed("weights.h5", keras_h5(True)), Seed("weights.h5", keras_h5(False))],
+        ".weights.h5": [Seed("vgg.weights.h5", keras_weights_h5())],
+        ".keras": [Seed("vgg.keras", keras_archive())],
+    }
+    errors = (SourceError, MappingError)
+    return [
+        Target(kind, 6, seeds, errors, _read_weights, _true_weights, in_place)
+        for kind, seeds in kinds.items()
+    ]
+
+
+def _read_weights(path: Path) -> Arrays:
+    source = read_source(str(path))
+    config, left_out = config_for(source.arch, source.state_dict)
+    state = {name: x for name, x in source.state_dict.items() if name not in left_out}
+    arrays = arrays_from_torch(config, state, None, source.release)
+    found = {}
+    for entry in entries(config):
+        array = arrays[entry.path]
+        found[entry.torch] = array if array.ndim < 4 else array.transpose(3, 2, 0, 1)
+    return found
+
+
+def _true_weights(data: bytes, path: Path, whole: bytes) -> Arrays:
+    match path.suffix:
+        case ".safetensors":
+            found = _true_safetensors(data)
+        case ".pth":
+            found = _true_torch(data)
+        case ".onnx":
+            found = _true_onnx(data)
+        case _:
+            found = _true_keras(data)
+    return {name.removeprefix("module."): array for name, array in found.items()}
+
+
+def _true_safetensors(data: bytes) -> Arrays:
+    length = int.from_bytes(data[:8], "little")
+    table = json.loads(data[8 : 8 + length])
+    table.pop("__metadata__", None)
+    dtypes = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
+    found, ends = {}, 0
+    for name, told in table.items():
+        start, stop = told["data_offsets"]
+        content = data[8 + length :][start:stop]
+        assert len(content) == stop - start
+        found[name] = np.frombuffer(content, dtypes[told["dtype"]]).reshape(told["shape"])
+        ends += stop - start
+    assert 8 + length + ends == len(data), "tensors overlap, or do not fill the file"
+    return found
+
+
+def _true_torch(data: bytes) -> Arrays:
+    if data.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            assert archive.testzip() is None, "a wrong checksum"
+    value = torch.load(io.BytesIO(data), "cpu", weights_only=True)
+    value = value.get("state_dict", value)
+    return {
+        name: tensor.detach().contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        if tensor.dtype == torch.bfloat16
+        else tensor.detach().numpy()
+        for name, tensor in value.items()
+    }
+
+
+def _true_onnx(data: bytes) -> Arrays:
+    """The weights of the convolutions in order, if the file's own graph computes with them."""
+    model = onnx.load_from_string(data)
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type == "Conv"]
+    found = {}
+    for layer, node in zip(CONVS, nodes, strict=True):
+        for name, used in zip(("weight", "bias"), node.input[1:], strict=True):
+            found[f"{layer.torch}.{name}"] = numpy_helper.to_array(initializers[used])
+    return found | _as_computed(data, found)
+
+
+def _as_computed(data: bytes, weights: Arrays) -> Arrays:
+    """Nothing where ONNX Runtime's features are PyTorch's with these weights; else what differs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception:  # it is picky about names and declared outputs, which change no weight
+        return {}
+    dtype = weights["features.0.weight"].dtype
+    images = np.random.default_rng(2).standard_normal((1, 3, 32, 32)).astype(dtype)
+    (features,) = session.run(None, {session.get_inputs()[0].name: images})
+    x = torch.from_numpy(images).double()
+    for layer in VGG11.conv_stack:
+        match layer.kind:
+            case "conv":
+                w, b = (
+                    torch.from_numpy(weights[f"{layer.torch}.{name}"].astype(np.float64))
+                    for name in ("weight", "bias")
+                )
+                x = torch.nn.functional.conv2d(x, w, b, padding=1)
+            case "relu":
+                x = x.relu()
+            case _:
+                x = torch.nn.functional.max_pool2d(x, 2)
+    error = np.abs(features - x.numpy()).max() / max(np.abs(x.numpy()).max(), 1e-30)
+    return {} if error < 1e-3 or not np.isfinite(error) else {f"error {error}": np.zeros(0)}
+
+
+def _true_keras(data: bytes) -> Arrays:
+    if data.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            json.loads(archive.read("config.json"))
+            data = archive.read("model.weights.h5")
+    found = {}
+    with h5py.File(io.BytesIO(data)) as file:
+        for i, layer in enumerate(CONVS):
+            group = file.get("model_weights", file)
+            names = [f"{layer.name}/{layer.name}/{x}:0" for x in ("kernel", "bias")]
+            if "layers" in file:
+                group, names = (
+                    file,
+                    [f"layers/conv2d{f'_{i}' if i else ''}/vars/{j}" for j in (0, 1)],
+                )
+            kernel, bias = (group[name][()] for name in names)
+            found[f"{layer.torch}.weight"] = kernel.transpose(3, 2, 0, 1)
+            found[f"{layer.torch}.bias"] = bias
+    return found
