@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -249,14 +248,14 @@ def _normalise(pixels: Array, recipe: Preprocessing) -> Array:
     return table.at[pixels.astype(np.int32) + start].get(out_sharding=jax.typeof(pixels).sharding)
 
 
-def _regular(path: Path) -> BinaryIO:
+def _regular(path: Path) -> io.BufferedIOBase:
     """The opened file: not by its path, since Pillow would map it, past some of its own checks."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ImageError("no regular file: reading it may never end")
     return path.open("rb")
 
 
-def _decoded(file: BinaryIO) -> Image.Image:
+def _decoded(file: io.BufferedIOBase) -> Image.Image:
     """The image of one of the formats that we know, once it is seen to be whole."""
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
