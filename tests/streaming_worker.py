@@ -13,6 +13,7 @@ def main(out: str, devices: str, process: str = "0", of: str = "1", port: str = 
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     import jax
 
+    jax.config.update("jax_disable_most_optimizations", True)  # each program runs a few times
     if int(of) > 1:
         jax.distributed.initialize(f"localhost:{port}", int(of), int(process))
     from flaxvgg.cam_photos import plan_maps

@@ -11,6 +11,8 @@ from flaxvgg.cli import app
 from flaxvgg.streaming import Store
 from helpers import TINY_GAP, tiny_vgg
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
@@ -73,6 +75,12 @@ def test_sparsity_into_a_store(tmp_path, photos):
     assert "of pool2 is zero" in result.stdout
     assert "vgg11, random initialisation: 4 photos" in result.stdout
     assert "4.png" in result.stderr
+
+
+def test_sparsity_of_native_sizes(tmp_path, photos):
+    Image.new("RGB", (64, 33)).save(photos / "5.png")
+    result = run("sparsity", photos, "--size", "native", "--out", tmp_path / "s.zarr")
+    assert "vgg11, random initialisation: 5 photos" in result.stdout
 
 
 def test_maps_and_localisation(tmp_path, photos):

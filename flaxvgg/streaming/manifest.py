@@ -85,7 +85,7 @@ def _parquet(path: Path) -> dict[str, list[Any]]:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             names = [name for name in file.schema_arrow.names if name in _COLUMNS]
             return file.read(columns=names).to_pydict()
     except (pyarrow.ArrowException, OSError) as error:

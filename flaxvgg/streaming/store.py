@@ -98,7 +98,10 @@ class Store:
     @property
     def status(self) -> UInt8[np.ndarray, " n"]:
         """TODO, DONE or BROKEN for every image."""
-        return np.asarray(self._status().read().result())
+        try:
+            return np.asarray(self._status().read().result())
+        except ValueError as error:
+            raise StoreError(f"{self.path} is damaged: {first_line(error)}") from None
 
     def problems(self) -> dict[str, str]:
         """What is wrong with the images that are broken, by name."""
@@ -120,19 +123,34 @@ class Store:
         }
 
     def read(self, name: str) -> np.ndarray:
-        """A whole array by its name. Raises StoreError where the store has none of it."""
+        """A whole array by its name.
+
+        Where images keep their own sizes, there is one for each size; those of the same shape are
+        put together. Raises StoreError where the store has none, or of several shapes.
+        """
+        shapes = self.arrays()
+        groups = [key for key in shapes if key.endswith(f"/{name}")]
+        if name in self._group or not groups:
+            groups = [name]
+        if len({shapes.get(key) for key in groups}) > 1:
+            raise StoreError(f"{self.path} has {name} of several shapes: read {', '.join(groups)}")
         try:
-            return np.asarray(self._group[name][:])
+            found = np.asarray(self._group[groups[0]][:])
+            for key in groups[1:]:
+                size = [int(x) for x in key.partition("/")[0].split("x")]
+                rows = (np.asarray(self._group["size"][:]) == size).all(axis=1)
+                found[rows] = np.asarray(self._group[key][:])[rows]
         except KeyError:
             raise StoreError(f"{self.path} has no {name}") from None
+        return found
 
     def sums(self) -> Iterator[dict[str, np.ndarray]]:
-        """What was added up, unit by unit, as far as they are done."""
+        """What was added up, of every unit that is done and in which an image is whole."""
         if "sums" not in self._group:
             return
         group: Any = self._group["sums"]
         arrays = {name: group[name] for name in sorted(group.array_keys())}
-        for unit in np.flatnonzero(self.status[:: self.unit] != TODO):
+        for unit in np.unique(np.flatnonzero(self.status == DONE) // self.unit):
             yield {name: np.asarray(array[unit]) for name, array in arrays.items()}
 
     def sweep(self) -> None:

@@ -9,13 +9,16 @@ from typing import Any
 from xml.dom import minidom
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 
 from flaxvgg.datasets import VOC_CLASSES, DatasetError, label_file, pascal_voc
+from flaxvgg.streaming.manifest import read_manifest
 from tests.fuzz.cases import Arrays, Seed, Target, in_place
 
 
 def label_targets() -> list[Target]:
-    """CSV files, and Pascal VOC."""
+    """CSV files, manifests, and Pascal VOC."""
     rows = [("a.png", "cat;dog"), ("sub/b.png", ""), ("ä, b.png", " dog ")]
     table = "image,labels\n" + "\n".join(f'"{name}",{labels}' for name, labels in rows)
     objects = "".join(
@@ -51,7 +54,44 @@ def label_targets() -> list[Target]:
     return [
         Target("CSV", 5, tables, errors, _read_table, _true_table, table_place),
         Target("Pascal VOC", 5, notes, errors, _read_voc, _true_voc, voc_place),
+        Target("manifest", 4, tables, errors, _read_manifest, _true_manifest, in_place),
+        Target("Parquet", 4, _parquet(rows), errors, _read_manifest, _true_manifest, in_place),
     ]
+
+
+def _parquet(rows: list[tuple[str, str]]) -> list[Seed]:
+    columns = {"image": [name for name, _ in rows], "labels": [labels for _, labels in rows]}
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), file, write_page_checksum=True)
+    return [Seed("list.parquet", file.getvalue())]
+
+
+def _read_manifest(path: Path) -> Arrays:
+    found = read_manifest(path)
+    labels = np.zeros(0, bool) if found.labels is None else found.labels
+    return {"labels": labels, "images": _text(*found.images), "classes": _text(*found.classes)}
+
+
+def _true_manifest(data: bytes, path: Path, whole: bytes) -> Arrays:
+    """Parquet has checksums: what is read is what was written."""
+    if path.suffix == ".parquet":
+        rows = parquet.read_table(io.BytesIO(whole)).to_pylist()
+    else:
+        head, *lines = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        rows = [dict(itertools.zip_longest(head, line, fillvalue="")) for line in lines if line]
+    # `labels` may be damaged to a name that is none: then there are no labels.
+    given = [[x.strip() for x in (row.get("labels") or "").split(";")] for row in rows]
+    named = [set(labels) - {""} for labels in given]
+    classes = sorted(set().union(*named))
+    several = np.array([[c in row for c in classes] for row in named], bool)
+    one = all(len(row) == 1 for row in named)
+    if rows and "labels" not in rows[0]:
+        several, classes = np.zeros(0, bool), []
+    elif classes and all(name.isdecimal() for name in classes):
+        raise AssertionError("class numbers: not compared")
+    labels = several.argmax(1).astype(np.int32) if one and classes else several
+    names = [row["image"] for row in rows]
+    return {"labels": labels, "images": _text(*names), "classes": _text(*classes)}
 
 
 def _text(*lines: str) -> np.ndarray:
