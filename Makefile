@@ -15,7 +15,8 @@ test test-all: export PYTHONDONTWRITEBYTECODE =
 # The slowest files first, so that the two workers end together.
 test: .venv/ready native
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST) \
-		tests/test_parity_random.py tests/test_parity.py tests
+		tests/test_parity_random.py tests/test_parity.py tests/test_streaming.py \
+		tests/test_sharding.py tests
 
 # And every experiment from end to end, in small: three minutes more.
 test-all: .venv/ready native
