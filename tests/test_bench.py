@@ -45,14 +45,17 @@ def results(quick_compiler, tmp_path_factory: pytest.TempPathFactory) -> dict:
     return measured("vgg11", QUICK, tmp_path_factory.mktemp("bench"))
 
 
+@pytest.mark.slow
 def test_all_tools_run_the_same_network(results: dict):
     assert_all_run_the_same_network(results, {KERAS})
 
 
+@pytest.mark.slow
 def test_what_cannot_run_is_listed(results: dict):
     assert results["left_out"] == [{"tool": KERAS, "case": "all", "reason": "it has no vgg11"}]
 
 
+@pytest.mark.slow
 def test_operations_of_the_layers(results: dict):
     rows = {row["layer"]: row for row in ratios.rows_of(results, "layers") if "layer" in row}
     assert " ".join(rows) == "conv1_1 conv2_1 conv3_1 conv3_2 conv4_1 conv4_2 conv5_1 to conv5_2"

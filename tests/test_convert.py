@@ -260,6 +260,7 @@ for out in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_a_full_checkpoint_fits_into_three_times_its_size(tmp_path):
     path = tmp_path / "vgg16.pth"  # all 553 MB of it
     with torch.device("meta"):

@@ -28,6 +28,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> study.Study:
     return study.Study(model, TINY, tmp_path_factory.mktemp("scenes"))
 
 
+@pytest.mark.slow
 def test_batches_of_other_processes_and_features_are_shared(found: study.Study):
     ours, shared = networks.our_features(found.model, found.pixels("training"))
     assert shared == networks.Shared(batches=2, pixels=2, features=2)

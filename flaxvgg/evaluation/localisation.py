@@ -175,11 +175,19 @@ def _overlaps_of_one(
     # Many thresholds make one level of 8 bits.
     levels, level_of = np.unique((_THRESHOLDS * image.max()).astype(int), return_inverse=True)
     height, width = image.shape
+    highest = image.max(axis=1), image.max(axis=0)
     best = []
     for level in levels:
-        found = outlines(image > level)
-        found[:, 2:] = np.minimum(found[:, 2:] + 1, [width, height])
-        best.append(_ious(found, given).max(initial=0))
+        # Outlines are looked for where anything is in: mostly a small part of the image.
+        rows, columns = (np.flatnonzero(values > level) for values in highest)
+        if len(rows):
+            top, left = rows[0], columns[0]
+            part = image[top : rows[-1] + 1, left : columns[-1] + 1]
+            found = outlines(part > level) + np.array([left, top, left, top])
+            found[:, 2:] = np.minimum(found[:, 2:] + 1, [width, height])
+            best.append(_ious(found, given).max(initial=0))
+        else:
+            best.append(0.0)
     return np.array(best, np.float64)[level_of]
 
 
