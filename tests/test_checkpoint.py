@@ -288,7 +288,9 @@ def _killed_while_saving(path: Path):
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name", ["orbax", pytest.param("model.safetensors", marks=pytest.mark.slow)]
+)
 def test_a_killed_process_leaves_the_old_one(model, other, tmp_path, name):
     path = tmp_path / name
     flaxvgg.save(model, path)
@@ -561,6 +563,7 @@ for i, (damage, file) in enumerate(itertools.product(sys.argv[3:], files)):
 """
 
 
+@pytest.mark.slow
 def test_a_damaged_orbax_directory(saved_orbax, tmp_path):
     damages = ["deleted", "cut in half", "emptied"]
     command = [sys.executable, "-c", _DAMAGE, saved_orbax, tmp_path, *damages]

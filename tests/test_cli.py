@@ -228,6 +228,7 @@ sys.stdout.write("hit" if "/jax/compilation_cache/cache_hits" in events else "mi
 """
 
 
+@pytest.mark.slow
 def test_the_command_line_keeps_what_it_compiled(tmp_path):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environment = kept | {"XDG_CACHE_HOME": str(tmp_path)}

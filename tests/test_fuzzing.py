@@ -1,8 +1,11 @@
 """A thousand damaged and hostile files, and the fuzzer itself."""
 
+import pytest
+
 from tests.fuzzing import OUTCOMES, fuzz, table
 
 
+@pytest.mark.slow
 def test_every_fault_is_found():
     results = list(fuzz(11, seed=0, seconds=5, targets="tests.fuzz.broken"))
     assert [(result.kind, result.outcome) for result in results] == [

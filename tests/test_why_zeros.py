@@ -96,6 +96,7 @@ def test_zeros_are_negatives_and_exact_zeros(results):
         assert below == row["negative_before"] > 0
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_activations(small):
     found = negatives.measure(small)["layers"]
     images = flaxvgg.normalise(small.pixels, small.recipe)
@@ -146,6 +147,7 @@ def test_expected_silence_is_the_mean_over_all_draws():
     np.testing.assert_allclose(silence.silent_in_all(silent), expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_random_weights_are_what_they_are_called(model):
     arrays = flaxvgg.to_torch(model)
     weight, bias = arrays["features.3.weight"], arrays["features.3.bias"]  # 64 to 128 channels
