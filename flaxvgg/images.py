@@ -96,7 +96,7 @@ def load_images(
 
 # Pillow's decoders share no exception: these are what they raise for damaged files.
 _DAMAGE = (
-    *(OSError, SyntaxError, ValueError, LookupError, RuntimeError),
+    *(OSError, SyntaxError, ValueError, LookupError, RuntimeError, MemoryError),
     Image.DecompressionBombError,
 )
 
@@ -304,6 +304,8 @@ def _reason(path: Path | None, error: Exception) -> str:
             return str(error)
         case Image.DecompressionBombError():
             return f"{error}: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        case MemoryError():
+            return "it asks for more memory than there is: damaged, or scale it down"
         case UnidentifiedImageError() if path is None:
             return "no image that Pillow reads: its bytes are to be those of a whole file"
         case _ if path is None:

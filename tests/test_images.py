@@ -491,3 +491,15 @@ def test_every_bad_file_is_named_and_nothing_is_returned(tmp_path):
     assert error.problems == problems
     assert str(error) == "3 problems with images\n  " + "\n  ".join(problems)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)  # it crosses process pools
+
+
+def test_a_header_that_asks_for_all_memory(tmp_path, monkeypatch):
+    """As one of JPEG 2000 may, for a box of any length."""
+
+    def ask(file, formats):
+        raise MemoryError
+
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jp2")
+    monkeypatch.setattr(Image, "open", ask)
+    with pytest.raises(ImageError, match="asks for more memory than there is"):
+        open_image(tmp_path / "a.jp2")
