@@ -1,10 +1,12 @@
-"""Random networks, and a tiny one; without PyTorch, whose import takes seconds."""
+"""Random networks, a tiny one, and photos to train on; without PyTorch, which takes seconds."""
 
 from functools import cache
+from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
+from PIL import Image
 
 from flaxvgg.config import Layer, VGGConfig
 from flaxvgg.mapping import build, entries
@@ -73,3 +75,18 @@ def random_model(config: VGGConfig, seed: int = 0, **kwargs) -> VGG:
             values *= np.float32(0.3)
         arrays[entry.path] = values
     return build(config, arrays, **kwargs)
+
+
+COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
+
+
+def coloured_photos(folder: Path) -> Path:
+    """Twelve noisy images of each of three colours, in a folder for each."""
+    random = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir()
+        for i in range(12):
+            pixels = np.array(colour) + random.normal(0, 40, (40, 50, 3))
+            image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+            image.save(folder / name / f"{i}.png")
+    return folder

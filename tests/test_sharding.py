@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from PIL import Image
 
 import flaxvgg
 import sharded
@@ -24,11 +23,11 @@ from flaxvgg.training.config import Data, Model, Run
 from flaxvgg.training.data import batches, reading
 from flaxvgg.training.run import train
 from helpers import TINY_CLASSIFIER, TINY_GAP, tiny_vgg
+from networks import coloured_photos
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 RECIPE = PREPROCESSING["torchvision"]
-COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 # Of the largest number of an array: sums over images are taken in another order.
 ROUNDING = 16 * np.finfo(np.float32).eps
 
@@ -36,14 +35,7 @@ ROUNDING = 16 * np.finfo(np.float32).eps
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Twelve noisy images of each of three colours, in a folder for each."""
-    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir()
-        for i in range(12):
-            pixels = np.array(colour) + random.normal(0, 40, (40, 50, 3))
-            image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-            image.save(folder / name / f"{i}.png")
-    return folder
+    return coloured_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")

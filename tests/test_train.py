@@ -30,24 +30,17 @@ from flaxvgg.training.log import Log, read_rows
 from flaxvgg.training.run import TrainingError, train
 from flaxvgg.training.trainer import Optimisation
 from helpers import TINY_GAP, random_model, tiny_vgg
+from networks import COLOURS, coloured_photos
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 SIZE = (32, 32)
 RECIPE = PREPROCESSING["torchvision"]
-COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Twelve noisy images of each of three colours, in a folder for each."""
-    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir()
-        for i in range(12):
-            pixels = np.array(colour) + random.normal(0, 40, (40, 50, 3))
-            image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-            image.save(folder / name / f"{i}.png")
-    return folder
+    return coloured_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
