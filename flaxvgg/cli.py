@@ -382,9 +382,11 @@ def _streamed(
     job: "JobOf", photos: list[Path], weights: str, arch: str, size: str, setting: "Setting"
 ) -> "Streamed":
     """Do a job for all photos, into a store."""
-    from flaxvgg.streaming.command import stream_shown
+    from flaxvgg.streaming.command import join_processes, stream_shown
     from flaxvgg.streaming.source import find_source
 
+    if setting.distributed:
+        join_processes()
     hw = None if size == "native" else parse_size(size)
     source = find_source(photos)
     model = _load(weights, arch)

@@ -30,16 +30,16 @@ class Setting:
     batch: int | None
     distributed: bool
 
-    def __post_init__(self) -> None:
-        """Find the other processes, before any device is used. Raises ValueError where none are."""
-        if self.distributed and not jax.distributed.is_initialized():
-            names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-            told = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
-            try:
-                jax.distributed.initialize(**told)
-            except ValueError as error:
-                needed = ", ".join(["JAX_COORDINATOR_ADDRESS", *names.values()])
-                raise ValueError(f"--distributed: {error} Set {needed}") from None
+
+def join_processes() -> None:
+    """Find the other processes, before any device is used. Raises ValueError where none are."""
+    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    told = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
+    try:
+        jax.distributed.initialize(**told)
+    except ValueError as error:
+        needed = ", ".join(["JAX_COORDINATOR_ADDRESS", *names.values()])
+        raise ValueError(f"--distributed: {error} Set {needed}") from None
 
 
 def stream_shown(
