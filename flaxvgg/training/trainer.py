@@ -1,6 +1,7 @@
 """One step of training as a pure function of a state that can be stored and sharded."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -53,10 +54,10 @@ class Optimisation:
                 raise ValueError(
                     f"no {name} {getattr(self, name)!r}: choose from {', '.join(choices)}"
                 )
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
-        for name in ("stack_rate", "clip", "weight_decay", "warmup"):
-            if getattr(self, name) < 0:
+        for name in ("stack_rate", "clip", "weight_decay", "warmup", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("momentum", "average"):
             if not 0 <= getattr(self, name) < 1:
