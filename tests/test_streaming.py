@@ -1,5 +1,6 @@
 """Data sets into stores: every row where it belongs, exactly once, on any number of devices."""
 
+import dataclasses
 import filecmp
 import json
 import os
@@ -406,7 +407,10 @@ def test_a_store_of_another_run_is_left_alone(model, folder, whole, tmp_path):
     refused("layers was", features_job(model, ["pool2"]))
     refused("job was 'features', and is 'sparsity'", sparsity_job(model, None))
     refused("weights.sha256", features_job(tiny_vgg(seed=1), layers))
-    refused("images.count", source=find_source(folder / "cats"))
+    refused("12 added (00.png, ", source=find_source(folder / "cats"))
+    refused("the classes were cats, dogs, and are none", source=find_source(folder / "cats"))
+    turned = dataclasses.replace(source, labels=source.labels[::-1])
+    refused("the same names, with other labels or in another order", source=turned)
     with pytest.raises(StoreError, match="no store of flaxvgg"):
         stream(features_job(model, layers), source, folder)
     with pytest.raises(StoreError, match="is no directory"):

@@ -79,6 +79,7 @@ def stream_shown(
             batch=setting.batch,
             stop=stop,
             advance=advance,
+            note=lambda line: errors.print(line, style="yellow"),
         )
     console.print(facts(store_facts(streamed.store) | {"now": _now(streamed)}), highlight=False)
     return streamed
@@ -105,6 +106,10 @@ def end(streamed: Streamed) -> None:
         errors.print(f"left out: {line}", style="red")
     if len(broken) > _SHOWN:
         errors.print(f"and {len(broken) - _SHOWN} more: `problem` in the store has all")
+    if broken:
+        errors.print(
+            "run it again to try those again that could not be read, or have been replaced by then"
+        )
     if streamed.left:
         errors.print(f"stopped: {streamed.left} photos are left: run it again")
         raise typer.Exit(130)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from flaxvgg.datasets import Box, pascal_voc
+from flaxvgg.fingerprint import UNKNOWN, content_of, content_of_file
 from flaxvgg.images import AnyPath, ImageError, find_images, fit_image, open_image, upright
 from flaxvgg.provenance import Preprocessing
 from flaxvgg.streaming.manifest import read_manifest
@@ -32,7 +33,8 @@ class RandomAccess(Protocol):
 class Item(NamedTuple):
     """One image as the network takes it, with its label; or without pixels, a `problem`.
 
-    `size` is the (height, width) that the image had before it was fitted.
+    `size` is the (height, width) that the image had before it was fitted, `content` what
+    `flaxvgg.fingerprint` makes of its bytes: UNKNOWN where they could not be read, this time.
     """
 
     row: int
@@ -40,6 +42,7 @@ class Item(NamedTuple):
     size: tuple[int, int]
     label: Any
     problem: str
+    content: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,20 +97,34 @@ class Source:
 
     def read(self, row: int, size: tuple[int, int] | None, recipe: Preprocessing) -> Item:
         """One image at `size` = (H, W), or at its own for None."""
-        label = None if self.labels is None else self.labels[row]
-        element = self.images[row]
-        if self.root is not None:
-            element = self.root / element
-        elif isinstance(element, Mapping):
-            element, label = element["image"], element.get("label")
+        element, own_label = self._element(row)
+        label = own_label if self.labels is None else self.labels[row]
+        content = _content(element, own_label)
         try:
             image = _opened(element)
             pixels = fit_image(image, size, recipe)
+            if content == UNKNOWN and isinstance(element, str | os.PathLike):
+                raise ImageError("cannot be read: it could be only for a moment")
         except ImageError as error:
             # The store has the name already, and is the same wherever the images lie.
             problem = str(error).removeprefix(f"{element}: ")
-            return Item(row, np.zeros((0, 0, 3), np.uint8), (0, 0), label, problem)
-        return Item(row, pixels, (image.height, image.width), label, "")
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
+                content = UNKNOWN  # the system gave nothing, whatever is in the file
+            return Item(row, np.zeros((0, 0, 3), np.uint8), (0, 0), label, problem, content)
+        return Item(row, pixels, (image.height, image.width), label, "", content)
+
+    def content(self, row: int) -> int:
+        """The content of an image as it is now, and of the label that comes with it."""
+        return _content(*self._element(row))
+
+    def _element(self, row: int) -> tuple[Any, Any]:
+        """What holds an image: a path, or what a data set gives, with the label given there."""
+        element = self.images[row]
+        if self.root is not None:
+            return self.root / element, None
+        if isinstance(element, Mapping):
+            return element["image"], element.get("label")
+        return element, None
 
 
 def find_source(paths: AnyPath | Sequence[AnyPath]) -> Source:
@@ -148,6 +165,24 @@ def _photos(given: list[Path]) -> Source:
     return Source(names, names, root, labels, classes)
 
 
+def _content(element: Any, label: Any) -> int:
+    """The content of what holds an image; UNKNOWN where it cannot be read."""
+    try:
+        match element:
+            case np.ndarray() if element.dtype.hasobject:
+                return UNKNOWN
+            case bytes() | np.ndarray():
+                return content_of(element, label)
+            case Image.Image():
+                return content_of(np.asarray(_opened(element)), label)
+            case str() | os.PathLike():
+                data = content_of_file(element).to_bytes(8, "little")
+                return content_of(data, label)
+    except (OSError, ValueError):  # among them ImageError, and names that can be none
+        pass
+    return UNKNOWN
+
+
 def _opened(image: Any) -> Image.Image:
     """An upright RGB image of what a data set may hold."""
     match image:
@@ -156,6 +191,9 @@ def _opened(image: Any) -> Image.Image:
                 raise ImageError(f"8-bit RGB (H, W, 3) is needed, not {image.dtype} {image.shape}")
             return Image.fromarray(image)
         case Image.Image():
-            return upright(image.copy())
+            try:
+                return upright(image.copy())
+            except OSError as error:
+                raise ImageError(f"damaged or truncated ({error}): get it again") from error
         case _:
             return open_image(image)
