@@ -1,5 +1,6 @@
 """Images with labels: one folder for each class, a CSV file, or Pascal VOC as it is published."""
 
+import collections
 import csv
 import dataclasses
 import difflib
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from flaxvgg.images import AnyPath, find_images
+from flaxvgg.file_names import AnyPath
+from flaxvgg.finding import class_folders, images_below, tell_passed_over, unreachable
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
 
@@ -103,24 +105,29 @@ def image_folder(path: AnyPath, classes: Sequence[str] | None = None) -> Labelle
     path = Path(path)
     if not path.is_dir():
         raise DatasetError(path, ["no such folder or file: check the path"])
-    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    try:
+        folders = class_folders(path)
+    except OSError as error:
+        raise DatasetError(path, [unreachable(error)]) from None
     if not folders:
         raise DatasetError(path, ["no folders in it: put the images of each class into one"])
     names = tuple(classes) if classes is not None else tuple(p.name for p in folders)
     paths: list[Path] = []
     numbers: list[int] = []
     problems = []
+    passed: collections.Counter[str] = collections.Counter()
     for folder in folders:
         if folder.name not in names:
             problems.append(_unknown_class(folder.name, names))
             continue
-        try:
-            found = find_images(folder)
-        except ValueError:
+        found = images_below(folder)
+        problems += found.problems
+        if not found.paths and not found.problems:
             problems.append(f"class {folder.name} is empty: no image in {folder}")
-            continue
-        paths += found
-        numbers += [names.index(folder.name)] * len(found)
+        paths += found.paths
+        numbers += [names.index(folder.name)] * len(found.paths)
+        passed += found.passed
+    tell_passed_over(path, passed)
     if problems:
         raise DatasetError(path, problems)
     return LabelledImages(tuple(paths), np.eye(len(names), dtype=np.float32)[numbers], names)
