@@ -27,6 +27,7 @@ from flaxvgg.file_names import AnyPath
 from flaxvgg.finding import ImageError as ImageError
 from flaxvgg.finding import as_paths, kind_of, unreachable
 from flaxvgg.finding import find_images as find_images
+from flaxvgg.orientation import orientation
 from flaxvgg.provenance import PREPROCESSING, Preprocessing
 
 Size = tuple[SupportsIndex, SupportsIndex]  # (height, width) in pixels; NumPy's integers too
@@ -85,13 +86,20 @@ def open_image(file: AnyPath | bytes) -> Image.Image:
     Raises ImageError for a file that is missing, damaged or no image, and for grey images of 32-bit
     numbers, whose range nothing tells.
     """
+    return open_turned(file)[0]
+
+
+def open_turned(file: AnyPath | bytes) -> tuple[Image.Image, int]:
+    """What `open_image` gives, and the orientation (EXIF, 1 to 8) that it was stored in."""
     path = None if isinstance(file, bytes) else Path(file)
     try:
         if ImageFile.LOAD_TRUNCATED_IMAGES:
             switch = "PIL.ImageFile.LOAD_TRUNCATED_IMAGES"
             raise ImageError(f"{switch} is on, which hides truncated files: set it to False")
         with io.BytesIO(file) if path is None else _regular(path) as opened:
-            return upright(_decoded(opened))
+            image = _decoded(opened)
+            turned = orientation(image)
+            return upright(image), turned
     except _DAMAGE as error:
         raise ImageError(f"{path or 'image'}: {_reason(path, error)}") from error
 

@@ -28,6 +28,7 @@ from jaxtyping import UInt8
 from zarr.errors import GroupNotFoundError
 
 from flaxvgg.checkpoint import first_line
+from flaxvgg.file_names import shown
 from flaxvgg.streaming.source import Source
 
 TODO, DONE, BROKEN = range(3)
@@ -77,7 +78,7 @@ class Store:
                     name, shape=shape, chunks=(chunk,), dtype=str, dimension_names=("image",)
                 )
                 if name == "name":
-                    array[:] = np.array([_text(x) for x in source.names], object)
+                    array[:] = np.array([shown(x) for x in source.names], object)
             cls(new)._status()
             new.rename(path)
         except OSError as error:
@@ -187,7 +188,7 @@ class Store:
             if problems:
                 texts = np.full(len(here), "", object)
                 for row, problem in problems.items():
-                    texts[row - here.start] = _text(problem)
+                    texts[row - here.start] = shown(problem)
                 self._group["problem"][place] = texts
             self._status()[place].write(status).result()
         except (OSError, ValueError) as error:
@@ -275,8 +276,3 @@ def axes(name: str, count: int) -> list[str]:
     """Names of so many axes of an array; xarray wants one length for each name."""
     known = {1: ["unit"], 3: ["y", "x", "channel"]}
     return [f"{name}_{axis}" for axis in known.get(count, range(count))]
-
-
-def _text(text: str) -> str:
-    """What is no text in a file's name, Python keeps as lone surrogates."""
-    return text.encode("utf-8", "replace").decode()
