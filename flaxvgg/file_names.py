@@ -12,5 +12,10 @@ def shown(path: AnyPath) -> str:
     it: b"caf\xe9.png" is "caf\xe9.png" in twelve characters. Where the path itself is needed,
     `os.fsencode(path)` gives its bytes.
     """
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in os.fspath(path))
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # Python's way of keeping a byte that is no text
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return repr(character)[1:-1]

@@ -20,9 +20,11 @@ from PIL import EpsImagePlugin, Image, ImageFile
 from torchvision.models import VGG16_Weights
 from torchvision.transforms import functional
 
+from flaxvgg.file_names import shown
 from flaxvgg.finding import PassedOver
 from flaxvgg.images import ImageError, find_images, fit_image, load_images, normalise, open_image
-from flaxvgg.provenance import PREPROCESSING
+from flaxvgg.provenance import PREPROCESSING, Provenance
+from helpers import tiny_vgg
 
 
 def _package_folder(name: str) -> Path:
@@ -609,3 +611,18 @@ def test_other_formats_under_the_name_of_an_image(tmp_path, start, kind):
 def test_numpys_integers_are_a_size(tmp_path):
     path = _saved(tmp_path / "a.png", CORNERS)
     assert load_images(path, tuple(np.array([32, 64]))).shape == (1, 32, 64, 3)
+
+
+def test_a_model_loads_images_by_its_own_recipe(tmp_path):
+    path = _saved(tmp_path / "a.png", _noise(40, 50))
+    model = tiny_vgg()
+    for name, recipe in PREPROCESSING.items():
+        model.provenance = Provenance(preprocessing=recipe)
+        np.testing.assert_array_equal(
+            model.load_images(path, (32, 64)), load_images([path], (32, 64), name)
+        )
+
+
+def test_names_as_lines_of_text():
+    assert shown(os.fsdecode(b"caf\xe9 \xc3\xa9.png")) == "caf\\xe9 é.png"
+    assert shown("a\nb\x1b[1m\ud800") == "a\\nb\\x1b[1m\\ud800"
