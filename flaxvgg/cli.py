@@ -58,8 +58,8 @@ _StoredSize = Annotated[
 _Photos = Annotated[
     list[Path],
     typer.Argument(
-        help="Photos, or folders of photos; for a .zarr store also a manifest (.csv, .tsv, .parquet) "
-        "or a folder of Pascal VOC."
+        help="Photos, or folders of photos; for a .zarr store also a manifest (.csv, .tsv, "
+        ".parquet) or a folder of Pascal VOC."
     ),
 ]
 _Batch = Annotated[

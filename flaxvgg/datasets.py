@@ -50,6 +50,14 @@ class LabelledImages:
         labels = self.labels[rows]
         return dataclasses.replace(self, paths=paths, labels=labels, boxes=boxes, sizes=sizes)
 
+    def without_gaps(self) -> "LabelledImages":
+        """Where classes are numbers, such as 1 to 102: only those that an image has."""
+        used = np.flatnonzero(self.labels.any(axis=0))
+        if self.boxes is not None or self.classes != tuple(map(str, range(len(self.classes)))):
+            return self
+        classes = tuple(self.classes[i] for i in used)
+        return dataclasses.replace(self, labels=self.labels[:, used], classes=classes)
+
     def split(self, part: float, seed: int = 0) -> tuple["LabelledImages", "LabelledImages"]:
         """The rest, and a random `part` of the images, in (0, 1), drawn class by class.
 

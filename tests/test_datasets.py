@@ -9,6 +9,7 @@ from PIL import Image
 from flaxvgg.datasets import (
     VOC_CLASSES,
     DatasetError,
+    LabelledImages,
     image_folder,
     label_file,
     pascal_voc,
@@ -311,3 +312,24 @@ def test_hidden_folders_are_no_classes_and_links_are(tmp_path):
         streaming = find_source(tmp_path / "pets")
     assert training.classes == streaming.classes == ("cat", "dog")
     assert training.labels.argmax(1).tolist() == streaming.labels.tolist() == [0, 1]
+
+
+def test_class_numbers_with_gaps_are_trained_on_without(tmp_path):
+    for name in ("a.png", "b.png"):
+        _image(tmp_path / name)
+    (tmp_path / "labels.csv").write_text("image,labels\na.png,5\nb.png,2\n")
+    found = label_file(tmp_path / "labels.csv")
+    assert found.labels.argmax(1).tolist() == [5, 2]
+    trained = found.without_gaps()
+    assert trained.classes == ("2", "5")
+    np.testing.assert_array_equal(trained.labels, [[0, 1], [1, 0]])
+    test = label_file(tmp_path / "labels.csv", trained.classes)
+    np.testing.assert_array_equal(test.labels, trained.labels)
+    named = found.of(np.arange(2))
+    assert image_folder_like(named).without_gaps().classes == ("cat", "dog", "owl")
+
+
+def image_folder_like(images):
+    """The same images, of which none is of the class owl."""
+    labels = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
+    return LabelledImages(images.paths, labels, ("cat", "dog", "owl"))
