@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from flaxvgg import file_names
 from flaxvgg.cam.explanation import Explanation, Flag
 from flaxvgg.cam.methods import METHODS, explain
 from flaxvgg.cam.network import as_scores
@@ -228,8 +229,8 @@ def explain_photos(
 
 
 def shown(photo: Path) -> str:
-    """A file's name that can be printed: what is no text in it, Python keeps as lone surrogates."""
-    return photo.name.encode("utf-8", "replace").decode()
+    """A file's name without its folder, as a line of text."""
+    return file_names.shown(photo.name)
 
 
 def best_classes(model: VGG, images: Float[Array, "n h w 3"], count: int) -> Int[Array, "n k"]:

@@ -1,5 +1,6 @@
 """The command line: flaxvgg demo | features | sparsity | cam | train | info."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,6 +8,7 @@ import typer
 
 from flaxvgg.config import SMALLEST_IMAGE, check_arch
 from flaxvgg.console import clear_errors, console, errors, keep_compiled, step, stoppable
+from flaxvgg.finding import PassedOver
 
 if TYPE_CHECKING:
     from flaxvgg.model import VGG
@@ -26,6 +28,15 @@ app = typer.Typer(
 @app.callback()
 def prepare() -> None:
     keep_compiled()
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, PassedOver):
+            errors.print(str(message), style="yellow")
+        else:
+            before(message, category, *where, **more)
+
+    warnings.showwarning = show
 
 
 _Weights = Annotated[
@@ -47,8 +58,8 @@ _StoredSize = Annotated[
 _Photos = Annotated[
     list[Path],
     typer.Argument(
-        help="Photos, or folders of photos; for a .zarr store also a manifest (.csv, .parquet) "
-        "or a folder of Pascal VOC."
+        help="Photos, or folders of photos; for a .zarr store also a manifest (.csv, .tsv, "
+        ".parquet) or a folder of Pascal VOC."
     ),
 ]
 _Batch = Annotated[

@@ -3,17 +3,18 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from flaxvgg import convolution
 from flaxvgg.config import SMALLEST_IMAGE, Layer, VGGConfig
+from flaxvgg.file_names import AnyPath
 from flaxvgg.layers import (
     BatchNorm,
     adaptive_avg_pool,
@@ -144,7 +145,7 @@ class VGG(nnx.Module):
     `model.train()` switches dropout and batch statistics on, `model.eval()` off again.
 
     Images are float arrays of shape (N, H, W, 3) with H, W >= 32, normalised by `preprocessing`
-    (see `flaxvgg.load_images`). Any other number of leading axes works alike.
+    (`model.load_images(paths)` gives them). Any other number of leading axes works alike.
     """
 
     def __init__(
@@ -170,8 +171,26 @@ class VGG(nnx.Module):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The recipe that the weights expect, for `flaxvgg.load_images`."""
+        """The recipe that the weights expect, as `load_images` follows it."""
         return self.provenance.preprocessing
+
+    def load_images(
+        self,
+        paths: AnyPath | Iterable[AnyPath],
+        size: tuple[SupportsIndex, SupportsIndex] | None = (224, 224),
+    ) -> Float32[Array, "n h w 3"]:
+        """The batch (N, H, W, 3) of N image files, prepared as these weights expect it.
+
+        It is `flaxvgg.load_images` with the model's own `preprocessing`. `size` is (H, W) in
+        pixels, or None for images that all have the same size and keep it. Raises ImageError with
+        every file that cannot be used.
+
+            images = model.load_images(["a.jpg", "b.jpg"])
+            features = model.features(images)  # (2, 7, 7, 512)
+        """
+        from flaxvgg.images import load_images
+
+        return load_images(paths, size, self.preprocessing)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -274,7 +293,7 @@ def check_images(images: AnyArray) -> None:
     shape = tuple(images.shape)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
-            f"images are {images.dtype}: the network takes normalised floats (flaxvgg.load_images)"
+            f"images are {images.dtype}: the network takes normalised floats (model.load_images)"
         )
     if len(shape) < 3 or shape[-1] != 3:
         hint = "; channels come last in JAX: transpose (0, 2, 3, 1)" if 3 in shape[-3:-2] else ""

@@ -61,12 +61,12 @@ def demo_figure(
         size = picture.shape[:2]
         rgb = np.stack([enlarge(colours[i, ..., k], size) for k in range(3)], axis=-1)
         axes[0, i].imshow(picture)
-        axes[0, i].set_title(name.replace("_", " ")[:18], fontsize=9)
+        axes[0, i].set_title(_short(name), fontsize=9, parse_math=False)
         axes[1, i].imshow(np.clip(rgb, 0, 1))
         for ax, row in zip(axes[2:, i], maps, strict=True):
             draw_heat(ax, picture, row.heats[i])
             if row.titles:
-                ax.set_title(row.titles[i], fontsize=9)
+                ax.set_title(row.titles[i], fontsize=9, parse_math=False)
     labels = ("photo", f"what is alike\n({alike[0]})", *(row.label for row in maps))
     for row, label in zip(axes, labels, strict=True):
         row[0].set_ylabel(label, fontsize=9)
@@ -74,7 +74,7 @@ def demo_figure(
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
     _zeros_axes(bottom.subplots(), names, zeros)
-    figure.suptitle(f"{title}: what it sees in {columns} photos", fontsize=12)
+    figure.suptitle(f"{title}: what it sees in {columns} photos", fontsize=12, parse_math=False)
     return figure
 
 
@@ -82,9 +82,7 @@ def _zeros_axes(ax, names: Sequence[str], zeros: Mapping[str, np.ndarray]) -> No
     layers = list(zeros)
     percent = 100 * np.array([zeros[layer] for layer in layers])
     for i, name in enumerate(names):
-        ax.plot(
-            percent[:, i], color=f"C{i}", linewidth=1, alpha=0.6, label=name.replace("_", " ")[:18]
-        )
+        ax.plot(percent[:, i], color=f"C{i}", linewidth=1, alpha=0.6, label=_short(name))
     ax.plot(percent.mean(axis=1), color="black", linewidth=2.5, marker="o", label="mean")
     for i, layer in enumerate(layers):
         if layer.startswith("pool"):
@@ -99,4 +97,11 @@ def _zeros_axes(ax, names: Sequence[str], zeros: Mapping[str, np.ndarray]) -> No
     ax.set_xticks(range(len(layers)), layers, rotation=40, ha="right", fontsize=8)
     ax.set(ylabel="zeros, %", ylim=(0, 100), xlim=(-0.5, len(layers) - 0.5))
     ax.grid(axis="y", alpha=0.3)
-    ax.legend(fontsize=8, ncols=2, loc="upper left", frameon=False)
+    legend = ax.legend(fontsize=8, ncols=2, loc="upper left", frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _short(name: str) -> str:
+    """A photo's name as far as there is room; a legend leaves out what begins with "_"."""
+    return name.replace("_", " ")[:18]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from flaxvgg.answer import headline, percent
+from flaxvgg.file_names import shown
 from flaxvgg.plotting.figures import new_figure
 
 if TYPE_CHECKING:
@@ -191,5 +192,5 @@ def places_picture(
 
 
 def _short(photo: Path) -> str:
-    """A photo's name as far as there is room; what is no text in it becomes question marks."""
-    return photo.stem[:18].encode("utf-8", "replace").decode()
+    """A photo's name as far as there is room."""
+    return shown(photo.stem)[:18]

@@ -36,6 +36,8 @@ _STEPS_AHEAD = 2  # given to the devices before the oldest result is asked for
 _UNITS_WRITING = 2  # at once, so that memory stays bounded
 _UNIT_BYTES = 64 * 2**20
 _UNIT_BATCHES = 32  # at most
+_PROGRAMS = 32  # compiled ones that are kept, one for each size of image: 2 to 4 MB each
+_TRACES = 256  # programs after which JAX forgets what else it keeps of each
 
 Rows = dict[str, np.ndarray]
 
@@ -153,7 +155,10 @@ class _Program:
         # how many there are.
         specs = (whole, split, split, split)
         program = jax.shard_map(of_one, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
-        self._run = jax.jit(program)
+        self._jitted = jax.jit(program)
+        self._compiled: dict[tuple[int, ...], Callable[..., Looked]] = {}
+        self._met: collections.Counter[tuple[int, ...]] = collections.Counter()
+        self._count = 0
 
     def __call__(self, batches: Sequence[Sequence[Item]]) -> Looked:
         """The rows and sums of at most one batch for each device, as soon as they are there."""
@@ -169,7 +174,29 @@ class _Program:
         for i, item in zip(at, items, strict=True):
             pixels[i] = item.pixels
         given = jax.device_put((pixels, valid, asked), self._split)
-        return self._run(self._model, *given)
+        return self._program(given)(self._model, *given)
+
+    def _program(self, given: tuple[Array, ...]) -> Callable[..., Looked]:
+        """The program for images of this size.
+
+        A folder may have as many sizes as photos: of more than `_PROGRAMS` those stay that were met
+        most often. A program that is compiled again is the same, and so are its results.
+        """
+        size = given[0].shape
+        self._met[size] += 1
+        if size not in self._compiled:
+            if len(self._compiled) == _PROGRAMS:
+                # Of those met equally often the newest: sizes that come round in turn would
+                # otherwise drive each other out, every one of them just before it is wanted.
+                newest_first = reversed(self._compiled)
+                del self._compiled[min(newest_first, key=lambda known: self._met[known])]
+            self._compiled[size] = self._jitted.lower(self._model, *given).compile()
+            self._count += 1
+            # JAX keeps programs, and what they were traced from, until the process ends.
+            self._jitted.clear_cache()
+            if self._count % _TRACES == 0:
+                jax.clear_caches()
+        return self._compiled[size]
 
     def settle(self, looked: Looked, batches: Sequence[Sequence[Item]]) -> Iterator[tuple]:
         """What each batch gave, on the host: its items, their rows, its sums."""

@@ -31,6 +31,7 @@ from jaxtyping import UInt8, UInt64
 from zarr.errors import GroupNotFoundError
 
 from flaxvgg.checkpoint import first_line
+from flaxvgg.file_names import shown
 from flaxvgg.locking import alone
 from flaxvgg.streaming.source import Source
 
@@ -95,7 +96,7 @@ class Store:
                     name, shape=shape, chunks=(chunk,), dtype=str, dimension_names=("image",)
                 )
                 if name == "name":
-                    array[:] = np.array([_text(x) for x in source.names], object)
+                    array[:] = np.array([shown(x) for x in source.names], object)
             cls(new)._status()
             new.rename(path)
         except OSError as error:
@@ -235,7 +236,7 @@ class Store:
             # A unit that is done again may have fewer; one without any takes no room.
             texts = np.full(len(here), "", object)
             for row, problem in problems.items():
-                texts[row - here.start] = _text(problem)
+                texts[row - here.start] = shown(problem)
             self._group["problem"][place] = texts
             self._status()[place].write(status).result()
         except (OSError, ValueError) as error:
@@ -323,8 +324,3 @@ def axes(name: str, count: int) -> list[str]:
     """Names of so many axes of an array; xarray wants one length for each name."""
     known = {1: ["unit"], 3: ["y", "x", "channel"]}
     return [f"{name}_{axis}" for axis in known.get(count, range(count))]
-
-
-def _text(text: str) -> str:
-    """What is no text in a file's name, Python keeps as lone surrogates."""
-    return text.encode("utf-8", "replace").decode()

@@ -61,7 +61,7 @@ class Trained:
 
 def read_images(run: Run) -> tuple[LabelledImages, LabelledImages]:
     """The images to train and to test on. Raises ValueError where they do not fit the run."""
-    train = read_labelled(run.data.train)
+    train = read_labelled(run.data.train).without_gaps()
     if run.data.test is None:
         train, test = train.split(run.data.held_out, run.training.seed)
     else:
