@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from rich.progress import track
 
-from flaxvgg.checkpoint import write_atomically
 from flaxvgg.config import VGGConfig
 from flaxvgg.console import console
 from flaxvgg.images import ImageError, load_pixels, normalise
 from flaxvgg.model import VGG
+from flaxvgg.replacing import write_atomically
 
 _PIXELS = 8 * 512 * 1024  # of one batch at most, so that large photos need no more memory
 _BATCH = 8

@@ -217,7 +217,8 @@ def test_what_is_negative_everywhere_is_shown_where_it_is_not_cut_off(model, pho
     cells = [list(column.cells) for column in cam_table(plan=plan, maps=[cam, grad_cam]).columns]
     assert cells[0] == ["same.png", ""]
     assert cells[1] == ["cat", ""]
-    assert cells[4] == [f"{x}, {y} [red]positive nowhere[/red]", "[red]positive nowhere[/red]"]
+    assert [text.plain for text in cells[4]] == [f"{x}, {y} positive nowhere", "positive nowhere"]
+    assert [span.style for text in cells[4] for span in text.spans] == ["red", "red"]
 
 
 def test_a_broken_photo_among_good_ones(tmp_path, loaded, photos):

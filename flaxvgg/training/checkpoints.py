@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from flaxvgg.checkpoint import CheckpointError, difference, first_line
+from flaxvgg.checkpoint import ORBAX_DAMAGE, CheckpointError, difference, first_line
+from flaxvgg.replacing import cannot_be_written
 from flaxvgg.training.trainer import TrainState
 
 _METRIC = "metric"
@@ -26,20 +27,23 @@ class Checkpoints:
     def __init__(self, folder: Path, run: Mapping[str, Any], keep: int):
         self._run = json.loads(json.dumps(run))
         policies = ocp.training.preservation_policies
-        self._checkpointer = ocp.training.Checkpointer(
-            folder.absolute(),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(1),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: metrics[_METRIC],
-                        n=keep,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
-            cleanup_tmp_directories=True,
-        )
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                folder.absolute(),
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(1),
+                        policies.BestN(
+                            get_metric_fn=lambda metrics: metrics[_METRIC],
+                            n=keep,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
+                cleanup_tmp_directories=True,
+            )
+        except OSError as error:
+            raise CheckpointError(cannot_be_written(folder, error)) from None
 
     def save(self, state: TrainState, data: Any, metric: float | None = None) -> None:
         """Write the state, and that of the data, as of now. Raises CheckpointError.
@@ -86,9 +90,11 @@ class Checkpoints:
         where = f"{self._checkpointer.directory} at step {step}"
         try:
             metadata = self._checkpointer.metadata(step)
-        except (OSError, ValueError, KeyError) as error:
+        except ORBAX_DAMAGE as error:
             raise CheckpointError(f"{where} is damaged: {first_line(error)}") from None
-        told = metadata.custom_metadata or {}
+        told = metadata.custom_metadata
+        if not isinstance(told, dict) or "data" not in told:
+            raise CheckpointError(f"{where} is damaged, or was not written by flaxvgg train")
         expected = _named(template, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
         stored = metadata.metadata
         if stored is None:  # which is what Orbax makes of a table of contents that it cannot read
@@ -109,7 +115,7 @@ class Checkpoints:
             # As NumPy arrays, which JAX adopts.
             like = _named(template, lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape))
             arrays = self._checkpointer.load(step, like)
-        except (OSError, ValueError, KeyError) as error:
+        except ORBAX_DAMAGE as error:
             raise CheckpointError(f"{where} is damaged: {first_line(error)}") from None
         leaves = [jax.numpy.asarray(arrays[name]) for name in expected]
         return jax.tree.unflatten(jax.tree.structure(template), leaves), told["data"]
