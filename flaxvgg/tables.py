@@ -106,7 +106,8 @@ def cam_table(maps: Sequence[PhotoMap], plan: Plan) -> Table:
 def features_table(model: VGG, arrays: Mapping[str, np.ndarray]) -> Table:
     """One row a photo: the fraction of zeros of each layer that was extracted."""
     layers = [name for name in arrays if name not in ("photos", "gap")]
-    table = Table(title="zeros", caption=f"{model.config.arch}, {model.provenance.source}")
+    source = plain(model.provenance.source)
+    table = Table(title="zeros", caption=f"{model.config.arch}, {source}")
     table.add_column("photo")
     for layer in layers:
         shape = "x".join(map(str, arrays[layer].shape[1:]))
@@ -123,7 +124,7 @@ def sparsity_table(report: SparsityReport, zeros: Mapping[str, np.ndarray], capt
 
     `zeros` is the fraction of zeros of each photo (N,) by layer.
     """
-    table = Table(title=headline(report), caption=caption, box=box.SIMPLE)
+    table = Table(title=headline(report), caption=plain(caption), box=box.SIMPLE)
     table.add_column("layer", no_wrap=True)
     for name in ("values", "zeros", "by photo", "negative before", "silent", "dead", "of"):
         table.add_column(name, justify="right", no_wrap=name in ("values", "zeros", "by photo"))
