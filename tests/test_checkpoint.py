@@ -314,6 +314,16 @@ def test_a_killed_process_leaves_the_old_one(model, other, tmp_path, name):
     _assert_same(flaxvgg.load(path), other)
 
 
+@pytest.mark.slow
+def test_killed_at_any_moment():
+    """4 kills here; `python -m tests.checkpoint_trials` makes 100."""
+    command = [sys.executable, "-m", "tests.checkpoint_trials", "--count", "4", "--reads", "1"]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "reads that failed: 0, kills: 4" in done.stdout
+    assert "lost: 0, leftovers: 0" in done.stdout
+
+
 def test_files_of_the_users_in_a_checkpoint_are_not_deleted(model, other, tmp_path):
     path = tmp_path / "orbax"
     flaxvgg.save(model, path)
