@@ -11,7 +11,6 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from flaxvgg.checkpoint import ORBAX_DAMAGE, CheckpointError, difference, first_line
-from flaxvgg.replacing import cannot_be_written
 from flaxvgg.training.trainer import TrainState
 
 _METRIC = "metric"
@@ -27,23 +26,20 @@ class Checkpoints:
     def __init__(self, folder: Path, run: Mapping[str, Any], keep: int):
         self._run = json.loads(json.dumps(run))
         policies = ocp.training.preservation_policies
-        try:
-            self._checkpointer = ocp.training.Checkpointer(
-                folder.absolute(),
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(1),
-                        policies.BestN(
-                            get_metric_fn=lambda metrics: metrics[_METRIC],
-                            n=keep,
-                            keep_checkpoints_without_metrics=False,
-                        ),
-                    ]
-                ),
-                cleanup_tmp_directories=True,
-            )
-        except OSError as error:
-            raise CheckpointError(cannot_be_written(folder, error)) from None
+        self._checkpointer = ocp.training.Checkpointer(
+            folder.absolute(),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(1),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics[_METRIC],
+                        n=keep,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
 
     def save(self, state: TrainState, data: Any, metric: float | None = None) -> None:
         """Write the state, and that of the data, as of now. Raises CheckpointError.
