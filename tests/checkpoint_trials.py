@@ -47,9 +47,8 @@ def save_on_and_on(path: Path, in_two_steps: bool, started: int) -> None:
         replacing.exchange = lambda a, b: False
 
         def slowly(self: Path, target: Path) -> Path:
-            time.sleep(0.02)
             renamed = rename(self, target)
-            time.sleep(0.02)
+            time.sleep(0.3)
             return renamed
 
         Path.rename = slowly
@@ -89,7 +88,7 @@ def trials(count: int, reads: int, seed: int, folder: Path) -> Counter[str]:
             for _ in range(20):
                 done["reads"] += 1
                 done["reads that failed"] += ended(fork(lambda path=path: read(path))) != 0
-        time.sleep(draw.uniform(0, 0.3))
+        time.sleep(draw.uniform(0, 1.5))
         os.kill(pid, signal.SIGKILL)
         if ended(pid) != -signal.SIGKILL:
             raise SystemExit("a saver failed by itself")
