@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from flaxvgg.console import clear_errors, console, errors, step
+from flaxvgg.console import PlainCommand, accept_any_text, clear_errors, console, errors, step
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 def main(
     source: Annotated[
         str,
@@ -50,6 +50,7 @@ def main(
     Exit code 0: written, and verified where that was asked for. 1: the verification failed, and
     nothing was written. 2: bad input, and nothing was written.
     """
+    accept_any_text()
     with clear_errors(f"{out} is as it was"):
         agreed = _convert(source, out, arch, dtype, preprocessing, verify)
     raise typer.Exit(0 if agreed else 1)

@@ -77,5 +77,5 @@ def _flips(checks: Sequence[LayerCheck]) -> list[str]:
 
 def print_summary(console: Console, model: VGG, notes: Sequence[str], out: Path) -> None:
     """What was written, and what the checkpoint records."""
-    rows = model_facts(model) | {"note": "\n".join(notes), "written": str(out)}
+    rows = model_facts(model) | {"note": notes, "written": str(out)}
     console.print(facts(rows), highlight=False)

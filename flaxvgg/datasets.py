@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from flaxvgg.file_names import AnyPath
 from flaxvgg.finding import class_folders, images_below, tell_passed_over, unreachable
+from flaxvgg.foreign import AnyPath
 from flaxvgg.label_tables import MOST_CLASSES, Box, read_label_table, too_large
 from flaxvgg.table_files import DatasetError as DatasetError
 

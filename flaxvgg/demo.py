@@ -9,10 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flaxvgg.cam.methods import explain
-from flaxvgg.console import console, step
+from flaxvgg.console import console, say_where, step
 from flaxvgg.extraction import map_photos, save_npz
-from flaxvgg.file_names import shown
-from flaxvgg.folders import check_folder, png, write_bytes
+from flaxvgg.folders import Names, check_folder, make_folder, png, write_bytes
 from flaxvgg.images import find_images, load_pixels
 from flaxvgg.model import VGG
 from flaxvgg.plotting.demo import Maps, demo_figure
@@ -35,7 +34,7 @@ def run_demo(
         raise ValueError("no photos: name some, or install scikit-image, which carries eight")
     check_folder(out)
     model = load()
-    names = _names(paths)
+    names = list(map(Names(), paths))
     sampled = not model.config.head and not packaged_head().misfit(model)
     if sampled:
         model = with_sample_head(model)
@@ -47,37 +46,26 @@ def run_demo(
     zeros = zeros_by_photo(counts)
     title = f"{model.config.arch}, {model.provenance.source}"
     console.print(sparsity_table(total_counts(model, counts), zeros, title))
-    with step("writing") as found:
-        kept = {model.config.resolve("features"): seen["features"], "gap": seen["gap"]}
-        kept |= {"photos": np.array([str(path) for path in paths])}
+    with step("drawing"):  # everything before the first file is written
         by_photo = {
             layer: dict(zip(names, map(float, z), strict=True)) for layer, z in zeros.items()
         }
+        text = json.dumps({"zero_fraction": by_photo}, indent=1)
         pictures = [load_pixels(path, size, model.preprocessing) for path in paths]
         middle, last = _mapped(model)
         maps = [Maps(f"Eigen-CAM\n({last})", seen["eigen"])]
         if sampled:
             titles = _answers(seen["logits"], model.classes)
             maps.append(Maps("CAM\n(sample head)", seen["cams"], titles))
-        stems = [shown(path.stem) for path in paths]
-        figure = demo_figure(stems, pictures, (middle, seen["middle"]), maps, zeros, title)
-        # All is made before the first file is written.
-        files = {
-            "zeros.json": json.dumps({"zero_fraction": by_photo}, indent=1).encode(),
-            "demo.png": png(figure),
-        }
-        out.mkdir(parents=True, exist_ok=True)
-        save_npz(out / "features.npz", kept)
-        for name, data in files.items():
-            write_bytes(out / name, data)
-        found += ["features.npz", *files]
-    console.print(f"look at {out / 'demo.png'}", style="bold", highlight=False, soft_wrap=True)
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The photos' names, or their paths where two are called alike."""
-    names = [shown(path.stem) for path in paths]
-    return names if len(set(names)) == len(names) else [shown(path) for path in paths]
+        figure = png(demo_figure(names, pictures, (middle, seen["middle"]), maps, zeros, title))
+    with step("writing") as found:
+        make_folder(out)
+        kept = {model.config.resolve("features"): seen["features"], "gap": seen["gap"]}
+        save_npz(out / "features.npz", kept | {"photos": np.array([str(path) for path in paths])})
+        write_bytes(out / "zeros.json", text.encode())
+        write_bytes(out / "demo.png", figure)
+        found += ["features.npz", "zeros.json", "demo.png"]
+    say_where(out / "demo.png")
 
 
 def _look(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from jaxtyping import Array, Float32, Int, UInt8
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from flaxvgg.config import SMALLEST_IMAGE
-from flaxvgg.file_names import AnyPath
 from flaxvgg.finding import ImageError as ImageError
 from flaxvgg.finding import as_paths, kind_of, unreachable
 from flaxvgg.finding import find_images as find_images
+from flaxvgg.foreign import AnyPath
 from flaxvgg.orientation import orientation
 from flaxvgg.provenance import PREPROCESSING, Preprocessing
 

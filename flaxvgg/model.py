@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32
 
 from flaxvgg import convolution
 from flaxvgg.config import SMALLEST_IMAGE, Layer, VGGConfig
-from flaxvgg.file_names import AnyPath
+from flaxvgg.foreign import AnyPath
 from flaxvgg.layers import (
     BatchNorm,
     adaptive_avg_pool,

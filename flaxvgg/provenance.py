@@ -1,6 +1,7 @@
 """Where weights come from, and what they expect to be fed."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -68,7 +69,8 @@ class Provenance:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Provenance":
-        """The record that `to_json` wrote."""
+        """The record that `to_json` wrote. Raises ValueError for one of other types."""
+        _check(value)
         recipe = dict(value["preprocessing"])
         recipe |= {"mean": tuple(recipe["mean"]), "std": tuple(recipe["std"])}
         return cls(
@@ -78,3 +80,27 @@ class Provenance:
             classes=tuple(value["classes"]),
             versions=tuple(value["versions"].items()),
         )
+
+
+def _check(value: Mapping[str, Any]) -> None:
+    """Raise ValueError, or KeyError, where a record says what nothing can use."""
+    recipe, versions = value["preprocessing"], value["versions"]
+    texts = {name: value[name] for name in ("source", "sha256")}
+    texts |= {"preprocessing.name": recipe["name"]}
+    texts |= {"classes": "".join(value["classes"]), "versions": "".join(versions.values())}
+    wrong = [name for name, text in texts.items() if not isinstance(text, str)]
+    for name in ("mean", "std"):
+        numbers = recipe[name]
+        if len(numbers) != 3 or not all(_is_finite(x) for x in numbers):
+            wrong.append(f"preprocessing.{name}")
+    if not _is_finite(recipe["divisor"]) or not recipe["divisor"] or 0 in recipe["std"]:
+        wrong.append("preprocessing.divisor, std")
+    choices = {"channels": ("RGB", "BGR"), "fit": ("crop", "stretch")}
+    choices |= {"interpolation": ("bilinear", "nearest")}
+    wrong += [f"preprocessing.{name}" for name in choices if recipe[name] not in choices[name]]
+    if wrong:
+        raise ValueError(f"the provenance has a wrong {wrong[0]}")
+
+
+def _is_finite(x: object) -> bool:
+    return isinstance(x, (int, float)) and math.isfinite(x)

@@ -17,11 +17,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from flaxvgg.checkpoint import write_atomically
 from flaxvgg.heads import with_gap
 from flaxvgg.mapping import model_arrays
 from flaxvgg.model import VGG
 from flaxvgg.provenance import Provenance
+from flaxvgg.replacing import write_atomically
 
 _FILE = Path(__file__).with_name("sample_head.safetensors")
 

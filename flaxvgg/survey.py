@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 from flaxvgg import __version__
 from flaxvgg.config import VGGConfig
 from flaxvgg.extraction import stream_photos
-from flaxvgg.file_names import shown
+from flaxvgg.foreign import shown
 from flaxvgg.images import ImageError
 from flaxvgg.model import VGG
 from flaxvgg.provenance import Provenance

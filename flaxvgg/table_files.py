@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flaxvgg.file_names import AnyPath
+from flaxvgg.foreign import AnyPath
 
 BOX = ("left", "top", "right", "bottom")
 _COLUMNS = {"image", "label", "labels", *BOX}

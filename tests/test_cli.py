@@ -133,6 +133,10 @@ def test_demo_of_a_gap_network_without_pool5(tmp_path, photos, maps):
     model = flaxvgg.with_gap(small_model(), 3, channels=16, rngs=nnx.Rngs(0))
     flaxvgg.save(model, path)
     out = tmp_path / "demo"
+    # Names that would end the drawing, and two that are called alike.
+    (photos / "astronaut.png").rename(photos / "$^$ [red]\n\udce9.png")
+    (photos / "more").mkdir()
+    (photos / "chelsea.png").rename(photos / "more" / "coffee.png")
     result = run("demo", photos, "--weights", path, "--size", "64x64", "--out", out)
     assert result.exit_code == 0, result.output
     assert [row.label for row in maps] == ["Eigen-CAM\n(relu5_2)"]  # the head is not the sample one
@@ -140,6 +144,9 @@ def test_demo_of_a_gap_network_without_pool5(tmp_path, photos, maps):
         assert set(arrays) == {"relu6", "gap", "photos"}
         assert arrays["relu6"].shape == (3, 4, 4, 16)
         np.testing.assert_allclose(arrays["gap"], arrays["relu6"].mean((1, 2)), rtol=1e-4)
+    zeros = json.loads((out / "zeros.json").read_text())["zero_fraction"]
+    assert set(zeros["relu1_1"]) == {"$^$ [red]__", "coffee", "coffee-2"}
+    assert (out / "demo.png").exists()
 
 
 def test_info(weights):

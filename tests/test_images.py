@@ -20,8 +20,8 @@ from PIL import EpsImagePlugin, Image, ImageFile
 from torchvision.models import VGG16_Weights
 from torchvision.transforms import functional
 
-from flaxvgg.file_names import shown
 from flaxvgg.finding import PassedOver
+from flaxvgg.foreign import shown
 from flaxvgg.images import ImageError, find_images, fit_image, load_images, normalise, open_image
 from flaxvgg.provenance import PREPROCESSING, Provenance
 from helpers import tiny_vgg

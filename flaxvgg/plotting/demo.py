@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from flaxvgg.plotting.figures import draw_heat, enlarge, new_figure
+from flaxvgg.foreign import plain
+from flaxvgg.plotting.figures import draw_heat, enlarge, literal, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,12 +62,12 @@ def demo_figure(
         size = picture.shape[:2]
         rgb = np.stack([enlarge(colours[i, ..., k], size) for k in range(3)], axis=-1)
         axes[0, i].imshow(picture)
-        axes[0, i].set_title(_short(name), fontsize=9, parse_math=False)
+        axes[0, i].set_title(_short(name), fontsize=9)
         axes[1, i].imshow(np.clip(rgb, 0, 1))
         for ax, row in zip(axes[2:, i], maps, strict=True):
             draw_heat(ax, picture, row.heats[i])
             if row.titles:
-                ax.set_title(row.titles[i], fontsize=9, parse_math=False)
+                ax.set_title(literal(row.titles[i]), fontsize=9)
     labels = ("photo", f"what is alike\n({alike[0]})", *(row.label for row in maps))
     for row, label in zip(axes, labels, strict=True):
         row[0].set_ylabel(label, fontsize=9)
@@ -74,8 +75,13 @@ def demo_figure(
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
     _zeros_axes(bottom.subplots(), names, zeros)
-    figure.suptitle(f"{title}: what it sees in {columns} photos", fontsize=12, parse_math=False)
+    figure.suptitle(literal(f"{title}: what it sees in {columns} photos"), fontsize=12)
     return figure
+
+
+def _short(name: str) -> str:
+    """A photo's name as far as there is room."""
+    return literal(plain(name).replace("_", " ")[:18])
 
 
 def _zeros_axes(ax, names: Sequence[str], zeros: Mapping[str, np.ndarray]) -> None:

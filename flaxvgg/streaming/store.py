@@ -31,7 +31,7 @@ from jaxtyping import UInt8, UInt64
 from zarr.errors import GroupNotFoundError
 
 from flaxvgg.checkpoint import first_line
-from flaxvgg.file_names import shown
+from flaxvgg.foreign import shown
 from flaxvgg.locking import alone
 from flaxvgg.streaming.source import Source
 

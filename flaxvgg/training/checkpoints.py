@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from flaxvgg.checkpoint import CheckpointError, difference, first_line
+from flaxvgg.checkpoint import ORBAX_DAMAGE, CheckpointError, difference, first_line
 from flaxvgg.training.trainer import TrainState
 
 _METRIC = "metric"
@@ -98,7 +98,9 @@ class Checkpoints:
 
     def _read(self, step: int, template: TrainState) -> tuple[TrainState, Any]:
         where, metadata = self._where(step), self._metadata(step)
-        told = metadata.custom_metadata or {}
+        told = metadata.custom_metadata
+        if not isinstance(told, dict) or "data" not in told:
+            raise CheckpointError(f"{where} is damaged, or was not written by flaxvgg train")
         expected = _named(template, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
         stored = metadata.metadata
         if stored is None:  # which is what Orbax makes of a table of contents that it cannot read
@@ -119,7 +121,7 @@ class Checkpoints:
             # As NumPy arrays, which JAX adopts.
             like = _named(template, lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape))
             arrays = self._checkpointer.load(step, like)
-        except (OSError, ValueError, KeyError) as error:
+        except ORBAX_DAMAGE as error:
             raise CheckpointError(f"{where} is damaged: {first_line(error)}") from None
         leaves = [jax.numpy.asarray(arrays[name]) for name in expected]
         return jax.tree.unflatten(jax.tree.structure(template), leaves), told["data"]
@@ -130,7 +132,7 @@ class Checkpoints:
     def _metadata(self, step: int) -> Any:
         try:
             return self._checkpointer.metadata(step)
-        except (OSError, ValueError, KeyError) as error:
+        except ORBAX_DAMAGE as error:
             raise CheckpointError(f"{self._where(step)} is damaged: {first_line(error)}") from None
 
     @contextlib.contextmanager

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from flaxvgg.checkpoint import CheckpointError, save
-from flaxvgg.console import console, errors, step
+from flaxvgg.console import Told, console, errors, step
 from flaxvgg.datasets import LabelledImages, read_labelled
 from flaxvgg.evaluation.classification import mean_average_precision
 from flaxvgg.extraction import map_photos
@@ -334,8 +334,8 @@ def _line(run: Run, row: Mapping[str, float | int]) -> str:
 @contextlib.contextmanager
 def _progress(what: str, done: int, of: int) -> Iterator[Callable[[int, float], None]]:
     """A bar that is told how many steps are done, and the loss."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    loss = TextColumn("loss {task.fields[loss]}")
+    columns = Told("{task.description}"), BarColumn(), MofNCompleteColumn()
+    loss = Told("loss {task.fields[loss]}")
     with Progress(
         *columns,
         TimeRemainingColumn(),
