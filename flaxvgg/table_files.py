@@ -211,7 +211,7 @@ def _parquet(path: Path) -> TableFile:
             columns = {names[name]: column for name, column in found.items()}
             count = file.metadata.num_rows
             classes = _class_names(schema.metadata or {})
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(path, [f"no Parquet file: {str(error).splitlines()[0]}"]) from None
     return TableFile(columns, range(1, count + 1), "row", classes, inside)
 

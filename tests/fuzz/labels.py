@@ -95,6 +95,8 @@ def _true_manifest(data: bytes, path: Path, whole: bytes) -> Arrays:
 
 
 def _csv_rows(data: bytes) -> list[dict[str, str]]:
+    if data.startswith(b"PAR1"):  # whatever the suffix
+        return parquet.read_table(io.BytesIO(data)).to_pylist()
     text = io.StringIO(data.decode("utf-8-sig"), newline="")
     head, *lines = filter(any, csv.reader(text, skipinitialspace=True))
     head = [name.strip().lower() for name in head]
