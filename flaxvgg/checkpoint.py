@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 
 from flaxvgg.checksums import Checksum, checksum_of_text, checksums
 from flaxvgg.config import VGGConfig
+from flaxvgg.file_kinds import UnknownKind, file_kind
 from flaxvgg.mapping import MappingError, arrays_from_torch, build, model_arrays, torch_stream
 from flaxvgg.model import VGG
 from flaxvgg.provenance import Provenance
@@ -216,6 +217,16 @@ def _open(path: Path) -> tuple[dict[str, Any], _Arrays]:
     """The header of a checkpoint, and a function that reads its arrays."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
+    if path.is_file():
+        try:
+            kind = file_kind(path)
+        except UnknownKind as error:
+            raise CheckpointError(f"{path} {error}") from None
+        if kind != "safetensors":
+            raise CheckpointError(
+                f"{path} is no checkpoint of flaxvgg, but other weights ({kind}): convert it with "
+                f"python -m convert {path} --out ..."
+            )
     return _safetensors_open(path) if path.is_file() else _orbax_open(path)
 
 
