@@ -107,6 +107,13 @@ def _read_archive(path: Path, mapped: MappedFile) -> tuple[Any, _Storages]:
         if len(pickles) != 1:
             raise TorchFileError("is no PyTorch file: a zip archive without one data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
+        # PyTorch's own reader wants all of this, so what has it not is damaged.
+        outside = [name for name in members if not name.startswith(folder)]
+        version = archive.read(f"{folder}version") if f"{folder}version" in members else b""
+        alignment = f"{folder}.storage_alignment"
+        numbers = [version.strip(), archive.read(alignment) if alignment in members else b"64"]
+        if outside or not all(number.isdigit() for number in numbers):
+            raise TorchFileError("is damaged: it is not the archive that PyTorch writes")
         order = f"{folder}byteorder"
         if order in members and archive.read(order) != b"little":
             raise TorchFileError("was written on a big-endian machine: save it again on another")
