@@ -16,9 +16,10 @@ def main(
     source: Annotated[
         str,
         typer.Argument(
-            help="A .pth, .safetensors, .onnx, .h5, .weights.h5 or .keras file, a checkpoint of "
-            "flaxvgg, a torchvision name (VGG16_Weights.IMAGENET1K_V1), or DISTRIBUTION:FILE for a "
-            "file in an installed Python package."
+            help="A file of PyTorch, safetensors, ONNX or Keras, whatever its name; a folder or an "
+            "index of several (model.safetensors.index.json); a checkpoint of flaxvgg; a "
+            "torchvision name (VGG16_Weights.IMAGENET1K_V1); or DISTRIBUTION:FILE for a file in an "
+            "installed Python package."
         ),
     ],
     out: Annotated[
@@ -37,6 +38,10 @@ def main(
     preprocessing: Annotated[
         str | None, typer.Option(help="torchvision, features or keras; told from the source.")
     ] = None,
+    prefix: Annotated[
+        str,
+        typer.Option(help="Of several VGGs in a file, the one whose names begin with this."),
+    ] = "",
     verify: Annotated[
         bool,
         typer.Option(
@@ -52,7 +57,7 @@ def main(
     """
     accept_any_text()
     with clear_errors(f"{out} is as it was"):
-        agreed = _convert(source, out, arch, dtype, preprocessing, verify)
+        agreed = _convert(source, out, arch, dtype, preprocessing, prefix, verify)
     raise typer.Exit(0 if agreed else 1)
 
 
@@ -62,6 +67,7 @@ def _convert(
     arch: str | None,
     dtype: str | None,
     preprocessing: str | None,
+    prefix: str,
     verify: bool,
 ) -> bool:
     from convert.report import print_summary, print_verification
@@ -73,7 +79,7 @@ def _convert(
         check_arch(arch)
     check_out(out)
     with step("reading") as found:
-        source = read_source(name, arch, preprocessing)
+        source = read_source(name, arch, preprocessing, prefix)
         found += [source.arch, source.provenance.source]
     with step("converting") as found:
         model = convert(source, dtype)
@@ -84,7 +90,7 @@ def _convert(
 
         with step("verifying") as found:
             images, what = verification_images(model.preprocessing)
-            checks = run(model, read_source(name, arch, preprocessing), images)
+            checks = run(model, read_source(name, arch, preprocessing, prefix), images)
             found += [*checks, f"on {what}"]
         print_verification(console, checks)
         if not all(check.holds for peer in checks.values() for check in peer):
@@ -93,7 +99,7 @@ def _convert(
     with step("writing") as found:
         write(model, out)
         found.append(str(out))
-    print_summary(console, model, source.notes, out)
+    print_summary(console, model, out)
     return True
 
 

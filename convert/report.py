@@ -75,7 +75,7 @@ def _flips(checks: Sequence[LayerCheck]) -> list[str]:
     return lines + [f"and {len(flips) - _LISTED} more"] * (len(flips) > _LISTED)
 
 
-def print_summary(console: Console, model: VGG, notes: Sequence[str], out: Path) -> None:
+def print_summary(console: Console, model: VGG, out: Path) -> None:
     """What was written, and what the checkpoint records."""
-    rows = model_facts(model) | {"note": notes, "written": str(out)}
+    rows = model_facts(model) | {"written": str(out)}
     console.print(facts(rows), highlight=False)

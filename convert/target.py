@@ -45,7 +45,9 @@ def convert(source: Source, dtype: str | None = None) -> VGG:
         config,
         arrays,
         param_dtype=arrays["conv_stack", "conv1_1", "kernel"].dtype,
-        provenance=dataclasses.replace(source.provenance, versions=_versions()),
+        provenance=dataclasses.replace(
+            source.provenance, versions=_versions(), notes=source.notes or source.provenance.notes
+        ),
     )
 
 

@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 
 from flaxvgg.checksums import Checksum, checksum_of_text, checksums
 from flaxvgg.config import VGGConfig
+from flaxvgg.file_kinds import UnknownKind, file_kind
 from flaxvgg.mapping import MappingError, arrays_from_torch, build, model_arrays, torch_stream
 from flaxvgg.model import VGG
 from flaxvgg.provenance import Provenance
@@ -249,7 +250,18 @@ def _open(path: Path) -> tuple[dict[str, Any], _Arrays]:
         raise CheckpointError(f"{path} does not exist")
     if kind == "other":
         raise CheckpointError(f"{path} is neither a file nor a directory")
-    return _safetensors_open(path) if kind == "file" else _orbax_open(path)
+    if kind == "directory":
+        return _orbax_open(path)
+    try:
+        found = file_kind(path)
+    except UnknownKind as error:
+        raise CheckpointError(f"{path} {error}") from None
+    if found != "safetensors":
+        raise CheckpointError(
+            f"{path} is no checkpoint of flaxvgg, but other weights ({found}): convert it with "
+            f"python -m convert {path} --out ..."
+        )
+    return _safetensors_open(path)
 
 
 _SAFETENSORS_DTYPES = {

@@ -433,4 +433,6 @@ def _load(weights: str, arch: str, **options: Any) -> "VGG":
         else:
             model = getattr(flaxvgg, arch)(weights=weights, **options)
         found += [model.config.arch, model.provenance.source]
+    for note in model.provenance.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
     return model

@@ -48,13 +48,22 @@ PREPROCESSING = {
 }
 
 
+def assumed(recipe: str = "torchvision") -> str:
+    """What is to be noted of weights that do not tell how their images were preprocessed."""
+    return (
+        f"images preprocessed as for {recipe!r} are assumed; --preprocessing of python -m convert "
+        "changes it"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Provenance:
     """What is known of a model's weights; it travels with them into every checkpoint.
 
     `source` is a file name or the name of published weights, `sha256` the digest of the file that
     was read ("" for weights that come from no file), `classes` the class names in the order of the
-    logits (empty where unknown), and `versions` the packages that did the conversion.
+    logits (empty where unknown), `versions` the packages that did the conversion, and `notes` what
+    was assumed or left out when they were read, a line each.
     """
 
     source: str = "random initialisation"
@@ -62,6 +71,11 @@ class Provenance:
     preprocessing: Preprocessing = PREPROCESSING["torchvision"]
     classes: tuple[str, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def noting(self, *notes: str) -> "Provenance":
+        """The same with more notes."""
+        return dataclasses.replace(self, notes=(*self.notes, *notes))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value from which `from_json` makes an equal record."""
@@ -79,6 +93,7 @@ class Provenance:
             preprocessing=Preprocessing(**recipe),
             classes=tuple(value["classes"]),
             versions=tuple(value["versions"].items()),
+            notes=tuple(map(str, value.get("notes", ()))),
         )
 
 

@@ -54,6 +54,7 @@ def model_facts(model: VGG) -> dict[str, str]:
         "source": provenance.source,
         "sha256": provenance.sha256 or "none: not read from a file",
         "preprocessing": provenance.preprocessing.name,
+        "note": list(provenance.notes),
         "classes": classes,
         "converted by": ", ".join(f"{name} {version}" for name, version in provenance.versions),
     }
