@@ -28,8 +28,8 @@ def read_source(name: str, arch: str | None = None, preprocessing: str | None = 
     if arch is not None and source.arch != arch:
         raise SourceError(f"{name} holds a {source.arch}, not a {arch}")
     if preprocessing is not None:
-        recipe = PREPROCESSING[preprocessing]
-        source.provenance = dataclasses.replace(source.provenance, preprocessing=recipe)
+        recipe = source.front(PREPROCESSING[preprocessing])
+        source.provenance = dataclasses.replace(source.provenance, preprocessing=recipe, guess="")
     return source
 
 

@@ -23,6 +23,22 @@ class Preprocessing:
     fit: Literal["crop", "stretch"] = "crop"
     interpolation: Literal["bilinear", "nearest"] = "bilinear"
 
+    @property
+    def formula(self) -> str:
+        """What is computed, in short: `(RGB / 255 - (0.5, 0.5, 0.5)) / (0.25, 0.25, 0.25)`."""
+        mean, std = ([float(f"{x:.6g}") for x in values] for values in (self.mean, self.std))
+        text = self.channels if self.divisor == 1 else f"{self.channels} / {self.divisor:g}"
+        if any(mean):
+            text += f" - {_shown(mean)}"
+        if set(std) != {1.0}:
+            text = f"({text}) / {_shown(std)}"
+        return text
+
+
+def _shown(values: list[float]) -> str:
+    same = len(set(values)) == 1
+    return f"{values[0]:g}" if same else f"({', '.join(f'{value:g}' for value in values)})"
+
 
 PREPROCESSING = {
     recipe.name: recipe
@@ -43,6 +59,16 @@ PREPROCESSING = {
             fit="stretch",
             interpolation="nearest",
         ),
+        # What torchvision's ToTensor gives, and Keras's pixels: no recipe at all, but a range.
+        Preprocessing("unit", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        Preprocessing(
+            "pixels",
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            divisor=1.0,
+            fit="stretch",
+            interpolation="nearest",
+        ),
     )
 }
 
@@ -53,7 +79,8 @@ class Provenance:
 
     `source` is a file name or the name of published weights, `sha256` the digest of the file that
     was read ("" for weights that come from no file), `classes` the class names in the order of the
-    logits (empty where unknown), and `versions` the packages that did the conversion.
+    logits (empty where unknown), and `versions` the packages that did the conversion. `guess` says
+    why `preprocessing` is only assumed ("" where the weights' publisher or file tells it).
     """
 
     source: str = "random initialisation"
@@ -61,6 +88,7 @@ class Provenance:
     preprocessing: Preprocessing = PREPROCESSING["torchvision"]
     classes: tuple[str, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
+    guess: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value from which `from_json` makes an equal record."""
@@ -77,4 +105,5 @@ class Provenance:
             preprocessing=Preprocessing(**recipe),
             classes=tuple(value["classes"]),
             versions=tuple(value["versions"].items()),
+            guess=str(value.get("guess", "")),  # older checkpoints do not say
         )
