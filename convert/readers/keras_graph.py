@@ -131,21 +131,26 @@ class _Reader:
             if not isinstance(nodes, list) or len(left) + len(nodes) > _MOST_CALLS:
                 raise self.error
             left += [(layer, name, i, self._read_call(node)) for i, node in enumerate(nodes)]
+        outputs = self._histories(own.get("output_layers"))
+        used = [*outputs, *_histories_in([read for *_, read in left])]
         while left:
             waiting = []
             for layer, name, i, read in left:
                 if all(history in aliases for history in _histories_in(read)):
                     arguments, options = _replaced(read, aliases)
-                    outputs = self.call(layer, scope, arguments, options, i)
-                    aliases |= {(name, i, k): Argument(out) for k, out in enumerate(outputs)}
-                    if not _is_model(layer):
-                        aliases[name, i, _ANY] = Argument(outputs[0])
+                    made = self.call(layer, scope, arguments, options, i)
+                    if _is_model(layer):
+                        # Keras counts the calls of most models from 1: 0 is their own making.
+                        calls = len(layer["inbound_nodes"])
+                        i += any(key[:2] == (name, calls) for key in used)
+                        aliases |= {(name, i, k): Argument(out) for k, out in enumerate(made)}
+                    else:
+                        aliases[name, i, _ANY] = Argument(made[0])
                 else:
                     waiting.append((layer, name, i, read))
             if len(waiting) == len(left):
                 raise self.error
             left = waiting
-        outputs = self._histories(own.get("output_layers"))
         if any(history not in aliases for history in outputs):
             raise self.error
         return inputs, [aliases[history].tensor for history in outputs]

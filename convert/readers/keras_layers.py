@@ -218,7 +218,7 @@ def _relu(config: dict[str, Any]) -> str:
 
 
 def _activation(value: Any) -> str:
-    """The kind of an activation, by its name or as Keras writes functions and layers; "" for none."""
+    """The kind of an activation, by its name or as Keras writes functions and layers."""
     if isinstance(value, dict):
         kind, inner = str(value.get("class_name")), value.get("config")
         if kind == "ReLU" and isinstance(inner, dict):

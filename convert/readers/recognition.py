@@ -89,14 +89,15 @@ def _conv_stack(name: str, steps: list[Step]) -> tuple[list[tuple[Layer, Step]],
     if n == len(layers) or (n == len(layers) - 1 and follows in _INSTEAD_OF_POOL5):
         return stack, arch
     _refuse_quantised(name, steps[n : n + 1])
-    if not n:
+    if not n and follows not in ("Conv", "Conv2D"):
         raise SourceError(
             f"{name}: before its first convolution comes {follows} ({steps[0].node!r}), which "
             f"no recipe for images can say: {_HINTS.get(follows, _HINT)}"
         )
     node = f" (node {steps[n].node!r})" if n < len(steps) else ""
+    before = f"after {layers[n - 1].name}" if n else "at the input"
     raise SourceError(
-        f"{name} is no VGG: after {layers[n - 1].name} comes {follows}{node}, "
+        f"{name} is no VGG: {before} comes {follows}{node}, "
         f"where {arch} has a {layers[n].kind} ({layers[n].name})"
     )
 
@@ -220,6 +221,6 @@ def _describe(steps: list[Step]) -> str:
     if not shapes:
         return f"({', '.join(step.kind for step in steps[:4])})"
     sizes = "-".join(str(n) for n in [shapes[0][0], *(outputs for _, outputs in shapes)])
-    plain = ("linear", "relu", "softmax", "global_avg_pool", *_REARRANGED)
+    plain = (*_WEIGHTED, "batch_norm", "BatchNormalization", "Mul", "Add", *_REARRANGED)
     others = dict.fromkeys(step.kind for step in steps if step.kind not in plain)
     return f"{sizes} with {', '.join(others)}" if others else sizes
