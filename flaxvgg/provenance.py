@@ -31,7 +31,7 @@ class Preprocessing:
         if any(mean):
             text += f" - {_shown(mean)}"
         if set(std) != {1.0}:
-            text = f"({text}) / {_shown(std)}"
+            text = f"({text}) / {_shown(std)}" if " " in text else f"{text} / {_shown(std)}"
         return text
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.resources
 import mmap
 import pickle
+import shlex
 import struct
 import sys
 import zipfile
@@ -203,6 +204,12 @@ def read_weights(path: Path) -> WeightsFile:
         raise WeightsError(f"{path} is empty: download it again")
     if head.startswith(b"<"):
         raise WeightsError(f"{path} is a web page, not weights: download the file itself")
+    if kind := _foreign_kind(path, head):
+        out = path.with_suffix("").name.removesuffix(".weights")
+        raise WeightsError(
+            f"{path} is {kind}: convert it first, by python -m convert {shlex.quote(str(path))} "
+            f"--out {shlex.quote(f'{out}.safetensors')}"
+        )
     if path.suffix == ".safetensors":
         tensors, release = _read_safetensors(path), _keep
     else:
@@ -212,12 +219,24 @@ def read_weights(path: Path) -> WeightsFile:
     return WeightsFile(_torchvision_names(path, tensors), sha256(path), release)
 
 
+def _foreign_kind(path: Path, head: bytes) -> str:
+    """What a file of Keras's or an ONNX file is, in words; "" for anything else."""
+    if head.startswith(b"\x89HDF"):
+        return "a Keras file (HDF5)"
+    if head.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if {"config.json", "model.weights.h5"} <= set(archive.namelist()):
+                return "a Keras file"
+    return "an ONNX file" if path.suffix == ".onnx" else ""
+
+
 def provenance_of(path: Path, digest: str) -> Provenance:
     """The record of a weights file: published weights are recognised by their digest."""
     for record in PUBLISHED:
         if digest.startswith(record.sha256_prefix):
             return record.provenance(digest)
-    return Provenance(source=path.name, sha256=digest)
+    guess = "the file does not say it, and has torchvision's or timm's names"
+    return Provenance(source=path.name, sha256=digest, guess=guess)
 
 
 def _keep(array: np.ndarray) -> None:

@@ -46,10 +46,18 @@ _LAST = (-1, 3)
 _EPSILON = 1e-7  # Keras's, below which Normalization takes no deviation
 
 
+def is_training(call: Call) -> bool:
+    """Whether a layer was built to behave at inference as in training, as Monte Carlo dropout.
+
+    Keras writes that for every layer that changes images, where it is no more than a default.
+    """
+    return bool(call.options.get("training")) and call.kind not in (*AUGMENTATION, *_RESIZERS)
+
+
 def is_idle(call: Call) -> bool:
     """Whether a layer gives its input back at inference."""
-    if call.options.get("training"):
-        return False  # it was built to be random always
+    if is_training(call):
+        return False
     if call.kind == "Activation":
         return call.config.get("activation") in (None, "linear")
     return call.kind in IDLE
@@ -72,7 +80,7 @@ def colours_of(
             return _scaled(first, config.get("scale"), config.get("offset", 0.0), last)
         case "Normalization":
             return _normalised(call, config, first, weights, last)
-        case "BatchNormalization" if last and not call.options.get("training"):
+        case "BatchNormalization" if last and not is_training(call):
             return _batch_norm(call, config, first, weights)
         case "Conv2D" if last:
             return _mixture(call, config, first, weights)

@@ -5,7 +5,7 @@ from operator import add
 from typing import Any
 
 from convert.readers.front import ChannelMap, Front
-from convert.readers.keras_front import AUGMENTATION, colours_of, is_idle
+from convert.readers.keras_front import AUGMENTATION, colours_of, is_idle, is_training
 from convert.readers.keras_graph import Call, KerasGraph, Tensor
 from convert.readers.keras_weights import Weights
 from convert.readers.steps import Step, Window, is_adaptive, slide
@@ -120,7 +120,7 @@ def _step(
     """A call as a step, and the layout behind it."""
     config = call.config
     step = Step(call.kind, call.layer, "", layout)
-    if call.options.get("training"):
+    if is_training(call):
         step.kind = f"{call.kind} with training=True"
         return step, layout
     right = config.get("data_format") in (

@@ -16,10 +16,11 @@ class Weights:
     def __init__(self, file: str, layers: list[LayerWeights], names: set[str]):
         self.file = file
         self._named: dict[str, list[LayerWeights]] = defaultdict(list)
+        self._inner: dict[str, list[LayerWeights]] = defaultdict(list)  # the only one of a model
         self._by_class: dict[str, list[LayerWeights]] = defaultdict(list)
         for layer in layers:
-            for name in {layer.name, layer.path.rpartition("/")[2]}:
-                self._named[name].append(layer)
+            self._named[layer.name].append(layer)
+            self._inner[layer.path.rpartition("/")[2]].append(layer)
             kind = re.sub(r"_\d+$", "", layer.path.rpartition("/")[2])
             self._by_class[kind].append(layer)
         self._has_names = any(layer.name in names for layer in layers)
@@ -31,7 +32,7 @@ class Weights:
         Raises SourceError where two layers have its name.
         """
         if self._has_names:
-            found = self._named.get(call.layer, [])
+            found = self._named.get(call.layer) or self._inner.get(call.layer, [])
             if len(found) > 1:
                 raise SourceError(f"{self.file} has two layers called {call.layer!r}: rename one")
             return found[0].arrays if found else []
