@@ -267,7 +267,7 @@ def _rounded(add, constant, x):
 
 
 def test_quantised_activations_are_refused_by_that_word(state, tmp_path: Path):
-    with pytest.raises(SourceError, match="is quantised: .*QuantizeLinear.* the float model"):
+    with pytest.raises(SourceError, match=r"is quantised: .*QuantizeLinear.* the float model"):
         read_onnx(_onnx(state, tmp_path / "vgg.onnx", _rounded))
 
 

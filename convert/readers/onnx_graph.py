@@ -27,7 +27,7 @@ _ELEMENTWISE = (
 _FOLDED = (
     *("Identity", "Constant", "Transpose", "Reshape", "Cast", "Squeeze", "Unsqueeze", "Flatten"),
     *("Concat", "Slice", "Gather", "Shape", "Add", "Sub", "Mul", "Div"),
-    *("QuantizeLinear", "DequantizeLinear"),  # of weights that are kept in 8 bits
+    "DequantizeLinear",  # of weights that are kept in 8 bits
 )
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -93,6 +93,8 @@ class Graph:
             return array
         # Exporters share weights through Identity, and leave Transpose, Cast and Constant nodes.
         node = self.producers[name]
+        if node.op_type == "DequantizeLinear":
+            return self._dequantised(node)
         feeds = {used: self.constant(used) for used in node.input if used}
         inputs = [helper.make_empty_tensor_value_info(used) for used in feeds]
         outputs = [helper.make_empty_tensor_value_info(name)]
@@ -104,6 +106,23 @@ class Graph:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise SourceError(f"{self.name}: node {node.name or name!r} fails: {why}") from None
         return np.asarray(value)
+
+    def _dequantised(self, node: "NodeProto") -> np.ndarray:
+        """(whole numbers - zero point) * scale, as ONNX defines it; one scale, or one a channel."""
+        kept, scale, zero = ([self.constant(used) for used in node.input] + [None])[:3]
+        axis = attributes_of(node).get("axis", 1)
+        if scale.ndim == 1 and -kept.ndim <= axis < kept.ndim:
+            shape = [1] * kept.ndim
+            shape[axis] = -1
+            scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)
+        try:
+            shifted = kept.astype(np.int64) - (0 if zero is None else zero.astype(np.int64))
+            found = (shifted.astype(scale.dtype) * scale).astype(scale.dtype)
+        except (ValueError, TypeError) as error:
+            raise SourceError(f"{self.name}: node {node.name!r} fails: {error}") from None
+        if found.shape != kept.shape:
+            raise SourceError(f"{self.name}: node {node.name!r} has scales of {scale.shape}")
+        return found
 
     def named_constants(self, node: "NodeProto", names: Iterable[str]) -> dict[str, np.ndarray]:
         """The constant inputs of a node after its first, under these names."""

@@ -71,6 +71,8 @@ def _conv_stack(name: str, steps: list[Step]) -> tuple[list[tuple[Layer, Step]],
     """The first steps as the layers of an architecture. Raises SourceError where they are not."""
     if not any(step.kind == "conv" for step in steps):
         _refuse_quantised(name, steps)
+        if steps and steps[0].kind in _HINTS:
+            raise _in_front(name, steps[0])
         found = ", ".join(step.kind for step in steps[:3]) or "nothing"
         raise SourceError(f"{name} is no VGG: {found} after its input, and no convolution")
 
@@ -90,15 +92,19 @@ def _conv_stack(name: str, steps: list[Step]) -> tuple[list[tuple[Layer, Step]],
         return stack, arch
     _refuse_quantised(name, steps[n : n + 1])
     if not n and follows not in ("Conv", "Conv2D"):
-        raise SourceError(
-            f"{name}: before its first convolution comes {follows} ({steps[0].node!r}), which "
-            f"no recipe for images can say: {_HINTS.get(follows, _HINT)}"
-        )
+        raise _in_front(name, steps[0])
     node = f" (node {steps[n].node!r})" if n < len(steps) else ""
     before = f"after {layers[n - 1].name}" if n else "at the input"
     raise SourceError(
         f"{name} is no VGG: {before} comes {follows}{node}, "
         f"where {arch} has a {layers[n].kind} ({layers[n].name})"
+    )
+
+
+def _in_front(name: str, step: Step) -> SourceError:
+    return SourceError(
+        f"{name}: before its first convolution comes {step.kind} ({step.node!r}), which "
+        f"no recipe for images can say: {_HINTS.get(step.kind, _HINT)}"
     )
 
 
