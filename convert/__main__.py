@@ -90,7 +90,9 @@ def _convert(
 
         with step("verifying") as found:
             images, what = verification_images(model.preprocessing)
-            checks = run(model, read_source(name, arch, preprocessing, prefix), images)
+            anew = read_source(name, arch, preprocessing, prefix)
+            checks = run(model, anew, images)
+            source.notes = tuple(dict.fromkeys(source.notes + anew.notes))
             found += [*checks, f"on {what}"]
         print_verification(console, checks)
         if not all(check.holds for peer in checks.values() for check in peer):

@@ -37,7 +37,8 @@ def read_source(
     if arch is not None and source.arch != arch:
         raise SourceError(f"{name} holds a {source.arch}, not a {arch}")
     if recipe is not None:
-        source.provenance = dataclasses.replace(source.provenance, preprocessing=recipe)
+        recipe = source.front(recipe)
+        source.provenance = dataclasses.replace(source.provenance, preprocessing=recipe, guess="")
     return source
 
 

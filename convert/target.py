@@ -46,7 +46,7 @@ def convert(source: Source, dtype: str | None = None) -> VGG:
         arrays,
         param_dtype=arrays["conv_stack", "conv1_1", "kernel"].dtype,
         provenance=dataclasses.replace(
-            source.provenance, versions=_versions(), notes=source.notes or source.provenance.notes
+            source.provenance.noting(*source.notes), versions=_versions()
         ),
     )
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert.source import Source, SourceError
+from convert.source import CannotRunError, Source, SourceError
 from flaxvgg.config import Layer, VGGConfig
 from flaxvgg.images import load_images, normalise
 from flaxvgg.mapping import as_numpy, build, model_arrays
@@ -328,7 +328,8 @@ def verify(model: VGG, source: Source, images: np.ndarray) -> dict[str, list[Lay
 
     `source` is read anew: what is compared is what the file says, not what became of it. Returns
     the checks by the name of the framework; PyTorch takes part where torch and torchvision are
-    installed, ONNX Runtime where the source is an ONNX file. Raises SourceError where none can.
+    installed, ONNX Runtime where the source is an ONNX file. One that does not run the source is
+    left out where another does, with a line in `source.notes`. Raises SourceError where none can.
     """
     config = model.config
     parameters = {path: np.asarray(value) for path, value in model_arrays(model).items()}
@@ -346,10 +347,16 @@ def verify(model: VGG, source: Source, images: np.ndarray) -> dict[str, list[Lay
         truth = {reference.layer: reference.truth for reference in references}
         check("PyTorch", references)
     if source.layer_outputs is not None:
-        outputs = source.layer_outputs(images)
-        layers = [name for name in names if name in outputs]
-        truth = truth or jax_truth(model, images, layers)
-        check("ONNX Runtime", [Reference(name, truth[name], outputs[name]) for name in layers])
+        try:
+            outputs = source.layer_outputs(images)
+        except CannotRunError as error:
+            if not checks:
+                raise SourceError(f"{error}, and torch and torchvision are missing too") from None
+            source.notes += (f"{error}: verified against PyTorch alone",)
+        else:
+            layers = [name for name in names if name in outputs]
+            truth = truth or jax_truth(model, images, layers)
+            check("ONNX Runtime", [Reference(name, truth[name], outputs[name]) for name in layers])
     if not checks:
         raise SourceError(
             "nothing to verify against: install torch and torchvision, "

@@ -25,7 +25,7 @@ from flaxvgg.entries import Path
 from flaxvgg.entries import entries as entries
 from flaxvgg.model import VGG
 from flaxvgg.parameters import as_numpy as as_numpy
-from flaxvgg.provenance import Provenance, assumed
+from flaxvgg.provenance import Provenance
 from flaxvgg.state_dicts import HasStateDict, fits_linear, torchvision_names
 
 
@@ -305,7 +305,9 @@ def from_torch(
     precision: jax.lax.PrecisionLike = "highest",
     dropout: float = 0.5,
     config: VGGConfig | None = None,
-    provenance: Provenance = Provenance(source="a PyTorch state dict", notes=(assumed(),)),
+    provenance: Provenance = Provenance(
+        source="a PyTorch state dict", guess="a state dict does not say it"
+    ),
 ) -> VGG:
     """A model with the weights of a PyTorch module, or of a state dict.
 

@@ -24,6 +24,22 @@ class Preprocessing:
     fit: Literal["crop", "stretch"] = "crop"
     interpolation: Literal["bilinear", "nearest"] = "bilinear"
 
+    @property
+    def formula(self) -> str:
+        """What is computed, in short: `(RGB / 255 - (0.5, 0.5, 0.5)) / (0.25, 0.25, 0.25)`."""
+        mean, std = ([float(f"{x:.6g}") for x in values] for values in (self.mean, self.std))
+        text = self.channels if self.divisor == 1 else f"{self.channels} / {self.divisor:g}"
+        if any(mean):
+            text += f" - {_shown(mean)}"
+        if set(std) != {1.0}:
+            text = f"({text}) / {_shown(std)}" if " " in text else f"{text} / {_shown(std)}"
+        return text
+
+
+def _shown(values: list[float]) -> str:
+    same = len(set(values)) == 1
+    return f"{values[0]:g}" if same else f"({', '.join(f'{value:g}' for value in values)})"
+
 
 PREPROCESSING = {
     recipe.name: recipe
@@ -44,16 +60,18 @@ PREPROCESSING = {
             fit="stretch",
             interpolation="nearest",
         ),
+        # What torchvision's ToTensor gives, and Keras's pixels: no recipe at all, but a range.
+        Preprocessing("unit", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        Preprocessing(
+            "pixels",
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            divisor=1.0,
+            fit="stretch",
+            interpolation="nearest",
+        ),
     )
 }
-
-
-def assumed(recipe: str = "torchvision") -> str:
-    """What is to be noted of weights that do not tell how their images were preprocessed."""
-    return (
-        f"images preprocessed as for {recipe!r} are assumed; --preprocessing of python -m convert "
-        "changes it"
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +81,8 @@ class Provenance:
     `source` is a file name or the name of published weights, `sha256` the digest of the file that
     was read ("" for weights that come from no file), `classes` the class names in the order of the
     logits (empty where unknown), `versions` the packages that did the conversion, and `notes` what
-    was assumed or left out when they were read, a line each.
+    was left out or changed when they were read, a line each. `guess` says why `preprocessing` is
+    only assumed ("" where the weights' publisher or file tells it).
     """
 
     source: str = "random initialisation"
@@ -72,6 +91,7 @@ class Provenance:
     classes: tuple[str, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    guess: str = ""
 
     def noting(self, *notes: str) -> "Provenance":
         """The same with more notes."""
@@ -93,7 +113,8 @@ class Provenance:
             preprocessing=Preprocessing(**recipe),
             classes=tuple(value["classes"]),
             versions=tuple(value["versions"].items()),
-            notes=tuple(map(str, value.get("notes", ()))),
+            notes=tuple(map(str, value.get("notes", ()))),  # older checkpoints do not say
+            guess=str(value.get("guess", "")),
         )
 
 

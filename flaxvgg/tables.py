@@ -18,6 +18,7 @@ from flaxvgg.config import ARCHITECTURES
 from flaxvgg.foreign import plain
 from flaxvgg.mapping import model_arrays
 from flaxvgg.model import VGG
+from flaxvgg.provenance import PREPROCESSING, Provenance
 from flaxvgg.sparsity_report import SparsityReport
 
 _MOST_ROWS = 60  # of a table of maps
@@ -53,11 +54,21 @@ def model_facts(model: VGG) -> dict[str, str]:
         "stored as": str(np.dtype(model.conv_stack.conv1_1.param_dtype)),
         "source": provenance.source,
         "sha256": provenance.sha256 or "none: not read from a file",
-        "preprocessing": provenance.preprocessing.name,
+        "preprocessing": _recipe(provenance),
         "note": list(provenance.notes),
         "classes": classes,
         "converted by": ", ".join(f"{name} {version}" for name, version in provenance.versions),
     }
+
+
+def _recipe(provenance: Provenance) -> str:
+    """The recipe's name, its formula where it has none, and whether it is a guess."""
+    recipe = provenance.preprocessing
+    known = PREPROCESSING.get(recipe.name) == recipe
+    name = recipe.name if known else f"{recipe.name}: {recipe.formula}"
+    if not provenance.guess:
+        return name
+    return f"{name} (a guess: {provenance.guess}; python -m convert --preprocessing sets it)"
 
 
 def environment_facts() -> dict[str, str]:

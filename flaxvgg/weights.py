@@ -15,7 +15,7 @@ import numpy as np
 
 from flaxvgg.file_kinds import FileKind, UnknownKind, file_kind, weights_in
 from flaxvgg.parameters import StateDictError
-from flaxvgg.provenance import PREPROCESSING, Provenance, assumed
+from flaxvgg.provenance import PREPROCESSING, Provenance
 from flaxvgg.state_dicts import torchvision_names
 from flaxvgg.torch_files import MappedFile, TorchFileError, read_torch_file
 
@@ -320,7 +320,8 @@ def provenance_of(path: Path, digest: str) -> Provenance:
     for record in PUBLISHED:
         if digest.startswith(record.sha256_prefix):
             return record.provenance(digest)
-    return Provenance(source=path.name, sha256=digest, notes=(assumed(),))
+    guess = "the file does not say it, and has torchvision's or timm's names"
+    return Provenance(source=path.name, sha256=digest, guess=guess)
 
 
 def _keep(array: np.ndarray) -> None:

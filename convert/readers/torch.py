@@ -52,8 +52,6 @@ def read_torch(
             f"{len(file.tensors)} tensors, {next(iter(file.tensors), 'none')!r} the first"
         )
     provenance = provenance_of(path, file.sha256)
-    notes = (*file.notes, *(provenance.notes if preprocessing is None else ()))
     if preprocessing is not None:
-        provenance = dataclasses.replace(provenance, preprocessing=preprocessing)
-    provenance = dataclasses.replace(provenance, notes=())
-    return Source(arch or nearest, file.tensors, provenance, notes, release=file.release)
+        provenance = dataclasses.replace(provenance, preprocessing=preprocessing, guess="")
+    return Source(arch or nearest, file.tensors, provenance, file.notes, release=file.release)
