@@ -25,6 +25,7 @@ from flaxvgg.checksums import Checksum, checksum_of_text, checksums
 from flaxvgg.config import VGGConfig
 from flaxvgg.mapping import MappingError, arrays_from_torch, build, model_arrays, torch_stream
 from flaxvgg.model import VGG
+from flaxvgg.nesting import parse_json, shallow
 from flaxvgg.provenance import Provenance
 
 _FORMAT = 2
@@ -263,10 +264,10 @@ def _safetensors_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
 
     try:
         with safe_open(path, "numpy") as file:
-            header = json.loads((file.metadata() or {}).get("flaxvgg", "null"))
+            header = parse_json((file.metadata() or {}).get("flaxvgg", "null"))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged, in its header: {error}") from None
 
     def arrays(config: VGGConfig, expected: Any) -> dict[tuple[str, ...], Any]:
@@ -292,7 +293,7 @@ def _orbax_save(target: Path, model: VGG, header: dict[str, Any]) -> None:
 
 
 # What Orbax and TensorStore run into in files that were cut off or spoiled.
-_ORBAX_DAMAGE = (ValueError, OSError, KeyError, TypeError, NotImplementedError)
+_ORBAX_DAMAGE = (ValueError, OSError, KeyError, TypeError, NotImplementedError, RecursionError)
 
 
 def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
@@ -300,11 +301,12 @@ def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
 
     try:  # ocp.is_orbax_checkpoint is true of any directory
         metadata = ocp.metadata(path)
+        custom = shallow(metadata.custom_metadata or {})
     except _ORBAX_DAMAGE as error:
         raise CheckpointError(
             f"{path} is no Orbax checkpoint, or a damaged one: {first_line(error)}"
         ) from None
-    header = _checked_header(path, (metadata.custom_metadata or {}).get("flaxvgg"))
+    header = _checked_header(path, custom.get("flaxvgg"))
 
     def arrays(config: VGGConfig, expected: Any) -> dict[tuple[str, ...], Any]:
         # Read as NumPy arrays, which JAX adopts: restoring to JAX arrays takes 2.5 times as long.

@@ -378,6 +378,8 @@ def test_the_heads_that_a_file_can_ask_for(stack):
     ("text", "said"),
     [
         ("epochs = ", "no TOML file"),
+        (f"epochs = {'[' * 150}{']' * 150}", "no TOML file: its values are nested more than 100"),
+        (f"epochs = {'[' * 5000}{']' * 5000}", "no TOML file"),
         ("epochs = 2", "data: Field required"),
         ('[data]\ntrain = "photos"\n[training]\nlerning_rate = 1', "training.lerning_rate: Unexp"),
         ('[data]\ntrain = "photos"\n[training]\nlearning_rate = -1', "learning_rate must be above"),

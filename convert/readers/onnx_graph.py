@@ -7,7 +7,7 @@ Nothing here knows VGG: an operator that is no layer of `flaxvgg.config` keeps i
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,15 +84,16 @@ class Graph:
         self.name = path.name
         self.opsets = model.opset_import
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.producers = {name: node for node in model.graph.node for name in node.output}
         self.consumers: dict[str, list[NodeProto]] = defaultdict(list)
         self.constants = set(self.initializers)
+        self.folded: list[NodeProto] = []  # what gives constants, each after those that it takes
         for node in model.graph.node:  # ONNX keeps nodes in topological order
             for name in set(node.input):
                 self.consumers[name].append(node)
             used = filter(None, node.input)
             if node.op_type in _FOLDED and self.constants.issuperset(used):
                 self.constants.update(node.output)
+                self.folded.append(node)
         inputs = [value for value in model.graph.input if value.name not in self.initializers]
         shape = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim] if inputs else []
         if len(inputs) != 1 or len(shape) != 4 or 3 not in (shape[1], shape[3]):
@@ -107,23 +108,39 @@ class Graph:
 
     def constant(self, name: str) -> np.ndarray | None:
         """The value of a tensor, or None where it depends on the image."""
-        from onnx import helper, numpy_helper
-        from onnx.reference import ReferenceEvaluator
-
         if name not in self.constants:
             return None
-        if name in self.initializers:
-            tensor = self.initializers[name]
-            try:
-                array = numpy_helper.to_array(tensor)
-            except (ValueError, TypeError, KeyError) as error:
-                raise SourceError(f"{self.name}: tensor {name!r} is damaged: {error}") from None
-            if array.shape != tuple(tensor.dims):  # one with -1 is filled in
-                raise SourceError(f"{self.name}: tensor {name!r} has the shape {list(tensor.dims)}")
-            return array
         # Exporters share weights through Identity, and leave Transpose, Cast and Constant nodes.
-        node = self.producers[name]
-        feeds = {used: self.constant(used) for used in node.input if used}
+        # A chain of them may be of any length, and one of them be used many times.
+        needed, nodes = {name}, []
+        for node in reversed(self.folded):
+            if not needed.isdisjoint(node.output):
+                needed.update(filter(None, node.input))
+                nodes.append(node)
+        values = {used: self._initializer(used) for used in needed if used in self.initializers}
+        for node in reversed(nodes):
+            for output in needed.intersection(node.output) - values.keys():
+                values[output] = self._result(node, output, values)
+        return values[name]
+
+    def _initializer(self, name: str) -> np.ndarray:
+        from onnx import numpy_helper
+
+        tensor = self.initializers[name]
+        try:
+            array = numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError) as error:
+            raise SourceError(f"{self.name}: tensor {name!r} is damaged: {error}") from None
+        if array.shape != tuple(tensor.dims):  # one with -1 is filled in
+            raise SourceError(f"{self.name}: tensor {name!r} has the shape {list(tensor.dims)}")
+        return array
+
+    def _result(self, node: "NodeProto", name: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """An output of one node, whose inputs are among the values."""
+        from onnx import helper
+        from onnx.reference import ReferenceEvaluator
+
+        feeds = {used: values[used] for used in node.input if used}
         inputs = [helper.make_empty_tensor_value_info(used) for used in feeds]
         outputs = [helper.make_empty_tensor_value_info(name)]
         graph = helper.make_graph([node], "constant", inputs, outputs)
