@@ -26,6 +26,7 @@ from flaxvgg.config import VGGConfig
 from flaxvgg.file_kinds import UnknownKind, file_kind
 from flaxvgg.mapping import MappingError, arrays_from_torch, build, model_arrays, torch_stream
 from flaxvgg.model import VGG
+from flaxvgg.nesting import parse_json, shallow
 from flaxvgg.provenance import Provenance
 from flaxvgg.replacing import (
     WriteError,
@@ -308,10 +309,10 @@ def _safetensors_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
 
     try:
         with safe_open(path, "numpy") as file:
-            header = json.loads((file.metadata() or {}).get("flaxvgg", "null"))
+            header = parse_json((file.metadata() or {}).get("flaxvgg", "null"))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged, in its header: {error}") from None
 
     def arrays(config: VGGConfig, expected: Any) -> dict[tuple[str, ...], Any]:
@@ -350,7 +351,7 @@ def _os_error(error: Exception) -> OSError:
 _ORBAX = threading.RLock()  # Orbax cannot save and load in two threads at once
 
 # What Orbax and TensorStore run into in files that were cut off or spoiled.
-ORBAX_DAMAGE = (ValueError, OSError, KeyError, TypeError, NotImplementedError)
+ORBAX_DAMAGE = (ValueError, OSError, KeyError, TypeError, NotImplementedError, RecursionError)
 
 
 def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
@@ -361,11 +362,12 @@ def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
     try:  # ocp.is_orbax_checkpoint is true of any directory
         with _ORBAX:
             metadata = ocp.metadata(path)
+        custom = shallow(metadata.custom_metadata or {})
     except ORBAX_DAMAGE as error:
         raise CheckpointError(
             f"{path} is no Orbax checkpoint, or a damaged one: {first_line(error)}"
         ) from None
-    header = _checked_header(path, (metadata.custom_metadata or {}).get("flaxvgg"))
+    header = _checked_header(path, custom.get("flaxvgg"))
 
     def arrays(config: VGGConfig, expected: Any) -> dict[tuple[str, ...], Any]:
         # Read as NumPy arrays, which JAX adopts: restoring to JAX arrays takes 2.5 times as long.

@@ -560,7 +560,11 @@ def test_a_header_that_says_what_no_model_has(model, tmp_path, change):
         flaxvgg.load(path)
 
 
-@pytest.mark.parametrize("header", ["{", "7", "[" * 10**5], ids=["cut", "number", "deep"])
+@pytest.mark.parametrize(
+    "header",
+    ["{", "7", "[" * 10**5, '{"format": ' + "[" * 5000 + "]" * 5000 + "}"],
+    ids=["cut", "number", "deep", "deep and whole"],
+)
 def test_a_header_that_is_none(tmp_path, header):
     path = tmp_path / "model.safetensors"
     safetensors.numpy.save_file({"w": np.zeros(3)}, path, metadata={"flaxvgg": header})

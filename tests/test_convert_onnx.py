@@ -1,6 +1,7 @@
 """The ONNX reader, against PyTorch, ONNX Runtime and a real third-party export."""
 
 import importlib.metadata
+import itertools
 import warnings
 from pathlib import Path
 
@@ -633,3 +634,19 @@ def test_bad_files_are_refused_in_one_line(name: str, bad_files: dict[str, Path]
     with pytest.raises(SourceError, match=name) as error:
         read_onnx(bad_files[name])
     assert "\n" not in str(error.value)
+
+
+def test_a_long_chain_of_constants_is_followed(exported: Path, tmp_path: Path):
+    # Longer than Python's limit for calls within calls.
+    def change(graph: onnx.GraphProto) -> None:
+        conv = _nodes(graph, "Conv")[0]
+        chain = [conv.input[2], *(f"chain{i}" for i in range(1200))]
+        pairs = reversed(list(itertools.pairwise(chain)))
+        conv.input[2] = chain[-1]
+        for one, following in pairs:
+            graph.node.insert(0, helper.make_node("Identity", [one], [following]))
+
+    found = read_onnx(_changed(exported, tmp_path, change))
+    np.testing.assert_array_equal(
+        found.state_dict["features.0.bias"], read_onnx(exported).state_dict["features.0.bias"]
+    )

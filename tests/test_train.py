@@ -378,6 +378,8 @@ def test_the_heads_that_a_file_can_ask_for(stack):
     ("text", "said"),
     [
         ("epochs = ", "no TOML file"),
+        (f"epochs = {'[' * 150}{']' * 150}", "no TOML file: its values are nested more than 100"),
+        (f"epochs = {'[' * 5000}{']' * 5000}", "no TOML file"),
         ("epochs = 2", 'data is missing: write [data] and, below it, train = "FOLDER"'),
         ('[data]\ntrain = "photos"\n[training]\nlerning_rate = 1', "did you mean learning_rate?"),
         ('[data]\ntrain = "photos"\n[trainng]', "trainng is no option: did you mean training?"),

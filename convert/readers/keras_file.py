@@ -7,7 +7,6 @@ official downloads, and `.h5` of `model.save`), HDF5 with numbered variables (Ke
 
 import dataclasses
 import itertools
-import json
 import mmap
 import re
 import shutil
@@ -24,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from convert.source import SourceError
+from flaxvgg.nesting import parse_json
 
 
 @dataclasses.dataclass
@@ -74,7 +74,7 @@ def read_layers(path: Path) -> tuple[list[LayerWeights], dict[str, Any] | None]:
     raise SourceError(f"{path.name} is no .h5 or .keras file but {found}: download it again")
 
 
-# What h5py, zipfile and json raise for a file that is damaged, or made to do harm.
+# What h5py, zipfile and the JSON reader raise for a file that is damaged, or made to do harm.
 _DAMAGE = (
     OSError,
     KeyError,
@@ -116,7 +116,7 @@ def _check_heaps(file: IO[bytes]) -> None:
 
 def _parsed(config: object) -> dict[str, Any]:
     if isinstance(config, str | bytes):
-        found = json.loads(config)
+        found = parse_json(config)
         if isinstance(found, dict):
             return found
     raise KeyError("the model's configuration is none")

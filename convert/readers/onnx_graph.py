@@ -6,7 +6,7 @@ Nothing here knows VGG: an operator that is no layer of `flaxvgg.config` keeps i
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,15 +49,16 @@ class Graph:
         self.opsets = model.opset_import
         self.nodes = model.graph.node
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.producers = {name: node for node in model.graph.node for name in node.output}
         self.consumers: dict[str, list[NodeProto]] = defaultdict(list)
         self.constants = set(self.initializers)
+        self.folded: list[NodeProto] = []  # what gives constants, each after those that it takes
         for node in model.graph.node:  # ONNX keeps nodes in topological order
             for name in set(node.input):
                 self.consumers[name].append(node)
             used = filter(None, node.input)
             if node.op_type in _FOLDED and self.constants.issuperset(used):
                 self.constants.update(node.output)
+                self.folded.append(node)
         self.dequantised = sum(
             node.op_type == "DequantizeLinear" and node.output[0] in self.constants
             for node in model.graph.node
@@ -77,25 +78,41 @@ class Graph:
 
     def constant(self, name: str) -> np.ndarray | None:
         """The value of a tensor, or None where it depends on the image."""
-        from onnx import helper, numpy_helper
-        from onnx.reference import ReferenceEvaluator
-
         if name not in self.constants:
             return None
-        if name in self.initializers:
-            tensor = self.initializers[name]
-            try:
-                array = numpy_helper.to_array(tensor)
-            except (ValueError, TypeError, KeyError) as error:
-                raise SourceError(f"{self.name}: tensor {name!r} is damaged: {error}") from None
-            if array.shape != tuple(tensor.dims):  # one with -1 is filled in
-                raise SourceError(f"{self.name}: tensor {name!r} has the shape {list(tensor.dims)}")
-            return array
         # Exporters share weights through Identity, and leave Transpose, Cast and Constant nodes.
-        node = self.producers[name]
+        # A chain of them may be of any length, and one of them be used many times.
+        needed, nodes = {name}, []
+        for node in reversed(self.folded):
+            if not needed.isdisjoint(node.output):
+                needed.update(filter(None, node.input))
+                nodes.append(node)
+        values = {used: self._initializer(used) for used in needed if used in self.initializers}
+        for node in reversed(nodes):
+            for output in needed.intersection(node.output) - values.keys():
+                values[output] = self._result(node, output, values)
+        return values[name]
+
+    def _initializer(self, name: str) -> np.ndarray:
+        from onnx import numpy_helper
+
+        tensor = self.initializers[name]
+        try:
+            array = numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError) as error:
+            raise SourceError(f"{self.name}: tensor {name!r} is damaged: {error}") from None
+        if array.shape != tuple(tensor.dims):  # one with -1 is filled in
+            raise SourceError(f"{self.name}: tensor {name!r} has the shape {list(tensor.dims)}")
+        return array
+
+    def _result(self, node: "NodeProto", name: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """An output of one node, whose inputs are among the values."""
+        from onnx import helper
+        from onnx.reference import ReferenceEvaluator
+
         if node.op_type == "DequantizeLinear":
-            return self._dequantised(node)
-        feeds = {used: self.constant(used) for used in node.input if used}
+            return self._dequantised(node, values)
+        feeds = {used: values[used] for used in node.input if used}
         inputs = [helper.make_empty_tensor_value_info(used) for used in feeds]
         outputs = [helper.make_empty_tensor_value_info(name)]
         graph = helper.make_graph([node], "constant", inputs, outputs)
@@ -107,9 +124,9 @@ class Graph:
             raise SourceError(f"{self.name}: node {node.name or name!r} fails: {why}") from None
         return np.asarray(value)
 
-    def _dequantised(self, node: "NodeProto") -> np.ndarray:
+    def _dequantised(self, node: "NodeProto", values: Mapping[str, np.ndarray]) -> np.ndarray:
         """(whole numbers - zero point) * scale, as ONNX defines it; one scale, or one a channel."""
-        kept, scale, zero = ([self.constant(used) for used in node.input] + [None])[:3]
+        kept, scale, zero = ([values.get(used) for used in node.input] + [None])[:3]
         axis = attributes_of(node).get("axis", 1)
         if scale.ndim == 1 and -kept.ndim <= axis < kept.ndim:
             shape = [1] * kept.ndim

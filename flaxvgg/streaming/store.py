@@ -64,7 +64,13 @@ class Store:
                     f"{path} has format {told['format']}; this flaxvgg reads {_FORMAT}"
                 )
             self.settings, self.unit, self.images = told["settings"], told["unit"], told["images"]
-        except (GroupNotFoundError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (
+            GroupNotFoundError,
+            KeyError,
+            TypeError,
+            RecursionError,
+            json.JSONDecodeError,
+        ) as error:
             raise StoreError(f"{path} is no store of flaxvgg: {first_line(error)}") from None
         self._arrays: dict[str, ts.TensorStore] = {}
 

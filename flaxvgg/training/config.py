@@ -11,6 +11,7 @@ from flax import nnx
 from flaxvgg.config import SMALLEST_IMAGE
 from flaxvgg.heads import with_gap, with_score_map
 from flaxvgg.model import VGG
+from flaxvgg.nesting import TOO_DEEP, shallow
 from flaxvgg.training.trainer import Optimisation
 
 
@@ -177,9 +178,11 @@ def read_run(path: Path) -> Run:
     if not path.is_file():
         raise ValueError(f"{path}: no such file: --config names a TOML file, as in the README")
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = shallow(tomllib.loads(path.read_text("utf-8")))
+    except ValueError as error:  # of TOML, of UTF-8, of nesting
         raise ValueError(f"{path} is no TOML file: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is no TOML file: {TOO_DEEP}") from None
     try:
         run = pydantic.TypeAdapter(Run).validate_python(values)
     except pydantic.ValidationError as error:
