@@ -14,6 +14,7 @@ from flaxvgg.mapping import Path, build, model_arrays
 from flaxvgg.model import VGG, AnyArray, LayerStack, check_images, run_layers
 from flaxvgg.provenance import Provenance
 from flaxvgg.resizing import resize
+from flaxvgg.sharding import spread_by_xla
 
 
 def with_gap(model: VGG, num_classes: int, *, channels: int | None = None, rngs: nnx.Rngs) -> VGG:
@@ -118,6 +119,15 @@ def _score_maps(
     images: Float[Array, "n h w 3"],
     sizes: tuple[tuple[int, int], ...],
     output: str,
+) -> Float[Array, "n gh gw classes"]:
+    return spread_by_xla(partial(_of_sizes, sizes, output), images, stacks)
+
+
+def _of_sizes(
+    sizes: tuple[tuple[int, int], ...],
+    output: str,
+    images: Float[Array, "n h w 3"],
+    stacks: tuple[LayerStack, LayerStack],
 ) -> Float[Array, "n gh gw classes"]:
     channels_first = jnp.moveaxis(images, -1, 1)
     margin = POOLED_SIZE // 2

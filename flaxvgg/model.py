@@ -3,7 +3,6 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +23,27 @@ from flaxvgg.layers import (
 )
 from flaxvgg.products import conv_general_dilated, dot_general
 from flaxvgg.provenance import Preprocessing, Provenance
+from flaxvgg.sharding import spread_by_xla
 
 AnyArray = Array | np.ndarray
 
 # torchvision's initialisation: He et al. 2015 with fan_out for convolutions, N(0, 0.01) for linear.
 _CONV_INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 _LINEAR_INIT = nnx.initializers.normal(0.01)
+
+
+class Convolution(nnx.Conv):
+    """`nnx.Conv`, and the ReLU and the 2x2 max pooling behind it, which a CPU does in one go."""
+
+    def __call__(self, x: Array, *, relu: bool = False, pool: bool = False) -> Array:
+        """The convolution and its bias, then ReLU, then pooling, where they are wanted."""
+        ours = self.conv_general_dilated is conv_general_dilated
+        if ours and self.dtype == jnp.float32 and convolution.fits(x, self.kernel[...]):
+            settings = {"relu": relu, "pool": pool, "precision": self.precision}
+            return convolution.conv3x3_block(x, self.kernel[...], self.bias[...], **settings)
+        y = super().__call__(x)
+        y = jax.nn.relu(y) if relu else y
+        return max_pool_2x2(y) if pool else y
 
 
 class LayerStack(nnx.Module):
@@ -49,7 +63,7 @@ class LayerStack(nnx.Module):
         for layer in layers:
             match layer.kind:
                 case "conv":
-                    module = nnx.Conv(
+                    module = Convolution(
                         layer.inputs,
                         layer.outputs,
                         (layer.kernel, layer.kernel),
@@ -78,7 +92,7 @@ class LayerStack(nnx.Module):
                     continue
             setattr(self, layer.name, module)
 
-    def apply_some(
+    def _apply_some(
         self,
         layers: Sequence[Layer],
         kept: Collection[str],
@@ -89,19 +103,16 @@ class LayerStack(nnx.Module):
 
         A convolution takes its ReLU and its pooling along, unless an output between is `kept`.
         """
-        conv: Any = getattr(self, layers[0].name, None)
-        ours = getattr(conv, "conv_general_dilated", None) is conv_general_dilated
-        if not (ours and conv.dtype == jnp.float32 and convolution.fits(x, conv.kernel[...])):
-            return self.apply(layers[0], x, rngs), 1
+        if layers[0].kind != "conv":
+            return self._apply(layers[0], x, rngs), 1
         count = 1
         for layer, kind in zip(layers[1:3], ("relu", "max_pool"), strict=False):
             if layer.kind != kind or layers[count - 1].name in kept:
                 break
             count += 1
-        settings = {"relu": count > 1, "pool": count > 2, "precision": conv.precision}
-        return convolution.conv3x3_block(x, conv.kernel[...], conv.bias[...], **settings), count
+        return getattr(self, layers[0].name)(x, relu=count > 1, pool=count > 2), count
 
-    def apply(self, layer: Layer, x: Array, rngs: nnx.Rngs | jax.Array | None) -> Array:
+    def _apply(self, layer: Layer, x: Array, rngs: nnx.Rngs | jax.Array | None) -> Array:
         """The output of one layer of this stack for the input `x`."""
         match layer.kind:
             case "relu":
@@ -220,12 +231,27 @@ class VGG(nnx.Module):
         wanted = {name: self.config.resolve(name) for name in layers}
         check_images(images)
         lead = images.shape[:-3]
-        x = jnp.asarray(images).reshape(-1, *images.shape[-3:])
-        found = run_layers((self.conv_stack, self.head), x, set(wanted.values()), rngs=rngs)
-        return {
-            name: found[layer].reshape(*lead, *found[layer].shape[1:])
-            for name, layer in wanted.items()
-        }
+
+        def run(images: Array, stacks: Sequence[LayerStack]) -> dict[str, Array]:
+            x = images.reshape(math.prod(lead), *images.shape[-3:])
+            found = run_layers(stacks, x, set(wanted.values()), rngs=rngs)
+            return {
+                name: found[layer].reshape(*lead, *found[layer].shape[1:])
+                for name, layer in wanted.items()
+            }
+
+        images, stacks = jnp.asarray(images), (self.conv_stack, self.head)
+        if self._keeps_statistics():
+            return run(images, stacks)  # a copy of the stacks would keep them in vain
+        return spread_by_xla(run, images, stacks)
+
+    def _keeps_statistics(self) -> bool:
+        """Whether a forward pass changes a BatchNorm's running statistics."""
+        return any(
+            isinstance(module, BatchNorm) and not module.use_running_average
+            for stack in (self.conv_stack, self.head)
+            for module in vars(stack).values()
+        )
 
 
 def run_layers(
@@ -253,7 +279,7 @@ def run_layers(
             started = after in names
             layers = layers[names.index(after) + 1 :] if started else ()
         while layers and missing:
-            x, count = stack.apply_some(layers, missing | set(shifts), x, rngs)
+            x, count = stack._apply_some(layers, missing | set(shifts), x, rngs)
             name = layers[count - 1].name
             if name in shifts:
                 x = x + shifts[name]

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxvgg.config import VGGConfig
 from flaxvgg.exact import MAX_TERMS, sum_counts, sum_floats
 from flaxvgg.model import VGG, AnyArray, LayerStack, check_images, run_layers
+from flaxvgg.sharding import spread_by_xla
 from flaxvgg.sparsity_report import SparsityReport, Totals
 
 _Stacks = tuple[LayerStack, LayerStack]
@@ -131,7 +133,8 @@ def counted_layers(config: VGGConfig, layers: Iterable[str] | None) -> tuple[str
 def _batch(images: AnyArray) -> Array:
     check_images(images)
     shape = tuple(images.shape)
-    if len(shape) != 4 or not 1 <= shape[0] <= MAX_TERMS:
+    is_known = len(shape) == 4 and isinstance(shape[0], int)  # or it is a symbol
+    if len(shape) != 4 or (is_known and not 1 <= shape[0] <= MAX_TERMS):
         raise ValueError(
             f"images must have shape (N, H, W, 3) with N from 1 to {MAX_TERMS}, not {shape}; "
             "reports of several batches add up"
@@ -144,6 +147,12 @@ def _count(
     config: VGGConfig, stacks: _Stacks, images: Array, names: tuple[str, ...]
 ) -> list[LayerCounts]:
     # The weights are arguments, and without their provenance: new ones are not compiled anew.
+    return spread_by_xla(partial(_counted, config, names), images, stacks)
+
+
+def _counted(
+    config: VGGConfig, names: tuple[str, ...], images: Array, stacks: _Stacks
+) -> list[LayerCounts]:
     layers = [config.resolve(name) for name in names]
     relus = {layer.name for layer in config.layers if layer.kind == "relu"}
     in_front = dict(zip(config.layer_names[1:], config.layer_names, strict=False))
@@ -233,7 +242,10 @@ def _tally_by_rows(maps: Float[Array, "n h w c"]) -> _Tally:
 def _measure(
     config: VGGConfig, stacks: _Stacks, images: Array, names: tuple[str, ...]
 ) -> SparsityReport:
-    return _total(config, _count(config, stacks, images, names), names)
+    def measured(images: Array, stacks: _Stacks) -> SparsityReport:
+        return _total(config, _counted(config, names, images, stacks), names)
+
+    return spread_by_xla(measured, images, stacks, result=PartitionSpec())
 
 
 @partial(jax.jit, static_argnums=(0, 2))

@@ -35,7 +35,7 @@ def score_cam_weights(
     varies = channels.max(axis=(2, 3)) > channels.min(axis=(2, 3))
     order = jnp.argsort(~varies, axis=1, stable=True)  # channels that vary come first
     count = activations.shape[-1]
-    chunk = min(max(1, _CHUNK // n), count)
+    chunk = min(_at_once(n), count)
 
     def masks(channels: Array) -> Array:
         if convention.mask == "scale then resize":
@@ -56,8 +56,19 @@ def score_cam_weights(
     nothing = network.scores(jnp.zeros_like(images))
     scores = jnp.broadcast_to(nothing[:, None], (n, count, nothing.shape[-1]))
     needed = (varies.sum(axis=1).max() + chunk - 1) // chunk
-    scores = lax.fori_loop(0, needed, passes, scores)
+    # A loop of known length has a derivative.
+    scores = lax.fori_loop(
+        0,
+        -(-count // chunk),
+        lambda i, scores: lax.cond(i < needed, passes, lambda _, scores: scores, i, scores),
+        scores,
+    )
     return jax.nn.softmax(_of_classes(scores, classes), axis=-1)
+
+
+def _at_once(images: int) -> int:
+    """How many inputs are made of each image for one pass; 1 where their number is a symbol."""
+    return max(1, _CHUNK // images) if isinstance(images, int) else 1
 
 
 def ablation_weights(
@@ -102,7 +113,7 @@ def _without_channels(
         kept = jnp.arange(count) != channel
         return network.scores(jnp.where(kept, activations, 0), after=layer)
 
-    found = lax.map(without, jnp.arange(count), batch_size=max(1, _CHUNK // n))
+    found = lax.map(without, jnp.arange(count), batch_size=_at_once(n))
     return jnp.moveaxis(found, 0, 1)
 
 

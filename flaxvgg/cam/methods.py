@@ -62,19 +62,24 @@ def explain(
     check_images(images)
     if images.ndim != 4:
         raise ValueError(f"images must have shape (N, H, W, 3), not {images.shape}")
-    if not len(images):
+    if images.shape[0] == 0:
         raise ValueError("no images: the batch is empty")
     check_evaluating(model)
     layers = _layers(config, method, layer)
     if config.head or method != "eigen_cam":
-        classes = _classes(classes, len(images), config.head_output.outputs)
+        classes = _classes(classes, images.shape[0], config.head_output.outputs)
     images = jnp.asarray(images)
     if method == "fully_convolutional":
         found = maps_of_scores(score_maps(model, images), classes)
     else:
         stacks = model.conv_stack, model.head
         found = layer_maps(stacks, images, classes, config, method, layers, chosen)
-    return Explanation(*found, method, layers, convention, images.shape[1:3])
+    maps, classes, scores = found
+    if scores is None:  # not computed, so that jax_debug_nans does not take it for a mistake
+        scores = np.full(classes.shape, np.nan, np.float32)
+    return Explanation(
+        maps, classes, jnp.asarray(scores), method, layers, convention, images.shape[1:3]
+    )
 
 
 def _classes(classes: Classes, images: int, count: int) -> Int[Array, "n k"] | None:
