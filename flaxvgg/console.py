@@ -61,9 +61,29 @@ def clear_errors(unharmed: str) -> Iterator[None]:
     except (ValueError, OSError) as error:
         errors.print(f"error: {error}", style="red")
         raise typer.Exit(2) from None
+    except (RuntimeError, AssertionError):  # JAX raises either
+        wanted = os.environ.get("JAX_PLATFORMS")
+        if not wanted or _has_devices():
+            raise
+        errors.print(
+            f"error: JAX finds no device here that is meant by JAX_PLATFORMS={wanted}: unset it, "
+            "or set JAX_PLATFORMS=cpu",
+            style="red",
+        )
+        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         errors.print(f"interrupted: {unharmed}")
         raise typer.Exit(130) from None
+
+
+def _has_devices() -> bool:
+    """Whether JAX starts at all."""
+    import jax
+
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):
+        return False
 
 
 def keep_compiled() -> None:

@@ -12,7 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flaxvgg import convolution
-from flaxvgg.config import SMALLEST_IMAGE, Layer, VGGConfig
+from flaxvgg.config import Layer, VGGConfig, listed
+from flaxvgg.inputs import check_images
 from flaxvgg.layers import (
     BatchNorm,
     adaptive_avg_pool,
@@ -26,6 +27,7 @@ from flaxvgg.provenance import Preprocessing, Provenance
 from flaxvgg.sharding import spread_by_xla
 
 AnyArray = Array | np.ndarray
+Images = Float[AnyArray, "*n h w 3"] | Sequence[Float[AnyArray, "h w 3"]]
 
 # torchvision's initialisation: He et al. 2015 with fan_out for convolutions, N(0, 0.01) for linear.
 _CONV_INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -155,7 +157,8 @@ class VGG(nnx.Module):
     `model.train()` switches dropout and batch statistics on, `model.eval()` off again.
 
     Images are float arrays of shape (N, H, W, 3) with H, W >= 32, normalised by `preprocessing`
-    (see `flaxvgg.load_images`). Any other number of leading axes works alike.
+    (see `flaxvgg.load_images`). Any other number of leading axes works alike, and so do tensors of
+    PyTorch and lists of images of one size.
     """
 
     def __init__(
@@ -190,7 +193,7 @@ class VGG(nnx.Module):
         return self.provenance.classes
 
     def __call__(
-        self, images: Float[AnyArray, "*n h w 3"], *, rngs: nnx.Rngs | jax.Array | None = None
+        self, images: Images, *, rngs: nnx.Rngs | jax.Array | None = None
     ) -> Float[Array, "... classes"]:
         """Logits (N, classes) of images (N, H, W, 3); fully convolutional, (N, h, w, classes).
 
@@ -199,14 +202,14 @@ class VGG(nnx.Module):
         name = self.config.head_output.name
         return self.activations(images, [name], rngs=rngs)[name]
 
-    def features(self, images: Float[AnyArray, "*n h w 3"]) -> Float[Array, "*n fh fw c"]:
+    def features(self, images: Images) -> Float[Array, "*n fh fw c"]:
         """The last feature map: pool5, (N, H//32, W//32, 512), of images (N, H, W, 3).
 
         Where a GAP head has put a convolution in the place of pool5, it is that one's ReLU.
         """
         return self.activations(images, ["features"])["features"]
 
-    def gap(self, images: Float[AnyArray, "*n h w 3"]) -> Float[Array, "*n c"]:
+    def gap(self, images: Images) -> Float[Array, "*n c"]:
         """Global average pooling: the mean of `features` over space, (N, 512)."""
         features = self.features(images)
         pooled = features.mean(axis=(-3, -2), dtype=sum_dtype(features.dtype))
@@ -214,7 +217,7 @@ class VGG(nnx.Module):
 
     def activations(
         self,
-        images: Float[AnyArray, "*n h w 3"],
+        images: Images,
         layers: Iterable[str],
         *,
         rngs: nnx.Rngs | jax.Array | None = None,
@@ -226,10 +229,8 @@ class VGG(nnx.Module):
         `model.config.all_names`. Maps are (N, h, w, channels), vectors (N, units). Layers after the
         last one asked for are not computed. Raises ValueError for an unknown name.
         """
-        if isinstance(layers, str):
-            raise ValueError(f"layers must be a list of names: [{layers!r}]")
-        wanted = {name: self.config.resolve(name) for name in layers}
-        check_images(images)
+        wanted = {name: self.config.resolve(name) for name in listed(layers)}
+        images = check_images(images, self.preprocessing)
         lead = images.shape[:-3]
 
         def run(images: Array, stacks: Sequence[LayerStack]) -> dict[str, Array]:
@@ -293,20 +294,3 @@ def run_layers(
 def flatten_chw(features: Float[AnyArray, "*n h w c"]) -> Float[Array, "*n c*h*w"]:
     """Flatten maps (N, h, w, C) to (N, C*h*w) in the order of `torch.flatten` on NCHW maps."""
     return jnp.moveaxis(features, -1, -3).reshape(*features.shape[:-3], -1)
-
-
-def check_images(images: AnyArray) -> None:
-    """Raise ValueError unless images are float (..., H, W, 3), large enough for five poolings."""
-    shape = tuple(images.shape)
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"images are {images.dtype}: the network takes normalised floats (flaxvgg.load_images)"
-        )
-    if len(shape) < 3 or shape[-1] != 3:
-        hint = "; channels come last in JAX: transpose (0, 2, 3, 1)" if 3 in shape[-3:-2] else ""
-        raise ValueError(f"images must have shape (N, H, W, 3), not {shape}{hint}")
-    if min(shape[-3:-1]) < SMALLEST_IMAGE:
-        raise ValueError(
-            f"images of {shape[-3]}x{shape[-2]} are too small: at least "
-            f"{SMALLEST_IMAGE}x{SMALLEST_IMAGE} survive five poolings"
-        )

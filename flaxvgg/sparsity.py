@@ -12,9 +12,10 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from flaxvgg.config import VGGConfig
+from flaxvgg.config import VGGConfig, listed
 from flaxvgg.exact import MAX_TERMS, sum_counts, sum_floats
-from flaxvgg.model import VGG, AnyArray, LayerStack, check_images, run_layers
+from flaxvgg.inputs import check_images
+from flaxvgg.model import VGG, AnyArray, Images, LayerStack, run_layers
 from flaxvgg.sharding import spread_by_xla
 from flaxvgg.sparsity_report import SparsityReport, Totals
 
@@ -64,19 +65,19 @@ class LayerCounts:
 
 
 def count_images(
-    model: VGG, images: Float[AnyArray, "n h w 3"], layers: Iterable[str] | None = None
+    model: VGG, images: Images, layers: Iterable[str] | None = None
 ) -> dict[str, LayerCounts]:
     """The counts of each image by itself, keyed by the layers' names as they were asked for.
 
     See `measure_sparsity`, which adds them up.
     """
     names = counted_layers(model.config, layers)
-    counts = _count(model.config, (model.conv_stack, model.head), _batch(images), names)
+    counts = _count(model.config, (model.conv_stack, model.head), _batch(model, images), names)
     return dict(zip(names, counts, strict=True))
 
 
 def measure_sparsity(
-    model: VGG, images: Float[AnyArray, "n h w 3"], layers: Iterable[str] | None = None
+    model: VGG, images: Images, layers: Iterable[str] | None = None
 ) -> SparsityReport:
     """The counts of all images (N, H, W, 3) together, in one compiled forward pass.
 
@@ -98,7 +99,7 @@ def measure_sparsity(
     """
     names = counted_layers(model.config, layers)
     stacks = (model.conv_stack, model.head)
-    report = _measure(model.config, stacks, _batch(images), names)
+    report = _measure(model.config, stacks, _batch(model, images), names)
     return dataclasses.replace(report, source=model.provenance.source)
 
 
@@ -118,11 +119,9 @@ def counted_layers(config: VGGConfig, layers: Iterable[str] | None) -> tuple[str
 
     Raises ValueError for unknown names, and where there are none.
     """
-    if isinstance(layers, str):
-        raise ValueError(f"layers must be a list of names: [{layers!r}]")
     if layers is None:
         layers = [layer.name for layer in config.layers if layer.kind in ("relu", "max_pool")]
-    names = tuple(dict.fromkeys(layers))
+    names = tuple(dict.fromkeys(listed(layers)))
     if not names:
         raise ValueError("layers is empty: name at least one, or leave it out for all")
     for name in names:
@@ -130,8 +129,8 @@ def counted_layers(config: VGGConfig, layers: Iterable[str] | None) -> tuple[str
     return names
 
 
-def _batch(images: AnyArray) -> Array:
-    check_images(images)
+def _batch(model: VGG, images: Images) -> Array:
+    images = check_images(images, model.preprocessing)
     shape = tuple(images.shape)
     is_known = len(shape) == 4 and isinstance(shape[0], int)  # or it is a symbol
     if len(shape) != 4 or (is_known and not 1 <= shape[0] <= MAX_TERMS):
