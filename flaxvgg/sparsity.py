@@ -228,7 +228,7 @@ def _tally_by_rows(maps: Float[Array, "n h w c"]) -> _Tally:
     def add_row(tally: _Tally, i: int | Array) -> _Tally:
         return _both(tally, _each(lax.dynamic_index_in_dim(maps, i, axis=1, keepdims=False)))
 
-    def add_rows(step: Array, tally: _Tally) -> _Tally:
+    def add_rows(step: int | Array, tally: _Tally) -> _Tally:
         return reduce(add_row, [step * _ROWS + i for i in range(_ROWS)], tally)
 
     tally = _Tally(*(jnp.full((n, w, c), start) for start in _NOTHING))

@@ -5,7 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +57,7 @@ ROWWISE = {
     "remat": lambda model, x: jax.checkpoint(lambda model, x: model(x))(model, x),
     "cond": lambda model, x: lax.cond(True, model, lambda x: model(-x), x),
     "donated": lambda model, x: jax.jit(lambda x: (model(x), x), donate_argnums=0)(x + 0)[0],
-    "ahead of time": lambda model, x: (
-        jax.jit(lambda m, x: m(x)).lower(model, x).compile()(model, x)
-    ),
+    "ahead of time": lambda model, x: jax.jit(model).lower(x).compile()(x),
     "deepcopy": lambda model, x: copy.deepcopy(model)(x),
     "pickle": lambda model, x: pickle.loads(pickle.dumps(model))(x),
     "tree": lambda model, x: jax.tree.unflatten(*jax.tree.flatten(model)[::-1])(x),
@@ -115,7 +113,8 @@ def test_every_setting(name: str, model: flaxvgg.VGG, logits: np.ndarray):
     expected = maps(model, images), flaxvgg.measure_sparsity(model, images)
     with SETTINGS[name]():
         assert_close(model(images), logits)
-        assert_close(maps(model, images), expected[0])
+        if name != "no transfers":  # of the list of classes
+            assert_close(maps(model, images), expected[0])
         report = flaxvgg.measure_sparsity(model, images)
         if name != "no transfers":
             jax.grad(lambda model: model(images).sum())(model)
@@ -150,12 +149,22 @@ FUNCTIONS = {
     "gap": lambda model, x: model.gap(x),
     "gradient": lambda model, x: jax.grad(lambda x: (model(x) ** 2).sum())(x),
     "zeros": lambda model, x: flaxvgg.measure_sparsity(model, x).totals.counts,
-    **{method: lambda model, x, method=method: maps(model, x, method) for method in WITH_LAYERS},
+    **{
+        method: lambda model, x, method=method: maps(model, x, method) for method in WITH_LAYERS[1:]
+    },
 }
-FUNCTIONS.pop("cam")
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+def quickly(names: Iterable[str], *chosen: str) -> list:
+    """The names as parameters; only those that are `chosen` run in the quick suite."""
+    return [
+        name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", quickly(FUNCTIONS, "logits", "gradient", "zeros", "grad_cam", "score_cam")
+)
 def test_export_with_any_number_of_images(name: str, model: flaxvgg.VGG):
     def function(x: jax.Array) -> jax.Array:
         return FUNCTIONS[name](model, x)
@@ -170,7 +179,7 @@ def test_export_for_every_platform(model: flaxvgg.VGG, logits: np.ndarray):
     assert_close(exported(model, shape, "cpu", "cuda", "tpu")(IMAGES), logits)
 
 
-@pytest.mark.parametrize("method", WITH_LAYERS)
+@pytest.mark.parametrize("method", quickly(WITH_LAYERS, "cam", "score_cam", "full_grad"))
 @pytest.mark.parametrize("context", [False, True])
 def test_maps_on_a_mesh_with_explicit_axes(method: str, context: bool):
     if context and method not in ("grad_cam", "score_cam"):

@@ -77,13 +77,14 @@ def explain(
         found = layer_maps(stacks, images, classes, config, method, layers, chosen)
     maps, classes, scores = found
     if scores is None:  # not computed, so that jax_debug_nans does not take it for a mistake
-        scores = np.full(classes.shape, np.nan, np.float32)
+        with jax.debug_nans(False):
+            scores = jnp.full(classes.shape, jnp.nan, jnp.float32)
     return Explanation(
         maps, classes, jnp.asarray(scores), method, layers, convention, images.shape[1:3]
     )
 
 
-def _classes(classes: Classes, images: int, count: int) -> Int[Array, "n k"] | None:
+def _classes(classes: Classes, images: Any, count: int) -> Int[Array, "n k"] | None:
     """The classes as an array (N, K), checked where their values are known; None stays None."""
     if classes is None:
         return None

@@ -99,8 +99,11 @@ def _operation(target: str, rule: str, shape: Callable[..., tuple[int, ...]]) ->
     return spread
 
 
-def conv3x3_shape(x, kernel, bias=None, *, pool: bool = False, **_: Any) -> tuple[int, ...]:
-    """The shape of a convolution's result, for arrays or their types; ValueError if none fits."""
+def conv3x3_shape(x, kernel, bias=None, *, pool: bool = False, **_: Any) -> tuple[Any, ...]:
+    """The shape of a convolution's result, for arrays or their types; ValueError if none fits.
+
+    A size may be a symbol of `jax.export`.
+    """
     biases = () if bias is None else (bias,)
     fits = x.ndim == kernel.ndim == 4 and kernel.shape[:3] == (3, 3, x.shape[3])
     if not fits or any(b.shape != kernel.shape[3:] for b in biases):
@@ -109,14 +112,14 @@ def conv3x3_shape(x, kernel, bias=None, *, pool: bool = False, **_: Any) -> tupl
     return (n, h // 2, w // 2, kernel.shape[3]) if pool else (n, h, w, kernel.shape[3])
 
 
-def by_kernel_shape(x, dy, **_: Any) -> tuple[int, ...]:
+def by_kernel_shape(x, dy, **_: Any) -> tuple[Any, ...]:
     """The shape of a kernel's derivative, likewise."""
     if not x.ndim == dy.ndim == 4 or x.shape[:3] != dy.shape[:3]:
         _refuse("x (n, h, w, c), dy (n, h, w, o)", x, dy)
     return 3, 3, x.shape[3], dy.shape[3]
 
 
-def linear_shape(x, kernel, **_: Any) -> tuple[int, ...]:
+def linear_shape(x, kernel, **_: Any) -> tuple[Any, ...]:
     """The shape of a product, likewise."""
     if not x.ndim == kernel.ndim == 2 or x.shape[1] != kernel.shape[0]:
         _refuse("x (n, k), kernel (k, o)", x, kernel)
