@@ -140,10 +140,11 @@ def clear_errors(unharmed: str) -> Iterator[None]:
     except (ValueError, OSError) as error:
         _say(str(error))
         raise typer.Exit(2) from None
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
+    except (MemoryError, RuntimeError, AssertionError) as error:
+        line = _beyond_this_machine(error)
+        if not line:
             raise
-        _say("out of memory: choose a smaller --size or --batch, or fewer classes and layers")
+        _say(line)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         errors.print(f"interrupted: {plain(unharmed)}")
@@ -154,6 +155,29 @@ def _say(error: str) -> None:
     """An error in its one line; of several problems each has a line that is set in."""
     lines = "\n  ".join(map(plain, error.split("\n  ")))
     errors.print(f"error: {lines}", style="red")
+
+
+def _beyond_this_machine(error: Exception) -> str:
+    """What this machine lacks, of an error that comes of it; "" for any other, which is a bug."""
+    if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
+        return "out of memory: choose a smaller --size or --batch, or fewer classes and layers"
+    wanted = os.environ.get("JAX_PLATFORMS")
+    if wanted and not _has_devices():
+        return (
+            f"JAX finds no device here that is meant by JAX_PLATFORMS={wanted}: unset it, or set "
+            "JAX_PLATFORMS=cpu"
+        )
+    return ""
+
+
+def _has_devices() -> bool:
+    """Whether JAX starts at all."""
+    import jax
+
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):
+        return False
 
 
 def keep_compiled() -> None:

@@ -56,7 +56,9 @@ def sparsity_job(model: VGG, layers: Iterable[str] | None) -> Job:
     def look(model: VGG, images: Float[Array, "n h w 3"], valid: Array, asked: Array) -> Looked:
         counts = count_images(model, images, names)
         totals = total_counts(model, counts, valid).totals
-        zeros = jnp.stack([layer.zeros.sum(axis=1) for layer in counts.values()], axis=1)
+        zeros = jnp.stack(
+            [layer.zeros.sum(axis=1, dtype=jnp.int32) for layer in counts.values()], axis=1
+        )
         values = [layer.values * layer.zeros.shape[1] for layer in counts.values()]
         sums = {
             "counts": totals.counts,
