@@ -93,7 +93,7 @@ def _layer_outputs(
     def session(tensors: tuple[str, ...]) -> Any:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3  # errors only
+        options.log_severity_level = 4  # what it does not run is said in a line of ours
         return onnxruntime.InferenceSession(
             _cut(path, image, tensors, flattens, dtype), options, providers=["CPUExecutionProvider"]
         )
