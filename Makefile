@@ -30,8 +30,8 @@ types: .venv/ready
 	.venv/bin/pyright
 
 # The compiled part again, where its sources are newer than it.
-native: flaxvgg/native/native.so
-flaxvgg/native/native.so: hatch_build.py $(wildcard flaxvgg/native/*.[ch]) | .venv/ready
+native: flaxvgg/ops/native/native.so
+flaxvgg/ops/native/native.so: hatch_build.py $(wildcard flaxvgg/ops/native/*.[ch]) | .venv/ready
 	$(shell command -v uv || echo .venv/bin/uv) pip install --quiet --python .venv/bin/python \
 		--no-deps --editable .
 

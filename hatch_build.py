@@ -1,4 +1,4 @@
-"""Compiles flaxvgg/native when the package is built; hatchling calls it.
+"""Compiles flaxvgg/ops/native when the package is built; hatchling calls it.
 
 The compiler is Zig's C compiler, a package like any other (ziglang), and XLA's header comes with
 jaxlib, so that nothing has to be installed by hand. For Intel and AMD the arithmetic is compiled
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_NATIVE = Path("flaxvgg", "native")
+_NATIVE = Path("flaxvgg", "ops", "native")
 _FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
 _ARITHMETIC = "conv3x3", "by_kernel", "linear"
 _LEVELS = {"avx2": "x86_64_v3", "avx512": "x86_64_v4"}  # and the baseline

@@ -1,9 +1,6 @@
 from .cam.conventions import CONVENTIONS
 from .cam.explanation import Explanation, Flag
 from .cam.methods import METHODS, explain
-from .checkpoint import CheckpointError, load, save
-from .config import ARCHITECTURES, VGGConfig
-from .datasets import DatasetError, LabelledImages
 from .evaluation.classification import average_precision, mean_average_precision
 from .evaluation.faithfulness import average_drop, average_increase, deletion, insertion
 from .evaluation.localisation import (
@@ -13,19 +10,22 @@ from .evaluation.localisation import (
     pointing_game,
     pxap,
 )
-from .heads import fully_convolutional, score_maps, with_gap, with_score_map
-from .images import ImageError, find_images, fit_image, load_images, normalise, open_image
-from .mapping import MappingError, from_torch, to_torch
-from .model import VGG, flatten_chw
-from .provenance import PREPROCESSING, Preprocessing, Provenance
-from .sample_head import with_sample_head
-from .sharding import data_mesh, fully_sharded, place, replicated, shard_batch
-from .sparsity import measure_sparsity
-from .sparsity_report import SparsityReport
+from .heads.replacement import fully_convolutional, score_maps, with_gap, with_score_map
+from .heads.sample_head import with_sample_head
+from .images.datasets import DatasetError, LabelledImages
+from .images.loading import ImageError, find_images, fit_image, load_images, normalise, open_image
+from .network.config import ARCHITECTURES, VGGConfig
+from .network.model import VGG, flatten_chw
+from .network.provenance import PREPROCESSING, Preprocessing, Provenance
+from .network.sharding import data_mesh, fully_sharded, place, replicated, shard_batch
+from .sparsity.counting import measure_sparsity
+from .sparsity.report import SparsityReport
 from .training.collapse import Diagnosis, diagnose
 from .training.trainer import Optimisation, Trainer, TrainState
-from .weights import WeightsError
-from .zoo import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
+from .weights.checkpoint import CheckpointError, load, save
+from .weights.constructors import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
+from .weights.mapping import MappingError, from_torch, to_torch
+from .weights.published import WeightsError
 
 __version__: str
 

@@ -19,10 +19,11 @@ import numpy as np
 from flax import nnx
 from orbax.checkpoint import v1  # noqa: F401
 
-from flaxvgg import checkpoint, replacing
-from flaxvgg.config import VGGConfig
-from flaxvgg.mapping import entries
-from flaxvgg.zoo import from_torch
+from flaxvgg.files import replacing
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.weights import checkpoint
+from flaxvgg.weights.constructors import from_torch
+from flaxvgg.weights.mapping import entries
 
 _NAMES = ("orbax", "model.safetensors")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 import torchvision
 
-from convert.verify import LayerCheck
-from flaxvgg.config import VGGConfig
-from flaxvgg.model import VGG
+from flaxvgg.conversion.verify import LayerCheck
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.model import VGG
 from networks import TINY_CLASSIFIER as TINY_CLASSIFIER
 from networks import TINY_GAP as TINY_GAP
 from networks import TinyConfig as TinyConfig

@@ -19,9 +19,9 @@ from pathlib import Path
 import grain  # noqa: F401
 import zarr
 
-import flaxvgg.cam_photos
+import flaxvgg.cam.photos
 import flaxvgg.evaluation.localisation
-import flaxvgg.sparsity  # noqa: F401
+import flaxvgg.sparsity.counting  # noqa: F401
 from tests.streaming_jobs import Drawn, means_job
 
 _IMAGES = 400

@@ -8,9 +8,9 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from flaxvgg.config import Layer, VGGConfig
-from flaxvgg.mapping import build, entries
-from flaxvgg.model import VGG
+from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.network.model import VGG
+from flaxvgg.weights.mapping import build, entries
 
 
 class TinyConfig(VGGConfig):

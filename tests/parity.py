@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from convert.verify import (
+from flaxvgg.conversion.verify import (
     FLOOR,
     LayerCheck,
     Reference,
@@ -16,8 +16,8 @@ from convert.verify import (
     torch_networks,
     torch_references,
 )
-from flaxvgg.mapping import from_torch, model_arrays
-from flaxvgg.model import VGG, flatten_chw
+from flaxvgg.network.model import VGG, flatten_chw
+from flaxvgg.weights.mapping import from_torch, model_arrays
 from helpers import assert_holds, describe
 
 SMALL_SIZES = [(32, 32), (33, 47), (224, 224)]

@@ -17,12 +17,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 import flaxvgg
 from flaxvgg import Optimisation, Trainer, fully_sharded, place, replicated, shard_batch
-from flaxvgg.config import Layer
-from flaxvgg.datasets import image_folder
-from flaxvgg.model import VGG
-from flaxvgg.provenance import PREPROCESSING
-from flaxvgg.training.config import Data
+from flaxvgg.images.datasets import image_folder
+from flaxvgg.network.config import Layer
+from flaxvgg.network.model import VGG
+from flaxvgg.network.provenance import PREPROCESSING
 from flaxvgg.training.data import batches, reading
+from flaxvgg.training.settings import Data
 from networks import TINY_CLASSIFIER, TINY_GAP, TinyConfig, random_images, random_model
 
 BATCH, STEPS = 16, 3

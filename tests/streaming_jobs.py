@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flaxvgg.config import Layer, VGGConfig
-from flaxvgg.model import VGG
+from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.network.model import VGG
 
 IMAGES = 400
 

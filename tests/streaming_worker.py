@@ -16,7 +16,7 @@ def main(out: str, devices: str, process: str = "0", of: str = "1", port: str = 
     jax.config.update("jax_disable_most_optimizations", True)  # each program runs a few times
     if int(of) > 1:
         jax.distributed.initialize(f"localhost:{port}", int(of), int(process))
-    from flaxvgg.cam_photos import plan_maps
+    from flaxvgg.cam.photos import plan_maps
     from flaxvgg.streaming import Source, features_job, maps_job, sparsity_job, stream
     from tests.streaming_jobs import Drawn, small_model
 

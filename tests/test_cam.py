@@ -10,17 +10,17 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import flaxvgg
-from convert.verify import ROUNDING
 from flaxvgg import Explanation, Flag
 from flaxvgg.cam import maps as cam_maps
 from flaxvgg.cam import masking
 from flaxvgg.cam.full_grad import bias_layers, biases
 from flaxvgg.cam.maps import layer_maps
 from flaxvgg.cam.network import Network
-from flaxvgg.config import Layer, VGGConfig
-from flaxvgg.model import VGG
-from flaxvgg.provenance import Provenance
-from flaxvgg.resizing import resize
+from flaxvgg.conversion.verify import ROUNDING
+from flaxvgg.images.resizing import resize
+from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.network.model import VGG
+from flaxvgg.network.provenance import Provenance
 from helpers import TINY_CLASSIFIER, TINY_GAP, random_images, tiny_vgg
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

@@ -19,8 +19,8 @@ from flaxvgg.cam.conventions import CONVENTIONS
 from flaxvgg.cam.formulas import principal_component
 from flaxvgg.cam.maps import layer_maps
 from flaxvgg.cam.methods import METHODS
-from flaxvgg.config import Layer, VGGConfig
-from flaxvgg.model import LayerStack
+from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.network.model import LayerStack
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 A = np.array([[[1, 0], [0, 4]], [[2, 0], [3, 0]]], np.float32)  # (h, w, channel)

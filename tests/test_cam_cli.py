@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 
 import flaxvgg
 from flaxvgg import Flag
-from flaxvgg.cam_files import write_cams
-from flaxvgg.cam_photos import (
+from flaxvgg.cam.photos import (
     ExplainedPhoto,
     PhotoMap,
     _watched,
@@ -28,12 +27,13 @@ from flaxvgg.cam_photos import (
     parse_methods,
     plan_maps,
 )
-from flaxvgg.cli import app
-from flaxvgg.console import interruptible
+from flaxvgg.commands.cam_files import write_cams
+from flaxvgg.commands.cli import app
+from flaxvgg.commands.console import interruptible
+from flaxvgg.commands.tables import cam_table
+from flaxvgg.network.provenance import Provenance
 from flaxvgg.plotting.cam import cam_figure
 from flaxvgg.plotting.figures import overlay
-from flaxvgg.provenance import Provenance
-from flaxvgg.tables import cam_table
 from helpers import TINY_GAP, tiny_vgg
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -55,7 +55,7 @@ def model():
 
 @pytest.fixture
 def loaded(model, monkeypatch):
-    monkeypatch.setattr("flaxvgg.cli._load", lambda *_: model)
+    monkeypatch.setattr("flaxvgg.commands.cli._load", lambda *_: model)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def no_model(monkeypatch):
     def load(*_):
         pytest.fail("the model was loaded")
 
-    monkeypatch.setattr("flaxvgg.cli._load", load)
+    monkeypatch.setattr("flaxvgg.commands.cli._load", load)
 
 
 def test_files_are_what_explain_gives(tmp_path, model, loaded, photos):
@@ -243,14 +243,14 @@ def test_a_broken_photo_among_good_ones(tmp_path, loaded, photos):
 
 @pytest.mark.parametrize("done", [0, 2])
 def test_ctrl_c_keeps_the_photos_that_are_done(tmp_path, loaded, photos, monkeypatch, done):
-    load_pixels, count = flaxvgg.cam_photos.load_pixels, itertools.count()
+    load_pixels, count = flaxvgg.cam.photos.load_pixels, itertools.count()
 
     def load(*arguments):
         if next(count) == done:
             signal.raise_signal(signal.SIGINT)
         return load_pixels(*arguments)
 
-    monkeypatch.setattr("flaxvgg.cam_photos.load_pixels", load)
+    monkeypatch.setattr("flaxvgg.cam.photos.load_pixels", load)
     out = tmp_path / "out"
     result = run(photos, "--size", "32x64", "--method", "cam", "--out", out)
     assert result.exit_code == 130, result.output
@@ -302,7 +302,9 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(tmp_path, photos, no_m
 
 
 def test_bad_input_is_one_line_before_a_photo_is_looked_at(tmp_path, loaded, photos, monkeypatch):
-    monkeypatch.setattr("flaxvgg.cam_files.explain_photos", lambda *_: pytest.fail("looked at"))
+    monkeypatch.setattr(
+        "flaxvgg.commands.cam_files.explain_photos", lambda *_: pytest.fail("looked at")
+    )
     out = tmp_path / "out"
     for arguments, words in [
         (("--classes", "5"), "no class 5: the weights have classes 0 to 4"),
@@ -456,7 +458,7 @@ def test_a_failing_write_leaves_nothing_half_written(tmp_path, model, photos, mo
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("flaxvgg.cam_files.cam_figure", fail)
+    monkeypatch.setattr("flaxvgg.commands.cam_files.cam_figure", fail)
     with pytest.raises(OSError, match="no space left"):
         write_cams(model, flaxvgg.find_images(photos), plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()

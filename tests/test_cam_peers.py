@@ -27,11 +27,11 @@ from pytorch_grad_cam import (
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 import flaxvgg
-from convert.sources import read_source
 from flaxvgg import Flag
-from flaxvgg.images import load_images
-from flaxvgg.model import VGG
-from flaxvgg.samples import sample_photos
+from flaxvgg.conversion.reading import read_source
+from flaxvgg.images.loading import load_images
+from flaxvgg.images.samples import sample_photos
+from flaxvgg.network.model import VGG
 from helpers import REAL_WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -97,7 +97,7 @@ def pair(network: torch.nn.Module, model: VGG) -> Pair:
 @pytest.fixture(scope="module")
 def gap_pair(network: torch.nn.Module, model: VGG) -> Pair:
     """The same network here and there, with a GAP head, for what takes hundreds of passes."""
-    gap = flaxvgg.with_gap(model, 10, rngs=flaxvgg.model.nnx.Rngs(0))
+    gap = flaxvgg.with_gap(model, 10, rngs=flaxvgg.network.model.nnx.Rngs(0))
     theirs = torchvision.models.VGG(network.features, init_weights=False).eval()
     theirs.avgpool = torch.nn.AdaptiveAvgPool2d(1)
     theirs.classifier = torch.nn.Linear(512, 10)

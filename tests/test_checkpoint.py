@@ -22,13 +22,14 @@ import torchvision
 from flax import nnx
 
 import flaxvgg
-from flaxvgg import checkpoint, replacing
-from flaxvgg.checkpoint import CheckpointError, is_checkpoint
-from flaxvgg.checksums import Checksum, checksums
-from flaxvgg.mapping import entries
-from flaxvgg.provenance import PREPROCESSING, Provenance
-from flaxvgg.replacing import write_atomically
-from flaxvgg.weights import WeightsError, read_weights
+from flaxvgg.files import replacing
+from flaxvgg.files.replacing import write_atomically
+from flaxvgg.network.provenance import PREPROCESSING, Provenance
+from flaxvgg.weights import checkpoint
+from flaxvgg.weights.checkpoint import CheckpointError, is_checkpoint
+from flaxvgg.weights.checksums import Checksum, checksums
+from flaxvgg.weights.mapping import entries
+from flaxvgg.weights.published import WeightsError, read_weights
 from helpers import torch_features, torch_vgg
 
 FORMATS = ("orbax", "model.safetensors")
@@ -262,7 +263,8 @@ import os, signal, sys
 import jax.numpy as jnp
 from flax import nnx
 import flaxvgg
-from flaxvgg import checkpoint, replacing
+from flaxvgg.weights import checkpoint
+from flaxvgg.files import replacing
 
 model = flaxvgg.load(sys.argv[1])
 conv = model.conv_stack.conv1_1
@@ -654,7 +656,7 @@ def test_what_is_changed_in_a_header_is_found(model, tmp_path):
 
 
 def test_checksums_of_blocks_are_those_of_the_whole(monkeypatch):
-    monkeypatch.setattr("flaxvgg.checksums._PIECE", 64)
+    monkeypatch.setattr("flaxvgg.weights.checksums._PIECE", 64)
     start = zlib.crc32(b"uint8 [65]")
     array = np.arange(65, dtype=np.uint8)
     by_hand = [zlib.crc32(array[:64], start), zlib.crc32(array[64:], start)]

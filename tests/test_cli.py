@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 import flaxvgg
 from convert.__main__ import app as convert
-from flaxvgg.cli import app, parse_size
+from flaxvgg.commands.cli import app, parse_size
+from flaxvgg.images.samples import sample_photos
 from flaxvgg.plotting.demo import demo_figure
-from flaxvgg.samples import sample_photos
 from helpers import REAL_WEIGHTS, small_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -113,7 +113,7 @@ def maps(monkeypatch):
         found.extend(maps)
         return demo_figure(names, pictures, alike, maps, zeros, title)
 
-    monkeypatch.setattr("flaxvgg.demo.demo_figure", draw)
+    monkeypatch.setattr("flaxvgg.commands.demo.demo_figure", draw)
     return found
 
 
@@ -192,7 +192,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, weights, photos)
 
 
 def test_demo_without_photos_says_what_to_do(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr("flaxvgg.demo.sample_photos", list)
+    monkeypatch.setattr("flaxvgg.commands.demo.sample_photos", list)
     result = run("demo", "--weights", weights, "--out", tmp_path / "demo")
     assert result.exit_code == 2
     assert "install scikit-image" in result.stderr
@@ -225,7 +225,7 @@ def test_help_names_every_command():
 
 _COMPILE = """
 import sys
-from flaxvgg.console import keep_compiled
+from flaxvgg.commands.console import keep_compiled
 keep_compiled()
 import jax
 events = []
@@ -252,7 +252,7 @@ def test_the_command_line_keeps_what_it_compiled(tmp_path):
     assert compiled(**elsewhere) == "miss"
 
 
-@pytest.mark.filterwarnings("always::flaxvgg.finding.PassedOver")
+@pytest.mark.filterwarnings("always::flaxvgg.images.finding.PassedOver")
 def test_demo_of_odd_names(tmp_path, weights, photos):
     """What is no UTF-8, a formula to matplotlib, of another script, and the same name twice."""
     data = (photos / sorted(os.listdir(photos))[0]).read_bytes()

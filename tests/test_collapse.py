@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 import flaxvgg
-from flaxvgg.config import Layer
-from flaxvgg.model import VGG
+from flaxvgg.network.config import Layer
+from flaxvgg.network.model import VGG
 from helpers import TINY_CLASSIFIER, TINY_GAP, random_images, tiny_vgg
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 
-from flaxvgg.config import ARCHITECTURES, VGGConfig, check_arch
+from flaxvgg.network.config import ARCHITECTURES, VGGConfig, check_arch
 
 KINDS = {
     "conv": torch.nn.Conv2d,

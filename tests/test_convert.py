@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 import flaxvgg
 from convert.__main__ import app
-from convert.readers.torch import read_published
-from convert.source import SourceError
-from convert.sources import read_source
-from flaxvgg.weights import WeightsError, find_published, published
+from flaxvgg.conversion.readers.torch import read_published
+from flaxvgg.conversion.reading import read_source
+from flaxvgg.conversion.source_weights import SourceError
+from flaxvgg.weights.published import WeightsError, find_published, published
 from helpers import REAL_WEIGHTS, random_images, real_weights_path, torch_features
 
 
@@ -39,7 +39,9 @@ def source(tmp_path, conv_weights):
 def small_verification(monkeypatch):
     """Verify on 64x64 pixels: the demo and the parity suite do it at full size."""
     images = random_images(2, 64, 64)
-    monkeypatch.setattr("convert.verify.verification_images", lambda recipe: (images, "noise"))
+    monkeypatch.setattr(
+        "flaxvgg.conversion.verify.verification_images", lambda recipe: (images, "noise")
+    )
 
 
 def run(*arguments):
@@ -110,10 +112,10 @@ def test_dtype_rounds_the_weights_and_verifies_with_them(tmp_path, source, conv_
 
 
 def test_a_failed_verification_writes_nothing(tmp_path, source, monkeypatch):
-    monkeypatch.setattr("flaxvgg.model.max_pool_2x2", lambda x: x[:, ::2, ::2])
+    monkeypatch.setattr("flaxvgg.network.model.max_pool_2x2", lambda x: x[:, ::2, ::2])
     # Compiled anew: the function itself may be compiled already, from before the mistake.
     wrong = jax.jit(lambda model, x: model.activations(x, model.config.layer_names))
-    monkeypatch.setattr("convert.verify.all_outputs", wrong)
+    monkeypatch.setattr("flaxvgg.conversion.verify.all_outputs", wrong)
     out = tmp_path / "out"
     result = run(source, "--out", out, "--verify")
     assert result.exit_code == 1
@@ -299,7 +301,7 @@ def test_a_package_that_is_missing_is_named(tmp_path, source, missing, monkeypat
 
 def test_imports_are_deferred():
     code = (
-        "import sys, flaxvgg, flaxvgg.cli, convert.__main__; "
+        "import sys, flaxvgg, flaxvgg.commands.cli, convert.__main__; "
         "print([m for m in ('jax', 'torch', 'onnx') if m in sys.modules])"
     )
     result = subprocess.run(

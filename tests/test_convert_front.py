@@ -15,15 +15,15 @@ import pytest
 from keras import layers
 from onnx import TensorProto, helper, numpy_helper
 
-from convert.readers.keras import read_keras
-from convert.readers.onnx import read_onnx
-from convert.source import Source, SourceError
-from convert.sources import read_source
-from convert.verify import verify
-from flaxvgg.config import VGGConfig
-from flaxvgg.images import normalise
-from flaxvgg.mapping import from_torch
-from flaxvgg.provenance import PREPROCESSING
+from flaxvgg.conversion.readers.keras import read_keras
+from flaxvgg.conversion.readers.onnx import read_onnx
+from flaxvgg.conversion.reading import read_source
+from flaxvgg.conversion.source_weights import Source, SourceError
+from flaxvgg.conversion.verify import verify
+from flaxvgg.images.loading import normalise
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.provenance import PREPROCESSING
+from flaxvgg.weights.mapping import from_torch
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from keras import layers
 
-from convert.readers.keras import read_keras
-from convert.source import Source, SourceError, sha256
-from flaxvgg.config import VGGConfig
-from flaxvgg.mapping import from_torch
-from flaxvgg.provenance import PREPROCESSING
+from flaxvgg.conversion.readers.keras import read_keras
+from flaxvgg.conversion.source_weights import Source, SourceError, sha256
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.provenance import PREPROCESSING
+from flaxvgg.weights.mapping import from_torch
 
 # Keras's own, where it makes NumPy arrays of its variables.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -13,11 +13,11 @@ import torch
 import torchvision
 from onnx import TensorProto, helper, numpy_helper
 
-from convert.readers.onnx import read_onnx
-from convert.source import Source, SourceError, sha256
-from flaxvgg.config import VGGConfig
-from flaxvgg.mapping import from_torch
-from flaxvgg.provenance import PREPROCESSING
+from flaxvgg.conversion.readers.onnx import read_onnx
+from flaxvgg.conversion.source_weights import Source, SourceError, sha256
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.provenance import PREPROCESSING
+from flaxvgg.weights.mapping import from_torch
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from convert.verify import FLOOR, keeps_rule
-from flaxvgg import convolution, native
-from flaxvgg.config import VGGConfig
-from flaxvgg.convolution import conv3x3, conv3x3_block
+from flaxvgg.conversion.verify import FLOOR, keeps_rule
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.ops import convolution, native
+from flaxvgg.ops.convolution import conv3x3, conv3x3_block
 from helpers import random_images, random_model
 
 xlas = partial(convolution._xlas, precision="highest")
@@ -243,7 +243,8 @@ _RESULTS = """
 import sys
 import jax.numpy as jnp
 import numpy as np
-from flaxvgg import convolution, native
+from flaxvgg.ops import convolution
+from flaxvgg.ops import native
 
 def results():
     x, kernel, few = (jnp.asarray(np.random.default_rng(i).normal(size=s), np.float32) for i, s in

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxvgg.datasets import (
+from flaxvgg.images.datasets import (
     VOC_CLASSES,
     DatasetError,
     LabelledImages,
@@ -15,7 +15,7 @@ from flaxvgg.datasets import (
     pascal_voc,
     read_labelled,
 )
-from flaxvgg.finding import PassedOver
+from flaxvgg.images.finding import PassedOver
 from flaxvgg.streaming import find_source
 
 

@@ -18,10 +18,10 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from sklearn.metrics import average_precision_score
 
 import flaxvgg
-from flaxvgg.config import Layer, VGGConfig
 from flaxvgg.evaluation.faithfulness import _blurred
 from flaxvgg.evaluation.localisation import _all_outlines, _largest_outline, _overlaps
-from flaxvgg.model import VGG
+from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.network.model import VGG
 from helpers import TINY_CLASSIFIER, TINY_GAP, TinyConfig, random_images, random_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxvgg import exact
-from flaxvgg.exact import count_to_host, float_to_host
+from flaxvgg.sparsity import exact
+from flaxvgg.sparsity.exact import count_to_host, float_to_host
 
 add_counts, sum_counts = jax.jit(exact.add_counts), jax.jit(exact.sum_counts)
 add_floats, sum_floats = jax.jit(exact.add_floats), jax.jit(exact.sum_floats)

@@ -17,7 +17,7 @@ from experiments.cam_on_vgg16 import costs, figure, methods, report, study
 from experiments.composed.objects import OBJECTS
 from experiments.composed.picture import to_png
 from experiments.timing import Case, Measured, measure
-from flaxvgg.config import VGGConfig
+from flaxvgg.network.config import VGGConfig
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from flaxvgg.fingerprint import (
+from flaxvgg.files.locking import LockedError, alone
+from flaxvgg.images.fingerprint import (
     UNKNOWN,
     Known,
     content_of,
@@ -16,7 +17,6 @@ from flaxvgg.fingerprint import (
     in_threads,
     what_differs,
 )
-from flaxvgg.locking import LockedError, alone
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 128 * 1024])
@@ -114,7 +114,7 @@ def test_in_threads_keeps_the_order_and_reads_not_all_ahead():
 _HOLD = """
 import sys, time
 from pathlib import Path
-from flaxvgg.locking import alone
+from flaxvgg.files.locking import alone
 with alone(Path(sys.argv[1]), Path(sys.argv[1], ".lock")) as held:
     print(held, flush=True)
     time.sleep(100)

@@ -17,13 +17,10 @@ from typer.testing import CliRunner
 
 import flaxvgg
 from convert.__main__ import app as convert
-from convert.report import print_summary, print_verification
-from convert.verify import Flip, LayerCheck
-from flaxvgg import checkpoint
 from flaxvgg.cam.explanation import Flag
-from flaxvgg.cam_photos import PhotoMap, Plan
-from flaxvgg.cli import app
-from flaxvgg.console import (
+from flaxvgg.cam.photos import PhotoMap, Plan
+from flaxvgg.commands.cli import app
+from flaxvgg.commands.console import (
     PlainConsole,
     Told,
     clear_errors,
@@ -33,12 +30,15 @@ from flaxvgg.console import (
     say_where,
     step,
 )
-from flaxvgg.folders import Names
-from flaxvgg.foreign import plain
-from flaxvgg.images import ImageError
+from flaxvgg.commands.folders import Names
+from flaxvgg.commands.tables import cam_table, facts, features_table, model_facts, sparsity_table
+from flaxvgg.conversion.report import print_summary, print_verification
+from flaxvgg.conversion.verify import Flip, LayerCheck
+from flaxvgg.files.foreign import plain
+from flaxvgg.images.loading import ImageError
+from flaxvgg.network.provenance import Provenance
 from flaxvgg.plotting.figures import literal, new_figure
-from flaxvgg.provenance import Provenance
-from flaxvgg.tables import cam_table, facts, features_table, model_facts, sparsity_table
+from flaxvgg.weights import checkpoint
 from networks import TINY_GAP, tiny_vgg
 
 # Markup that is wrong, a colour, a title for the terminal, a return, a text that runs backwards, a
@@ -161,7 +161,7 @@ def test_info_of_a_strangers_checkpoint(model, tmp_path, monkeypatch):
     header = checkpoint._with_checksums(checkpoint._header(model), {})
     metadata = {"flaxvgg": json.dumps(header)}
     safetensors.numpy.save_file({"w": np.zeros(3)}, path, metadata=metadata)
-    monkeypatch.setattr("flaxvgg.checkpoint._load", lambda *_: model)
+    monkeypatch.setattr("flaxvgg.weights.checkpoint._load", lambda *_: model)
     result = CliRunner().invoke(app, ["info", str(path)], env={"COLUMNS": "400"})
     assert result.exit_code == 0, result.output
     assert _is_harmless(result.output)

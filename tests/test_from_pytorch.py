@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import flaxvgg
 from experiments.from_pytorch import classifiers, exchange, networks, report, study
 from experiments.from_pytorch.__main__ import app
-from flaxvgg.provenance import PREPROCESSING, Provenance
+from flaxvgg.network.provenance import PREPROCESSING, Provenance
 from helpers import random_model
 
 FOLDER = Path(study.__file__).parent

@@ -15,14 +15,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import flaxvgg
-from convert.sources import read_source
-from convert.target import convert
 from experiments.composed import objects, scenes
 from experiments.composed.fitting import features_of, fit_gap
 from experiments.gap_finetune import embedding, report, scoring, study, tuning
 from experiments.gap_finetune.__main__ import app
+from flaxvgg.conversion.reading import read_source
+from flaxvgg.conversion.target import convert
 from flaxvgg.evaluation.classification import mean_average_precision
-from flaxvgg.sample_head import convolutions_digest, packaged_head, read_head, write_head
+from flaxvgg.heads.sample_head import convolutions_digest, packaged_head, read_head, write_head
 from helpers import REAL_WEIGHTS, random_images, small_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -235,7 +235,7 @@ def test_a_fitted_head_ranks_what_it_was_fitted_on(model):
 
 
 def test_the_card_says_what_the_head_records():
-    text = importlib.resources.files("flaxvgg").joinpath("sample_head.md").read_text("utf-8")
+    text = importlib.resources.files("flaxvgg.heads").joinpath("sample_head.md").read_text("utf-8")
     assert text == embedding.card(packaged_head())
     head = packaged_head()
     assert head.arch == "vgg16"

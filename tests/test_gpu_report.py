@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from convert.verify import compare, torch_references
 from experiments.gpu_report import (
     __main__,
     convolutions,
@@ -29,8 +28,9 @@ from experiments.gpu_report.subject import BFLOAT16, HIGHEST, TF32, TINY
 from flaxvgg.cam.conventions import CONVENTIONS
 from flaxvgg.cam.maps import layer_maps, maps_of_scores
 from flaxvgg.cam.methods import METHODS
-from flaxvgg.heads import score_maps
-from flaxvgg.mapping import model_arrays, to_torch
+from flaxvgg.conversion.verify import compare, torch_references
+from flaxvgg.heads.replacement import score_maps
+from flaxvgg.weights.mapping import model_arrays, to_torch
 from helpers import TINY_CLASSIFIER, TINY_GAP, random_images, tiny_vgg
 
 ROOT = Path(__main__.__file__).parents[2]
@@ -292,7 +292,7 @@ def test_nothing_else_is_imported():
                 waiting += [imported, imported.rpartition(".")[0]]
             elif top not in sys.stdlib_module_names:
                 outside.add(top)
-    assert {"flaxvgg.cam.maps", "flaxvgg.training.trainer", "convert.verify"} <= seen
+    assert {"flaxvgg.cam.maps", "flaxvgg.training.trainer", "flaxvgg.conversion.verify"} <= seen
     assert outside <= set(__main__._NEEDED)
 
 

@@ -13,13 +13,13 @@ import torchvision
 from flax import nnx
 
 import flaxvgg
-from convert.source import Source
-from convert.target import convert
-from convert.verify import verify
-from flaxvgg.config import VGGConfig
-from flaxvgg.mapping import MappingError
-from flaxvgg.model import VGG, run_layers
-from flaxvgg.provenance import Provenance
+from flaxvgg.conversion.source_weights import Source
+from flaxvgg.conversion.target import convert
+from flaxvgg.conversion.verify import verify
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.model import VGG, run_layers
+from flaxvgg.network.provenance import Provenance
+from flaxvgg.weights.mapping import MappingError
 from helpers import TINY_CLASSIFIER, assert_holds, random_images, tiny_vgg
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

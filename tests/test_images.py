@@ -20,10 +20,17 @@ from PIL import EpsImagePlugin, Image, ImageFile
 from torchvision.models import VGG16_Weights
 from torchvision.transforms import functional
 
-from flaxvgg.finding import PassedOver
-from flaxvgg.foreign import shown
-from flaxvgg.images import ImageError, find_images, fit_image, load_images, normalise, open_image
-from flaxvgg.provenance import PREPROCESSING, Provenance
+from flaxvgg.files.foreign import shown
+from flaxvgg.images.finding import PassedOver
+from flaxvgg.images.loading import (
+    ImageError,
+    find_images,
+    fit_image,
+    load_images,
+    normalise,
+    open_image,
+)
+from flaxvgg.network.provenance import PREPROCESSING, Provenance
 from helpers import tiny_vgg
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from flax import nnx
 
-from flaxvgg.layers import BatchNorm, adaptive_avg_pool, max_pool_2x2
-from flaxvgg.products import conv_general_dilated, dot_general
+from flaxvgg.network.layers import BatchNorm, adaptive_avg_pool, max_pool_2x2
+from flaxvgg.ops.linear import conv_general_dilated, dot_general
 
 EPS = np.finfo(np.float32).eps
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from convert.verify import keeps_rule
-from flaxvgg.products import dot_general
+from flaxvgg.conversion.verify import keeps_rule
+from flaxvgg.ops.linear import dot_general
 
 DIMENSIONS = (((1,), (0,)), ((), ()))
 

@@ -11,10 +11,10 @@ import torchvision
 from flax import nnx
 
 import flaxvgg
-from flaxvgg.config import ARCHITECTURES, VGGConfig
-from flaxvgg.mapping import MappingError, build, config_for, entries, nearest_arch
-from flaxvgg.model import VGG
-from flaxvgg.parameters import StateDictError
+from flaxvgg.network.config import ARCHITECTURES, VGGConfig
+from flaxvgg.network.model import VGG
+from flaxvgg.weights.mapping import MappingError, build, config_for, entries, nearest_arch
+from flaxvgg.weights.parameters import StateDictError
 from helpers import random_images, torch_vgg
 
 

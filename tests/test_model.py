@@ -16,9 +16,9 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import flaxvgg
-from flaxvgg.config import VGGConfig
-from flaxvgg.mapping import build, model_arrays
-from flaxvgg.model import VGG, flatten_chw
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.model import VGG, flatten_chw
+from flaxvgg.weights.mapping import build, model_arrays
 from helpers import random_images, torch_features, torch_vgg
 
 CLASSES = 5

@@ -16,11 +16,11 @@ import torch
 from flax import nnx
 from jax import lax
 
-from convert.verify import Reference, compare, torch_references
-from flaxvgg.config import Layer, VGGConfig
-from flaxvgg.layers import max_pool_2x2
-from flaxvgg.mapping import build, model_arrays
-from flaxvgg.model import VGG, LayerStack
+from flaxvgg.conversion.verify import Reference, compare, torch_references
+from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.network.layers import max_pool_2x2
+from flaxvgg.network.model import VGG, LayerStack
+from flaxvgg.weights.mapping import build, model_arrays
 from helpers import describe, random_images, torch_features, torch_vgg
 from parity import Port, port
 

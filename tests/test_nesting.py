@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from convert.readers.keras_file import read_layers
-from convert.source import SourceError
-from flaxvgg.nesting import DEEPEST, parse_json, shallow
+from flaxvgg.conversion.readers.keras_file import read_layers
+from flaxvgg.conversion.source_weights import SourceError
+from flaxvgg.files.nesting import DEEPEST, parse_json, shallow
 
 
 def _deep(levels: int) -> str:

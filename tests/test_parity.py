@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from convert.sources import read_source
-from convert.target import convert
-from convert.verify import verify
-from flaxvgg.images import load_images
-from flaxvgg.provenance import PREPROCESSING
-from flaxvgg.samples import sample_photos
+from flaxvgg.conversion.reading import read_source
+from flaxvgg.conversion.target import convert
+from flaxvgg.conversion.verify import verify
+from flaxvgg.images.loading import load_images
+from flaxvgg.images.samples import sample_photos
+from flaxvgg.network.provenance import PREPROCESSING
 from helpers import REAL_WEIGHTS, assert_holds, torch_vgg
 from parity import LARGE_SIZES, SMALL_SIZES, Port, check, check_three_and_one, port
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from convert.verify import jax_truth, relative_error, torch_networks, torch_references
-from flaxvgg.config import ARCHITECTURES, VGGConfig
-from flaxvgg.mapping import arrays_from_torch, build, model_arrays
+from flaxvgg.conversion.verify import jax_truth, relative_error, torch_networks, torch_references
+from flaxvgg.network.config import ARCHITECTURES, VGGConfig
+from flaxvgg.weights.mapping import arrays_from_torch, build, model_arrays
 from helpers import random_images, torch_features, torch_vgg
 from parity import SMALL_SIZES, Port, check, port
 

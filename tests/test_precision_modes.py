@@ -10,9 +10,9 @@ import pytest
 
 from experiments.precision_modes import modes
 from experiments.precision_modes.__main__ import readme
-from flaxvgg.config import VGGConfig
-from flaxvgg.mapping import build, model_arrays
-from flaxvgg.model import VGG, run_layers
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.model import VGG, run_layers
+from flaxvgg.weights.mapping import build, model_arrays
 from helpers import random_images, random_model
 
 FOLDER = Path(modes.__file__).parent

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import flaxvgg
-from flaxvgg import exact
-from flaxvgg.config import ARCHITECTURES, Layer, VGGConfig
 from flaxvgg.evaluation.localisation import max_box_acc, max_box_acc_v2, pointing_game, pxap
-from flaxvgg.images import ImageError, fit_image, normalise, open_image
-from flaxvgg.mapping import MappingError, arrays_from_torch, build, entries, model_arrays
-from flaxvgg.model import VGG
-from flaxvgg.provenance import PREPROCESSING
+from flaxvgg.images.loading import ImageError, fit_image, normalise, open_image
+from flaxvgg.network.config import ARCHITECTURES, Layer, VGGConfig
+from flaxvgg.network.model import VGG
+from flaxvgg.network.provenance import PREPROCESSING
+from flaxvgg.sparsity import exact
+from flaxvgg.weights.mapping import MappingError, arrays_from_torch, build, entries, model_arrays
 from helpers import TINY_CLASSIFIER, TINY_GAP, TinyConfig, random_model
 
 

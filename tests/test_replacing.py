@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flaxvgg import replacing
-from flaxvgg.replacing import (
+from flaxvgg.files import replacing
+from flaxvgg.files.replacing import (
     WriteError,
     exchange,
     read_whole,
@@ -114,7 +114,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
 _KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-from flaxvgg import replacing
+from flaxvgg.files import replacing
 
 when = sys.argv[2]
 def kill(*_):

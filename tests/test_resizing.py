@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flaxvgg.resizing import resize
+from flaxvgg.images.resizing import resize
 
 MAPS = np.random.default_rng(0).standard_normal((2, 14, 11)).astype(np.float32)
 MODES = {"linear": ("bilinear", cv2.INTER_LINEAR), "cubic": ("bicubic", cv2.INTER_CUBIC)}

@@ -24,8 +24,8 @@ from flax import nnx
 
 import flaxvgg
 from experiments.gap_collapse.peer import Network, channels_first
-from flaxvgg.config import Layer, VGGConfig
-from flaxvgg.model import VGG
+from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.network.model import VGG
 from flaxvgg.training.losses import LOSSES, multilabel_soft_margin_loss, resting_loss
 from helpers import TINY_GAP, TinyConfig, random_images, small_model, tiny_vgg
 
@@ -61,7 +61,7 @@ class NormedStack(TinyConfig):
 
 
 class WideStack(TinyConfig):
-    """A stack whose sums are long enough for `flaxvgg.products` to take them in blocks."""
+    """A stack whose sums are long enough for `flaxvgg.ops.linear` to take them in blocks."""
 
     conv_stack = (
         Layer("conv1_1", "conv", "features.0", inputs=3, outputs=16, kernel=3),

@@ -16,12 +16,12 @@ from jax.sharding import PartitionSpec
 
 import flaxvgg
 import sharded
-from flaxvgg.datasets import image_folder
-from flaxvgg.provenance import PREPROCESSING
+from flaxvgg.images.datasets import image_folder
+from flaxvgg.network.provenance import PREPROCESSING
 from flaxvgg.training import data as data_module
-from flaxvgg.training.config import Data, Model, Run
 from flaxvgg.training.data import batches, reading
 from flaxvgg.training.run import train
+from flaxvgg.training.settings import Data, Model, Run
 from helpers import TINY_CLASSIFIER, TINY_GAP, tiny_vgg
 from networks import coloured_photos
 

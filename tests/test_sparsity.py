@@ -13,11 +13,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import flaxvgg
-from flaxvgg import sparsity
-from flaxvgg.config import Layer, VGGConfig, classifier_layers
-from flaxvgg.model import VGG
-from flaxvgg.provenance import Provenance
-from flaxvgg.sparsity import count_images, measure_sparsity
+from flaxvgg.network.config import Layer, VGGConfig, classifier_layers
+from flaxvgg.network.model import VGG
+from flaxvgg.network.provenance import Provenance
+from flaxvgg.sparsity import counting as sparsity
+from flaxvgg.sparsity.counting import count_images, measure_sparsity
 from helpers import random_images, random_model
 
 # The layers that compile quickly.

@@ -11,10 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import flaxvgg
-from flaxvgg.cli import app
+from flaxvgg.commands.cli import app
+from flaxvgg.commands.sparsity_files import write_survey
 from flaxvgg.plotting.sparsity import map_sheet, places_picture
-from flaxvgg.survey import survey_photos
-from flaxvgg.survey_files import write_survey
+from flaxvgg.sparsity.survey import survey_photos
 from helpers import small_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -65,7 +65,7 @@ def run(*arguments):
 @pytest.fixture
 def loaded(model, monkeypatch):
     """The model is there, as it compiles faster than one that was loaded."""
-    monkeypatch.setattr("flaxvgg.cli._load", lambda *_: model)
+    monkeypatch.setattr("flaxvgg.commands.cli._load", lambda *_: model)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def no_model(monkeypatch):
     def load(*_):
         pytest.fail("the model was loaded")
 
-    monkeypatch.setattr("flaxvgg.cli._load", load)
+    monkeypatch.setattr("flaxvgg.commands.cli._load", load)
 
 
 def test_numbers_are_those_of_the_activations(survey, model, photos):
@@ -137,7 +137,7 @@ def test_a_broken_photo_among_good_ones(tmp_path, loaded, photos):
 
 def interrupt_at(monkeypatch, *calls):
     """Press Ctrl-C when the photos of these numbers are read."""
-    load_pixels, count = flaxvgg.extraction.load_pixels, 0
+    load_pixels, count = flaxvgg.images.batches.load_pixels, 0
 
     def load(*arguments):
         nonlocal count
@@ -146,7 +146,7 @@ def interrupt_at(monkeypatch, *calls):
             signal.raise_signal(signal.SIGINT)
         return load_pixels(*arguments)
 
-    monkeypatch.setattr("flaxvgg.extraction.load_pixels", load)
+    monkeypatch.setattr("flaxvgg.images.batches.load_pixels", load)
 
 
 def test_ctrl_c_leaves_a_partial_report(tmp_path, loaded, photos, monkeypatch):
@@ -179,7 +179,7 @@ def test_ctrl_c_while_pictures_are_made_leaves_the_folder(tmp_path, survey, monk
     def where_figure(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flaxvgg.survey_files.where_figure", where_figure)
+    monkeypatch.setattr("flaxvgg.commands.sparsity_files.where_figure", where_figure)
     (tmp_path / "maps.png").write_text("an older one")
     with pytest.raises(KeyboardInterrupt):
         write_survey(survey, tmp_path, html=True)

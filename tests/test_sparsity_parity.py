@@ -21,16 +21,16 @@ import torch
 import torchvision
 
 import flaxvgg
-from convert.sources import read_source
-from convert.target import convert
-from convert.verify import ROUNDING, Flip, Rounding
-from flaxvgg.config import Layer, VGGConfig
-from flaxvgg.images import load_images
-from flaxvgg.mapping import build, model_arrays
-from flaxvgg.model import VGG
-from flaxvgg.provenance import PREPROCESSING
-from flaxvgg.samples import sample_photos
-from flaxvgg.sparsity import measure_sparsity
+from flaxvgg.conversion.reading import read_source
+from flaxvgg.conversion.target import convert
+from flaxvgg.conversion.verify import ROUNDING, Flip, Rounding
+from flaxvgg.images.loading import load_images
+from flaxvgg.images.samples import sample_photos
+from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.network.model import VGG
+from flaxvgg.network.provenance import PREPROCESSING
+from flaxvgg.sparsity.counting import measure_sparsity
+from flaxvgg.weights.mapping import build, model_arrays
 from helpers import REAL_WEIGHTS, random_model
 
 # Keras's own, where it makes NumPy arrays of its variables.

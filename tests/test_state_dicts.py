@@ -13,15 +13,15 @@ import safetensors.torch
 import torch
 
 import flaxvgg
-from convert.source import SourceError
-from convert.sources import read_source
-from flaxvgg.checkpoint import CheckpointError
-from flaxvgg.config import VGGConfig
-from flaxvgg.mapping import MappingError, config_for, entries
-from flaxvgg.parameters import StateDictError
-from flaxvgg.state_dicts import torchvision_names
-from flaxvgg.torch_files import MappedFile
-from flaxvgg.weights import WeightsError, read_weights
+from flaxvgg.conversion.reading import read_source
+from flaxvgg.conversion.source_weights import SourceError
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.weights.checkpoint import CheckpointError
+from flaxvgg.weights.mapping import MappingError, config_for, entries
+from flaxvgg.weights.parameters import StateDictError
+from flaxvgg.weights.published import WeightsError, read_weights
+from flaxvgg.weights.state_dicts import torchvision_names
+from flaxvgg.weights.torch_files import MappedFile
 
 
 def _features(arch: str = "vgg11", value: float = 0.5) -> dict[str, np.ndarray]:

@@ -20,11 +20,11 @@ import zarr
 from PIL import Image
 
 import flaxvgg
-from flaxvgg.cam_photos import plan_maps
-from flaxvgg.datasets import DatasetError, label_file
+from flaxvgg.cam.photos import plan_maps
 from flaxvgg.evaluation.localisation import max_box_acc, max_box_acc_v2, pointing_game
-from flaxvgg.images import fit_boxes, fit_image, load_images, open_image
-from flaxvgg.orientation import upright_boxes
+from flaxvgg.images.datasets import DatasetError, label_file
+from flaxvgg.images.loading import fit_boxes, fit_image, load_images, open_image
+from flaxvgg.images.orientation import upright_boxes
 from flaxvgg.streaming import (
     Source,
     Store,

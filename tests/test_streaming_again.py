@@ -14,9 +14,9 @@ from PIL import Image
 from streaming_jobs import means_job
 from test_streaming import same_files
 
-from flaxvgg.cam_photos import plan_maps
-from flaxvgg.images import ImageError
-from flaxvgg.locking import LockedError
+from flaxvgg.cam.photos import plan_maps
+from flaxvgg.files.locking import LockedError
+from flaxvgg.images.loading import ImageError
 from flaxvgg.streaming import Source, Store, StoreError, find_source, localisation_job, stream
 from flaxvgg.streaming import source as reading
 from networks import TINY_GAP, tiny_vgg

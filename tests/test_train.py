@@ -18,17 +18,17 @@ from tensorboardX.proto.event_pb2 import Event
 from typer.testing import CliRunner
 
 import flaxvgg
-from flaxvgg.checkpoint import CheckpointError
-from flaxvgg.cli import app
-from flaxvgg.config import VGGConfig
-from flaxvgg.datasets import image_folder
-from flaxvgg.model import VGG
-from flaxvgg.provenance import PREPROCESSING
-from flaxvgg.training.config import Data, Model, Run, read_run
+from flaxvgg.commands.cli import app
+from flaxvgg.images.datasets import image_folder
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.model import VGG
+from flaxvgg.network.provenance import PREPROCESSING
 from flaxvgg.training.data import batches, reading
 from flaxvgg.training.log import Log, read_rows
 from flaxvgg.training.run import TrainingError, train
+from flaxvgg.training.settings import Data, Model, Run, read_run
 from flaxvgg.training.trainer import Optimisation
+from flaxvgg.weights.checkpoint import CheckpointError
 from helpers import TINY_GAP, random_model, tiny_vgg
 from networks import COLOURS, coloured_photos
 
@@ -144,7 +144,7 @@ def test_tensorboard_has_the_same_figures(undisturbed):
 
 _KILLED = """
 import os, signal, sys
-from flaxvgg.cli import app
+from flaxvgg.commands.cli import app
 from flaxvgg.training.log import Log
 add = Log.add
 def add_and_die(self, row):
@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_checkpoint(photos
 
 _FULL = """
 import resource, sys
-from flaxvgg.cli import app
+from flaxvgg.commands.cli import app
 from flaxvgg.training.checkpoints import Checkpoints
 save = Checkpoints.save
 def save_on_a_full_disk(self, state, data, metric=None):

@@ -8,13 +8,13 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
-from flaxvgg.checkpoint import CheckpointError
-from flaxvgg.datasets import DatasetError
-from flaxvgg.locking import LockedError, alone
-from flaxvgg.training.config import Data, Model, Run
+from flaxvgg.files.locking import LockedError, alone
+from flaxvgg.images.datasets import DatasetError
 from flaxvgg.training.inventory import read_csv
 from flaxvgg.training.run import train
+from flaxvgg.training.settings import Data, Model, Run
 from flaxvgg.training.trainer import Optimisation
+from flaxvgg.weights.checkpoint import CheckpointError
 from networks import TINY_GAP, coloured_photos, tiny_vgg
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

@@ -16,9 +16,9 @@ from jax import export, lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import flaxvgg
-from flaxvgg import native
 from flaxvgg.cam.methods import METHODS
-from flaxvgg.convolution import conv3x3, conv3x3_block
+from flaxvgg.ops import native
+from flaxvgg.ops.convolution import conv3x3, conv3x3_block
 from helpers import TINY_GAP, random_images, tiny_vgg
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -275,7 +275,7 @@ _MANY_THREADS = """
 import hashlib
 import jax, jax.numpy as jnp
 import numpy as np
-from flaxvgg import native
+from flaxvgg.ops import native
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from convert import verify as verify_module
-from convert.source import Source, SourceError
-from convert.verify import (
+from flaxvgg.conversion import verify as verify_module
+from flaxvgg.conversion.source_weights import Source, SourceError
+from flaxvgg.conversion.verify import (
     MAX_RATIO,
     ROUNDING,
     LayerCheck,
@@ -20,9 +20,9 @@ from convert.verify import (
     verification_images,
     verify,
 )
-from flaxvgg.config import Layer, VGGConfig
-from flaxvgg.mapping import from_torch, model_arrays
-from flaxvgg.provenance import PREPROCESSING, Provenance
+from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.network.provenance import PREPROCESSING, Provenance
+from flaxvgg.weights.mapping import from_torch, model_arrays
 from helpers import assert_holds, random_images, torch_features, torch_vgg
 
 CONFIG = VGGConfig.features_only("vgg11", "it is small")

@@ -10,9 +10,9 @@ from browser import Browser, find_browser
 from PIL import Image
 
 import flaxvgg
-from flaxvgg.answer import explanation, headline
-from flaxvgg.survey import survey_photos
-from flaxvgg.webpage import survey_page
+from flaxvgg.plotting.webpage import survey_page
+from flaxvgg.sparsity.summary import explanation, headline
+from flaxvgg.sparsity.survey import survey_photos
 from helpers import small_model
 
 PHONE, DESK = (390, 844), (1280, 900)

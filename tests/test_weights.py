@@ -21,9 +21,9 @@ import safetensors.torch
 import torch
 import torchvision
 
-from flaxvgg import weights
-from flaxvgg.provenance import PREPROCESSING
-from flaxvgg.weights import (
+from flaxvgg.network.provenance import PREPROCESSING
+from flaxvgg.weights import published as weights
+from flaxvgg.weights.published import (
     PUBLISHED,
     Published,
     WeightsError,

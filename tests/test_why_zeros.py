@@ -28,8 +28,8 @@ from experiments.why_zeros import (
     subject,
 )
 from experiments.why_zeros.__main__ import app
-from flaxvgg.config import VGGConfig
-from flaxvgg.provenance import PREPROCESSING
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.provenance import PREPROCESSING
 
 ROOM = Path(study.__file__).parent
 TINY = subject.Effort(

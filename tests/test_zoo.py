@@ -14,11 +14,11 @@ import torch
 from flax import nnx
 
 import flaxvgg
-from flaxvgg import zoo
-from flaxvgg.checkpoint import CheckpointError
-from flaxvgg.config import ARCHITECTURES, VGGConfig
-from flaxvgg.mapping import MappingError, entries
-from flaxvgg.weights import PUBLISHED, Published, WeightsError, imagenet_classes
+from flaxvgg.network.config import ARCHITECTURES, VGGConfig
+from flaxvgg.weights import constructors as zoo
+from flaxvgg.weights.checkpoint import CheckpointError
+from flaxvgg.weights.mapping import MappingError, entries
+from flaxvgg.weights.published import PUBLISHED, Published, WeightsError, imagenet_classes
 from helpers import random_images, torch_features, torch_vgg
 
 CLASSES = 4

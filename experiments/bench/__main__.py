@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flaxvgg.console import clear_errors, console
+from flaxvgg.commands.console import clear_errors, console
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

@@ -9,11 +9,11 @@ import jax
 import torch
 
 import flaxvgg
-from convert.readers.torch import read_torch
-from convert.target import convert
 from experiments.bench.steps import Row, Step, Study
 from experiments.bench.tools import OURS, WIDTH
 from experiments.timing import Call, Report
+from flaxvgg.conversion.readers.torch import read_torch
+from flaxvgg.conversion.target import convert
 
 TORCH = "torch"
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from functools import partial
 
-from convert.verify import relative_error
 from experiments.bench.plan import Shape
 from experiments.bench.steps import Row, Step, Study, of_shape
 from experiments.bench.tools import EAGER, FORWARD, Kind
 from experiments.gpu_report.speed import tuned
 from experiments.gpu_report.subject import HIGHEST
 from experiments.timing import Report
+from flaxvgg.conversion.verify import relative_error
 
 
 def stack(study: Study) -> Iterator[Step]:

@@ -18,8 +18,8 @@ from experiments.gpu_report.speed import tuned
 from experiments.gpu_report.subject import HIGHEST
 from experiments.timing import Call, Report
 from experiments.torch_device import DEVICE
-from flaxvgg.config import Layer
-from flaxvgg.convolution import conv3x3_block
+from flaxvgg.network.config import Layer
+from flaxvgg.ops.convolution import conv3x3_block
 
 XLA = "XLA's convolution"
 PRODUCT, TRIAD = "matrix product", "triad"

@@ -19,9 +19,9 @@ from experiments.bench.plan import FULL, TINY, Plan
 from experiments.bench.steps import Row, Section, Step, Study
 from experiments.bench.tools import PICTURES, Tools
 from experiments.timing import machine
-from flaxvgg.config import check_arch
-from flaxvgg.console import console
-from flaxvgg.folders import png, write_bytes
+from flaxvgg.commands.console import console
+from flaxvgg.commands.folders import png, write_bytes
+from flaxvgg.network.config import check_arch
 
 # `start` and `memory` come first: they need little, or a process that holds little.
 SECTIONS: Mapping[str, Section] = {

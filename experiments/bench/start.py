@@ -13,12 +13,12 @@ from experiments.bench.tools import EAGER, FAST
 from experiments.gpu_report import subject
 from experiments.gpu_report.subject import HIGHEST
 from experiments.timing import Call, Report
-from flaxvgg.model import VGG
+from flaxvgg.network.model import VGG
 
 STARTS = {
     "python": "pass",
     "flaxvgg": "import flaxvgg; flaxvgg.vgg16; flaxvgg.VGG",
-    "flaxvgg --help": "from flaxvgg.cli import app; app(['--help'])",
+    "flaxvgg --help": "from flaxvgg.commands.cli import app; app(['--help'])",
     "torch + torchvision": "import torch, torchvision",
     "jax + flax": "import jax, flax.nnx",
 }

@@ -19,8 +19,8 @@ from experiments.gpu_report import subject, torch_side
 from experiments.gpu_report.subject import HIGHEST, TF32
 from experiments.timing import Call
 from experiments.torch_device import DEVICE, wait
-from flaxvgg.mapping import build, model_arrays
-from flaxvgg.model import VGG
+from flaxvgg.network.model import VGG
+from flaxvgg.weights.mapping import build, model_arrays
 
 OURS = "flaxvgg"
 FAST = "flaxvgg default"

@@ -17,8 +17,8 @@ from experiments.gpu_report.subject import HIGHEST
 from experiments.memory import peak as resident_peak
 from experiments.timing import Call, Report
 from experiments.torch_device import DEVICE
-from flaxvgg.model import VGG
-from flaxvgg.sparsity import measure_sparsity
+from flaxvgg.network.model import VGG
+from flaxvgg.sparsity.counting import measure_sparsity
 
 HOOKS = "torch hooks"
 

@@ -14,8 +14,8 @@ from rich.progress import Progress
 import flaxvgg
 from experiments.bench_cam import ours, report
 from experiments.timing import Case, Report, machine, measure
-from flaxvgg.console import clear_errors, console, step
-from flaxvgg.folders import check_folder, png, write_bytes
+from flaxvgg.commands.console import clear_errors, console, step
+from flaxvgg.commands.folders import check_folder, png, write_bytes
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 TOOLS = {"flaxvgg": "highest", "flaxvgg default": "default"}

@@ -12,8 +12,8 @@ import flaxvgg
 from experiments.memory import peak
 from experiments.timing import Call, Case
 from flaxvgg.cam.formulas import GRADIENT_METHODS
-from flaxvgg.config import VGGConfig
-from flaxvgg.model import VGG
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.model import VGG
 
 StateDict = Mapping[str, np.ndarray]
 SEVERAL = 8  # classes of one image in one call

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from convert.verify import torch_networks
 from experiments.bench_cam.ours import SEVERAL, StateDict
 from experiments.timing import Call, Case
 from experiments.torch_device import DEVICE, wait
-from flaxvgg.config import VGGConfig
+from flaxvgg.conversion.verify import torch_networks
+from flaxvgg.network.config import VGGConfig
 
 _GRAD_CAM = {
     "grad_cam": "GradCAM",

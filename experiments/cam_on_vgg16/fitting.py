@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 import flaxvgg
 from experiments.composed.fitting import Report
-from flaxvgg.model import VGG, run_layers
+from flaxvgg.network.model import VGG, run_layers
 
 
 def fit_classifier(

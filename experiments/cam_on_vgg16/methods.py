@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 import flaxvgg
-from flaxvgg.model import VGG
-from flaxvgg.resizing import resize
+from flaxvgg.images.resizing import resize
+from flaxvgg.network.model import VGG
 
 Maps = Float[Array, "n k h w"]
 

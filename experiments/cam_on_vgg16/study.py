@@ -15,8 +15,8 @@ from experiments.composed import scenes
 from experiments.composed.fitting import features_of, fit_gap
 from experiments.composed.objects import OBJECTS
 from experiments.composed.scenes import Scenes
-from flaxvgg.datasets import Box
-from flaxvgg.model import VGG
+from flaxvgg.images.datasets import Box
+from flaxvgg.network.model import VGG
 
 _BATCH = 2
 Report = Callable[[str, float], None]  # told what is done, and how much of it

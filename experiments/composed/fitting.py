@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 import flaxvgg
-from flaxvgg.model import VGG
+from flaxvgg.network.model import VGG
 
 _BATCH = 8
 T = TypeVar("T")

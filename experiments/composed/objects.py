@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from flaxvgg.datasets import Box
-from flaxvgg.images import open_image
+from flaxvgg.images.datasets import Box
+from flaxvgg.images.loading import open_image
 
 
 @dataclasses.dataclass(frozen=True)

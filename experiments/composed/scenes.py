@@ -13,9 +13,9 @@ from PIL import Image
 
 from experiments.composed import objects
 from experiments.composed.objects import OBJECTS, Crop
-from flaxvgg.datasets import Box
-from flaxvgg.images import fit_image
-from flaxvgg.provenance import Preprocessing
+from flaxvgg.images.datasets import Box
+from flaxvgg.images.loading import fit_image
+from flaxvgg.network.provenance import Preprocessing
 
 _EMPTY = 0.15  # of the training images show no object
 _SMALLEST = 0.4  # of the image's side, in the direction in which an object is tighter

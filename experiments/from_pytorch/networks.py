@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 import flaxvgg
 from experiments.from_pytorch.batches import Sample
 from experiments.from_pytorch.exchange import is_shared, to_jax, to_torch
-from flaxvgg.model import VGG, flatten_chw
+from flaxvgg.network.model import VGG, flatten_chw
 
 
 class Features(NamedTuple):

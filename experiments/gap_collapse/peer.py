@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import torch
 
-from flaxvgg.config import Layer, VGGConfig
+from flaxvgg.network.config import Layer, VGGConfig
 
 
 class Network(torch.nn.Module):

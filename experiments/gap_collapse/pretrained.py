@@ -24,8 +24,8 @@ from experiments.gap_collapse.cures import (
 from experiments.gap_collapse.effort import Effort
 from flaxvgg.evaluation.classification import mean_average_precision
 from flaxvgg.evaluation.localisation import pointing_game
-from flaxvgg.model import VGG, run_layers
-from flaxvgg.resizing import resize
+from flaxvgg.images.resizing import resize
+from flaxvgg.network.model import VGG, run_layers
 
 RATES = (0.01, 0.1, 1.0)
 _DIAGNOSED = 4  # images

@@ -17,7 +17,7 @@ from experiments.gap_collapse.cures import (
 )
 from experiments.gap_collapse.effort import Effort
 from experiments.gap_collapse.peer import Network, channels_first
-from flaxvgg.model import VGG
+from flaxvgg.network.model import VGG
 
 CASES = (
     (DISEASE, 1.0),

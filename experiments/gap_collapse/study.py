@@ -10,7 +10,7 @@ import flaxvgg
 from experiments.gap_collapse import pretrained, scratch, six_steps
 from experiments.gap_collapse.cures import Report
 from experiments.gap_collapse.effort import Effort
-from flaxvgg.model import VGG
+from flaxvgg.network.model import VGG
 
 HALTED = 1e-4  # the loss is ln 2 within that
 

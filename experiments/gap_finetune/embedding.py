@@ -9,9 +9,9 @@ import numpy as np
 import flaxvgg
 from experiments.composed.objects import OBJECTS, TEST_BACKGROUNDS, TRAINING_BACKGROUNDS, open_photo
 from experiments.gap_finetune.study import FITTED, Effort, Run
-from flaxvgg.images import fit_image, normalise
-from flaxvgg.model import VGG
-from flaxvgg.sample_head import SampleHead, convolutions_digest
+from flaxvgg.heads.sample_head import SampleHead, convolutions_digest
+from flaxvgg.images.loading import fit_image, normalise
+from flaxvgg.network.model import VGG
 
 
 def embed(found: Run, effort: Effort) -> SampleHead:

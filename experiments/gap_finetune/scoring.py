@@ -13,7 +13,7 @@ from experiments.gap_finetune.tuning import CACHED
 from flaxvgg.cam.conventions import Convention
 from flaxvgg.cam.formulas import principal_component
 from flaxvgg.evaluation.localisation import centre_gaussian, max_box_acc_v2, pointing_game
-from flaxvgg.model import VGG, run_layers
+from flaxvgg.network.model import VGG, run_layers
 
 Heat = Float[np.ndarray, "q size size"]
 _BATCH = 8

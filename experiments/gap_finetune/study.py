@@ -23,7 +23,7 @@ from experiments.gap_finetune.scoring import (
 )
 from experiments.gap_finetune.tuning import CACHED, fine_tune
 from flaxvgg.evaluation.classification import mean_average_precision
-from flaxvgg.model import VGG
+from flaxvgg.network.model import VGG
 
 Report = Callable[[str, float], None]  # told what is done, and how much of it
 

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flaxvgg.model import VGG, run_layers
+from flaxvgg.network.model import VGG, run_layers
 
 CACHED = "pool4"  # what the blocks before conv5 give; they stay as they are
 

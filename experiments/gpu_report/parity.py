@@ -1,6 +1,6 @@
 """The numbers rule at every layer, in three kinds of arithmetic, where the tensors are.
 
-`convert.verify` looks at flips one by one on the host; a GPU's outputs of 4 million pixels are
+`flaxvgg.conversion.verify` looks at flips one by one on the host; a GPU's outputs of 4 million pixels are
 compared on the GPU, and the rounding that explains a flip is computed for all places at once.
 """
 
@@ -12,12 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from convert.verify import ROUNDING, Flip, LayerCheck, TorchLayer, all_outputs, torch_layers
 from experiments.gpu_report import torch_side
 from experiments.gpu_report.subject import HIGHEST, Mode, on_device
 from experiments.gpu_report.torch_side import Networks
-from flaxvgg.config import Layer, VGGConfig
-from flaxvgg.model import VGG
+from flaxvgg.conversion.verify import (
+    ROUNDING,
+    Flip,
+    LayerCheck,
+    TorchLayer,
+    all_outputs,
+    torch_layers,
+)
+from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.network.model import VGG
 
 _LOCATED = 3  # flips of one layer whose places are written down
 COARSE = 1.2  # how much worse than PyTorch's own in the same mode TF32 and bfloat16 may be

@@ -25,9 +25,9 @@ from experiments.torch_device import DEVICE, wait
 from flaxvgg.cam.conventions import CONVENTIONS
 from flaxvgg.cam.maps import layer_maps
 from flaxvgg.cam.methods import explain
-from flaxvgg.config import VGGConfig
-from flaxvgg.model import VGG
-from flaxvgg.sparsity import measure_sparsity
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.model import VGG
+from flaxvgg.sparsity.counting import measure_sparsity
 from flaxvgg.training.trainer import Trainer
 
 Row = dict[str, Any]

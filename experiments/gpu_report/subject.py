@@ -11,14 +11,14 @@ import numpy as np
 import safetensors
 from flax import nnx
 
-from flaxvgg.config import ARCHITECTURES, VGGConfig
-from flaxvgg.heads import with_gap
-from flaxvgg.images import load_images
-from flaxvgg.mapping import entries, from_torch, to_torch
-from flaxvgg.model import VGG
-from flaxvgg.samples import sample_photos
+from flaxvgg.heads.replacement import with_gap
+from flaxvgg.images.loading import load_images
+from flaxvgg.images.samples import sample_photos
+from flaxvgg.network.config import ARCHITECTURES, VGGConfig
+from flaxvgg.network.model import VGG
 from flaxvgg.training.trainer import Optimisation
-from flaxvgg.weights import read_weights
+from flaxvgg.weights.mapping import entries, from_torch, to_torch
+from flaxvgg.weights.published import read_weights
 
 Weights = Mapping[str, np.ndarray]
 _WIDTH = 4096  # units of fc6 and fc7

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
-from convert.verify import keeps_rule, limit
 from experiments.gpu_report import parity, speed
 from experiments.gpu_report.torch_side import NO_CUDA
+from flaxvgg.conversion.verify import keeps_rule, limit
 
 PASS, FAIL, MISSING = "pass", "fail", "not measured"
 Target = dict[str, Any]

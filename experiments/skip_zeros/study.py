@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxvgg.config import VGGConfig
-from flaxvgg.images import load_images
-from flaxvgg.mapping import build, entries, model_arrays
-from flaxvgg.model import VGG
-from flaxvgg.sparsity import count_images
+from flaxvgg.images.loading import load_images
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.model import VGG
+from flaxvgg.sparsity.counting import count_images
+from flaxvgg.weights.mapping import build, entries, model_arrays
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
 Timings = dict[str, list[float]]

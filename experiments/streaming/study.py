@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 import flaxvgg
-from flaxvgg.extraction import outputs
-from flaxvgg.images import find_images, load_pixels, normalise, open_image
-from flaxvgg.samples import sample_photos
+from flaxvgg.images.batches import outputs
+from flaxvgg.images.loading import find_images, load_pixels, normalise, open_image
+from flaxvgg.images.samples import sample_photos
 from flaxvgg.streaming import features_job, find_source, maps_job, sparsity_job, stream
 
 BATCH = 8
@@ -102,7 +102,7 @@ def speed(plan: Plan, folder: Path) -> dict[str, Any]:
 
 def disk(plan: Plan, folder: Path) -> dict[str, float]:
     """Bytes an image in stores of several kinds, of 256 photos."""
-    from flaxvgg.cam_photos import plan_maps
+    from flaxvgg.cam.photos import plan_maps
 
     model = flaxvgg.load(plan.weights)
     source = find_source(photos(min(256, plan.images), folder / "few"))

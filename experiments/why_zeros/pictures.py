@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from flaxvgg.images import fit_image, open_image
-from flaxvgg.provenance import Preprocessing
-from flaxvgg.samples import sample_photos
+from flaxvgg.images.loading import fit_image, open_image
+from flaxvgg.images.samples import sample_photos
+from flaxvgg.network.provenance import Preprocessing
 
 _TEXTURES = ("brick.png", "grass.png", "gravel.png")
 _GREY = ("camera.png", "coins.png", "moon.png")

@@ -4,7 +4,7 @@ import dataclasses
 
 from experiments.why_zeros.subject import Subject, count, spread, zeros
 from experiments.why_zeros.text import Table, percent, points, spread_of
-from flaxvgg.provenance import PREPROCESSING, Preprocessing
+from flaxvgg.network.provenance import PREPROCESSING, Preprocessing
 
 CLAIM = "The image was preprocessed wrongly"
 METHOD = "The same pixels, normalised in different ways."

@@ -17,7 +17,7 @@ from experiments.why_zeros import (
     size,
 )
 from experiments.why_zeros.subject import Subject
-from flaxvgg.console import step
+from flaxvgg.commands.console import step
 
 # Each has CLAIM, METHOD, measure(subject), and verdict(found) and table(found) of what that gave.
 EXPLANATIONS: dict[str, ModuleType] = {

@@ -13,9 +13,9 @@ import numpy as np
 
 import flaxvgg
 from experiments.why_zeros import pictures
-from flaxvgg.model import VGG
-from flaxvgg.provenance import Preprocessing
-from flaxvgg.sparsity import LayerCounts, count_images
+from flaxvgg.network.model import VGG
+from flaxvgg.network.provenance import Preprocessing
+from flaxvgg.sparsity.counting import LayerCounts, count_images
 
 Counts = dict[str, LayerCounts]
 T = TypeVar("T")

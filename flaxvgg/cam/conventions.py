@@ -12,7 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flaxvgg.resizing import resize
+from flaxvgg.images.resizing import resize
 
 
 @dataclasses.dataclass(frozen=True)

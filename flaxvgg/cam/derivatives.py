@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from flaxvgg.cam.network import Network, as_float32, as_scores
-from flaxvgg.config import Layer
+from flaxvgg.network.config import Layer
 
 
 class Derivative(NamedTuple):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from flaxvgg.cam.conventions import Convention, scale
 from flaxvgg.cam.network import Network, as_float32
-from flaxvgg.resizing import resize
+from flaxvgg.images.resizing import resize
 
 
 def bias_layers(network: Network) -> tuple[str, ...]:

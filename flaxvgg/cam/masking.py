@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from flaxvgg.cam.conventions import Convention, scale
 from flaxvgg.cam.network import Network, as_float32
-from flaxvgg.config import Layer
-from flaxvgg.resizing import resize
+from flaxvgg.images.resizing import resize
+from flaxvgg.network.config import Layer
 
 _CHUNK = 32  # inputs in one pass
 

@@ -12,10 +12,10 @@ from flaxvgg.cam.conventions import Convention
 from flaxvgg.cam.explanation import Explanation
 from flaxvgg.cam.formulas import GRADIENT_METHODS
 from flaxvgg.cam.maps import layer_maps, maps_of_scores
-from flaxvgg.config import VGGConfig, listed
-from flaxvgg.heads import score_maps
-from flaxvgg.inputs import check_images
-from flaxvgg.model import VGG, AnyArray, Images
+from flaxvgg.heads.replacement import score_maps
+from flaxvgg.network.config import VGGConfig, listed
+from flaxvgg.network.inputs import check_images
+from flaxvgg.network.model import VGG, AnyArray, Images
 
 METHODS = (
     "cam",

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
-from flaxvgg.config import Layer, VGGConfig
-from flaxvgg.layers import sum_dtype
-from flaxvgg.model import LayerStack, run_layers
+from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.network.layers import sum_dtype
+from flaxvgg.network.model import LayerStack, run_layers
 
 # Layers that keep channels apart: what is added to a whole channel is added to all it gives.
 _POOLING = ("max_pool", "avg_pool", "global_avg_pool", "flatten", "dropout")
@@ -26,7 +26,7 @@ class Network(NamedTuple):
         after: str | None = None,
         shifts: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
-        """`flaxvgg.model.run_layers` of this network."""
+        """`flaxvgg.network.model.run_layers` of this network."""
         return run_layers(self.stacks, x, wanted, after=after, shifts=shifts or {})
 
     @property

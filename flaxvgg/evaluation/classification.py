@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from flaxvgg.model import AnyArray
+from flaxvgg.network.model import AnyArray
 
 
 def average_precision(

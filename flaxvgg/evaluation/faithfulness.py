@@ -17,9 +17,9 @@ from scipy.ndimage import gaussian_filter1d
 
 from flaxvgg.cam.methods import check_evaluating
 from flaxvgg.cam.network import Network
-from flaxvgg.config import VGGConfig
-from flaxvgg.inputs import check_images
-from flaxvgg.model import VGG, AnyArray
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.inputs import check_images
+from flaxvgg.network.model import VGG, AnyArray
 
 _ACTIVATIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 _CHUNK = 32  # images in one pass

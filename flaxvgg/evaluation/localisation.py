@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
-from flaxvgg.model import AnyArray
+from flaxvgg.network.model import AnyArray
 
 Boxes = Sequence[Int[AnyArray, "_ 4"]] | Int[AnyArray, "n _ 4"]
 """One array (G, 4) for each image, of its G boxes; an array (N, G, 4) where all have as many."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flaxvgg.cam.explanation import Flag
-from flaxvgg.cam_photos import FLAG_WORDS, ExplainedPhoto, PhotoMap, shown
-from flaxvgg.foreign import plain
+from flaxvgg.cam.photos import FLAG_WORDS, ExplainedPhoto, PhotoMap, shown
+from flaxvgg.files.foreign import plain
 from flaxvgg.plotting.figures import draw_heat, literal, new_figure, overlay
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from flaxvgg.foreign import plain
+from flaxvgg.files.foreign import plain
 from flaxvgg.plotting.figures import draw_heat, enlarge, literal, new_figure
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from flaxvgg.foreign import plain
+from flaxvgg.files.foreign import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from flaxvgg.answer import headline, percent
-from flaxvgg.foreign import plain
+from flaxvgg.files.foreign import plain
 from flaxvgg.plotting.figures import literal, new_figure
+from flaxvgg.sparsity.summary import headline, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from flaxvgg.sparsity_report import SparsityReport
-    from flaxvgg.survey import Example
+    from flaxvgg.sparsity.report import SparsityReport
+    from flaxvgg.sparsity.survey import Example
 
 _ZERO, _SILENT, _BETWEEN = (0, 0, 0), (62, 98, 140), (128, 128, 128)  # black; blue; grey
 _CMAP = "inferno_r"  # black where every channel is zero, as zeros are in the sheets

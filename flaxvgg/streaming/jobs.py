@@ -10,15 +10,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flaxvgg.cam.methods import explain
-from flaxvgg.cam_photos import Plan, best_classes
-from flaxvgg.config import SMALLEST_IMAGE, VGGConfig
+from flaxvgg.cam.photos import Plan, best_classes
 from flaxvgg.evaluation.localisation import box_accuracies, box_hits, pointing_game
-from flaxvgg.exact import FloatSum, carried
-from flaxvgg.extraction import check_outputs, outputs
-from flaxvgg.images import fit_boxes
-from flaxvgg.model import VGG
-from flaxvgg.sparsity import count_images, counted_layers, total_counts
-from flaxvgg.sparsity_report import SparsityReport, Totals
+from flaxvgg.images.batches import check_outputs, outputs
+from flaxvgg.images.loading import fit_boxes
+from flaxvgg.network.config import SMALLEST_IMAGE, VGGConfig
+from flaxvgg.network.model import VGG
+from flaxvgg.sparsity.counting import count_images, counted_layers, total_counts
+from flaxvgg.sparsity.exact import FloatSum, carried
+from flaxvgg.sparsity.report import SparsityReport, Totals
 from flaxvgg.streaming.run import Job, Looked, Rows
 from flaxvgg.streaming.source import Item, Source
 from flaxvgg.streaming.store import DONE, Store, StoreError
@@ -27,7 +27,7 @@ _TOLERANCE = 15  # pixels off an object that count as on it, as usual
 
 
 def features_job(model: VGG, names: Sequence[str]) -> Job:
-    """`flaxvgg.extraction.outputs` of every image: layers, "gap", "logits".
+    """`flaxvgg.images.batches.outputs` of every image: layers, "gap", "logits".
 
     bfloat16 becomes float32, which Zarr knows. Raises ValueError for an unknown layer.
     """
@@ -116,7 +116,7 @@ def maps_job(model: VGG, plan: Plan) -> Job:
     """Raw maps (N, K, h, w) of every image by method, or by method and layer where it has several.
 
     Beside them `class` (N, K), -1 for weights that know none, `score`, and for each method `flag`
-    (`flaxvgg.Flag`). `plan` is as `flaxvgg.cam_photos.plan_maps` gives it.
+    (`flaxvgg.Flag`). `plan` is as `flaxvgg.cam.photos.plan_maps` gives it.
     """
 
     def look(model: VGG, images: Float[Array, "n h w 3"], valid: Array, asked: Array) -> Looked:

@@ -1,4 +1,4 @@
-"""Lists of images in a table: CSV, or Parquet, as `flaxvgg.label_tables` reads it."""
+"""Lists of images in a table: CSV, or Parquet, as `flaxvgg.images.label_tables` reads it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int
 
-from flaxvgg.label_tables import (
+from flaxvgg.images.label_tables import (
     MOST_CLASSES,
     Box,
     LabelTable,
     read_label_table,
     too_large,
 )
-from flaxvgg.table_files import DatasetError, ImagesInside
+from flaxvgg.images.table_files import DatasetError, ImagesInside
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flaxvgg.checkpoint import difference
-from flaxvgg.fingerprint import UNKNOWN, Known, in_threads, what_differs
-from flaxvgg.locking import LockedError
+from flaxvgg.files.locking import LockedError
+from flaxvgg.images.fingerprint import UNKNOWN, Known, in_threads, what_differs
 from flaxvgg.streaming.source import Source
 from flaxvgg.streaming.store import BROKEN, DONE, Store, StoreError
+from flaxvgg.weights.checkpoint import difference
 
 _NAMED = 3
 _SAME_NAMES = "the same names, with other labels or in another order"

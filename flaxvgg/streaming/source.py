@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
-from flaxvgg.datasets import Box, pascal_voc
-from flaxvgg.finding import TABLES
-from flaxvgg.fingerprint import UNKNOWN, content_of, content_of_file
-from flaxvgg.images import AnyPath, ImageError, find_images, fit_image, open_turned, upright
-from flaxvgg.orientation import orientation, upright_boxes
-from flaxvgg.provenance import Preprocessing
+from flaxvgg.images.datasets import Box, pascal_voc
+from flaxvgg.images.finding import TABLES
+from flaxvgg.images.fingerprint import UNKNOWN, content_of, content_of_file
+from flaxvgg.images.loading import AnyPath, ImageError, find_images, fit_image, open_turned, upright
+from flaxvgg.images.orientation import orientation, upright_boxes
+from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.streaming.manifest import read_manifest
 
 Labels = Int[np.ndarray, " n"] | Bool[np.ndarray, "n k"]
@@ -34,7 +34,7 @@ class Item(NamedTuple):
     """One image as the network takes it, with its label; or without pixels, a `problem`.
 
     `size` is the (height, width) that the image had before it was fitted, upright; `turned` the
-    orientation (EXIF, 1 to 8) that it was stored in. `content` is what `flaxvgg.fingerprint` makes
+    orientation (EXIF, 1 to 8) that it was stored in. `content` is what `flaxvgg.images.fingerprint` makes
     of its bytes: UNKNOWN where they could not be read, this time.
     """
 
@@ -148,7 +148,7 @@ def find_source(paths: AnyPath | Sequence[AnyPath]) -> Source:
 
     A folder of folders gives labels: those at the top name the classes. A folder that has
     `Annotations` and `JPEGImages` is Pascal VOC's (trainval), with boxes. A manifest is a .csv,
-    .tsv or .parquet file (`flaxvgg.label_tables`), which may hold the images itself. Raises
+    .tsv or .parquet file (`flaxvgg.images.label_tables`), which may hold the images itself. Raises
     ImageError where there are no images, DatasetError for a manifest that cannot be used.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(p) for p in paths]

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from flaxvgg.checkpoint import ORBAX_DAMAGE, CheckpointError, difference, first_line
 from flaxvgg.training.trainer import TrainState
+from flaxvgg.weights.checkpoint import ORBAX_DAMAGE, CheckpointError, difference, first_line
 
 _METRIC = "metric"
 

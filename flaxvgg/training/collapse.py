@@ -16,9 +16,9 @@ import optax
 from jaxtyping import Array, Float
 
 from flaxvgg.cam.network import as_scores
-from flaxvgg.config import VGGConfig
-from flaxvgg.inputs import check_images
-from flaxvgg.model import VGG, AnyArray, run_layers
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.inputs import check_images
+from flaxvgg.network.model import VGG, AnyArray, run_layers
 from flaxvgg.training.losses import LOSSES, resting_loss
 
 _CURE = (

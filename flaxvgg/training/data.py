@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from flaxvgg.datasets import LabelledImages
-from flaxvgg.images import ImageError, fit_image, open_image
-from flaxvgg.provenance import Preprocessing
-from flaxvgg.training.config import Data
+from flaxvgg.images.datasets import LabelledImages
+from flaxvgg.images.loading import ImageError, fit_image, open_image
+from flaxvgg.network.provenance import Preprocessing
+from flaxvgg.training.settings import Data
 
 _RATIO = 3 / 4  # the narrowest crop, as in torchvision's RandomResizedCrop
 _AHEAD = 4  # batches that are read before they are asked for

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from rich.progress import track
 
-from flaxvgg.console import console
-from flaxvgg.datasets import DatasetError, LabelledImages
-from flaxvgg.fingerprint import (
+from flaxvgg.commands.console import console
+from flaxvgg.images.datasets import DatasetError, LabelledImages
+from flaxvgg.images.fingerprint import (
     UNKNOWN,
     Known,
     content_of_file,
@@ -22,10 +22,10 @@ from flaxvgg.fingerprint import (
     relative_name,
     what_differs,
 )
-from flaxvgg.images import ImageError, load_pixels
-from flaxvgg.provenance import Preprocessing
-from flaxvgg.training.config import Run
+from flaxvgg.images.loading import ImageError, load_pixels
+from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.training.data import check_photo
+from flaxvgg.training.settings import Run
 
 _COLUMNS = ("part", "image", "labels", "content")
 

@@ -15,21 +15,19 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from flaxvgg.checkpoint import CheckpointError, save
-from flaxvgg.console import Told, console, errors, step
-from flaxvgg.datasets import LabelledImages, read_labelled
+from flaxvgg.commands.console import Told, console, errors, step
+from flaxvgg.commands.folders import check_folder, png, write_bytes
 from flaxvgg.evaluation.classification import mean_average_precision
-from flaxvgg.extraction import map_photos
-from flaxvgg.fingerprint import model_digest
-from flaxvgg.folders import check_folder, png, write_bytes
-from flaxvgg.images import normalise
-from flaxvgg.locking import alone
-from flaxvgg.model import VGG
+from flaxvgg.files.locking import alone
+from flaxvgg.images.batches import map_photos
+from flaxvgg.images.datasets import LabelledImages, read_labelled
+from flaxvgg.images.fingerprint import model_digest
+from flaxvgg.images.loading import normalise
+from flaxvgg.network.model import VGG
+from flaxvgg.network.sharding import Device, data_mesh, place, shard_batch
 from flaxvgg.plotting.training import curves_figure
-from flaxvgg.sharding import Device, data_mesh, place, shard_batch
 from flaxvgg.training.checkpoints import Checkpoints
 from flaxvgg.training.collapse import cannot_be_negative, diagnose
-from flaxvgg.training.config import Run
 from flaxvgg.training.data import batches, reading
 from flaxvgg.training.inventory import (
     Entry,
@@ -41,7 +39,9 @@ from flaxvgg.training.inventory import (
 )
 from flaxvgg.training.log import Log, Row
 from flaxvgg.training.losses import LOSSES
+from flaxvgg.training.settings import Run
 from flaxvgg.training.trainer import Trainer, TrainState
+from flaxvgg.weights.checkpoint import CheckpointError, save
 
 _DATA = "data.csv"
 

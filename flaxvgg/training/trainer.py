@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from flaxvgg.cam.network import as_scores
-from flaxvgg.model import VGG, AnyArray, check_images, run_layers
-from flaxvgg.provenance import Preprocessing
+from flaxvgg.network.model import VGG, AnyArray, check_images, run_layers
+from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.training.losses import LOSSES, check_labels
 
 

@@ -14,8 +14,8 @@ from tests.fuzz.files import VGG11, random_weights
 
 # isort: split
 import flaxvgg
-from flaxvgg.checkpoint import CheckpointError
-from flaxvgg.mapping import arrays_from_torch, build
+from flaxvgg.weights.checkpoint import CheckpointError
+from flaxvgg.weights.mapping import arrays_from_torch, build
 
 
 def checkpoint_targets() -> list[Target]:
@@ -45,7 +45,7 @@ def checkpoint_targets() -> list[Target]:
 
 
 def _model(dtype: str) -> flaxvgg.VGG:
-    provenance = flaxvgg.provenance.Provenance("a file", "00", classes=("cat", "dog"))
+    provenance = flaxvgg.network.provenance.Provenance("a file", "00", classes=("cat", "dog"))
     kind = jnp.dtype(dtype)
     arrays = arrays_from_torch(VGG11, random_weights(kind))
     return build(VGG11, arrays, dtype=kind, param_dtype=kind, provenance=provenance)

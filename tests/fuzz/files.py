@@ -15,8 +15,8 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from flaxvgg.config import Layer, VGGConfig
-from flaxvgg.mapping import entries
+from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.weights.mapping import entries
 from tests.fuzz.cases import Arrays
 
 VGG11 = VGGConfig.features_only("vgg11", "these weights come without a classifier")

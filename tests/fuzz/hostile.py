@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 import torch
 
-from flaxvgg.config import VGGConfig
-from flaxvgg.provenance import Provenance
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.network.provenance import Provenance
 from tests.fuzz import files as valid
 from tests.fuzz.cases import Seed
 from tests.fuzz.mutations import crc

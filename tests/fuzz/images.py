@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from flaxvgg.images import ImageError, open_image
+from flaxvgg.images.loading import ImageError, open_image
 from tests.fuzz.cases import Arrays, Seed, Target, in_place
 from tests.fuzz.mutations import png_chunks
 

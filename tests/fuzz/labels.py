@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from flaxvgg.datasets import VOC_CLASSES, DatasetError, label_file, pascal_voc
+from flaxvgg.images.datasets import VOC_CLASSES, DatasetError, label_file, pascal_voc
 from flaxvgg.streaming.manifest import read_manifest
 from tests.fuzz.cases import Arrays, Seed, Target, in_place
 

@@ -4,6 +4,6 @@ A whole checkpoint is then some kilobytes, of which most bytes are worth damagin
 is as in earnest. Only for a process of its own.
 """
 
-from flaxvgg import config
+from flaxvgg.network import config
 
 config._WIDTHS = (3, 4, 4, 5, 6)

@@ -26,10 +26,10 @@ from tests.fuzz.files import (
 )
 
 # isort: split
-from convert.source import SourceError
-from convert.sources import read_source
-from flaxvgg.file_kinds import file_kind
-from flaxvgg.mapping import MappingError, arrays_from_torch, config_for, entries
+from flaxvgg.conversion.reading import read_source
+from flaxvgg.conversion.source_weights import SourceError
+from flaxvgg.weights.file_kinds import file_kind
+from flaxvgg.weights.mapping import MappingError, arrays_from_torch, config_for, entries
 
 
 def weight_targets() -> list[Target]:

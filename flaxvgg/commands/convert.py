@@ -1,0 +1,116 @@
+"""python -m convert SOURCE --out PATH: weights from elsewhere to a checkpoint, and back."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flaxvgg.commands.console import (
+    PlainCommand,
+    accept_any_text,
+    clear_errors,
+    console,
+    errors,
+    step,
+)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command(cls=PlainCommand)
+def main(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A file of PyTorch, safetensors, ONNX or Keras, whatever its name; a folder or an "
+            "index of several (model.safetensors.index.json); a checkpoint of flaxvgg; a "
+            "torchvision name (VGG16_Weights.IMAGENET1K_V1); or DISTRIBUTION:FILE for a file in an "
+            "installed Python package."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="An Orbax directory; a .safetensors file (read by flaxvgg and by PyTorch); or a "
+            ".pth file for torchvision's load_state_dict."
+        ),
+    ],
+    arch: Annotated[
+        str | None, typer.Option(help="vgg11 ... vgg19_bn; told from the weights unless given.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Round the weights to float32, bfloat16 or float16.")
+    ] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option(help="torchvision, features or keras; told from the source.")
+    ] = None,
+    prefix: Annotated[
+        str,
+        typer.Option(help="Of several VGGs in a file, the one whose names begin with this."),
+    ] = "",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Run every layer beside PyTorch or ONNX Runtime, and write only if all agree.",
+        ),
+    ] = False,
+) -> None:
+    """Convert VGG weights to a checkpoint of flaxvgg, or a checkpoint back to PyTorch.
+
+    Exit code 0: written, and verified where that was asked for. 1: the verification failed, and
+    nothing was written. 2: bad input, and nothing was written.
+    """
+    accept_any_text()
+    with clear_errors(f"{out} is as it was"):
+        agreed = _convert(source, out, arch, dtype, preprocessing, prefix, verify)
+    raise typer.Exit(0 if agreed else 1)
+
+
+def _convert(
+    name: str,
+    out: Path,
+    arch: str | None,
+    dtype: str | None,
+    preprocessing: str | None,
+    prefix: str,
+    verify: bool,
+) -> bool:
+    from flaxvgg.conversion.reading import read_source
+    from flaxvgg.conversion.report import print_summary, print_verification
+    from flaxvgg.conversion.target import check_out, convert, write
+    from flaxvgg.network.config import check_arch
+
+    if arch is not None:
+        check_arch(arch)
+    check_out(out)
+    with step("reading") as found:
+        source = read_source(name, arch, preprocessing, prefix)
+        found += [source.arch, source.provenance.source]
+    with step("converting") as found:
+        model = convert(source, dtype)
+        found.append(f"{len(model.config.layers)} layers")
+    if verify:
+        from flaxvgg.conversion.verify import verification_images
+        from flaxvgg.conversion.verify import verify as run
+
+        with step("verifying") as found:
+            images, what = verification_images(model.preprocessing)
+            anew = read_source(name, arch, preprocessing, prefix)
+            checks = run(model, anew, images)
+            source.notes = tuple(dict.fromkeys(source.notes + anew.notes))
+            found += [*checks, f"on {what}"]
+        print_verification(console, checks)
+        if not all(check.holds for peer in checks.values() for check in peer):
+            errors.print(f"not verified: {out} was not written", style="red")
+            return False
+    with step("writing") as found:
+        write(model, out)
+        found.append(str(out))
+    print_summary(console, model, out)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,28 @@
+"""A survey in a folder: the numbers, three pictures, and a web page."""
+
+import json
+from pathlib import Path
+
+from flaxvgg.commands.folders import png, write_bytes
+from flaxvgg.plotting.sparsity import layers_figure, maps_figure, where_figure
+from flaxvgg.plotting.webpage import survey_page
+from flaxvgg.sparsity.survey import Survey
+
+
+def write_survey(survey: Survey, out: Path, *, html: bool) -> list[str]:
+    """Write sparsity.json, sparsity.png, maps.png and where.png, and with `html` sparsity.html.
+
+    Gives their names. Everything is made before the first file is written, so that an interruption
+    leaves the folder as it was.
+    """
+    files = {
+        "sparsity.json": json.dumps(survey.to_json()).encode(),
+        "sparsity.png": png(layers_figure(survey.report, survey.zeros, survey.title)),
+        "maps.png": png(maps_figure(survey.examples, survey.mapped, survey.title)),
+        "where.png": png(where_figure(survey.examples, survey.title)),
+    }
+    if html:
+        files["sparsity.html"] = survey_page(survey).encode()
+    for name, data in files.items():
+        write_bytes(out / name, data)
+    return list(files)

@@ -1,0 +1,137 @@
+"""What the commands share: a data set into a store, with a progress bar and what came of it."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from flaxvgg.commands.console import Told, console, errors, say_left_out
+from flaxvgg.commands.tables import facts, localisation_table, sparsity_table
+from flaxvgg.network.model import VGG
+from flaxvgg.sparsity.summary import explanation
+from flaxvgg.streaming.jobs import read_localisation, read_sparsity, zeros_by_photo
+from flaxvgg.streaming.run import Job, Streamed, stream
+from flaxvgg.streaming.source import Source
+from flaxvgg.streaming.store import BROKEN, DONE, Store
+
+JobOf = Callable[[VGG, Source, tuple[int, int] | None], Job]
+_SHOWN = 10  # broken images that are named
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Where a store is, how many images a device takes at once, and whether there are others."""
+
+    out: Path
+    batch: int | None
+    distributed: bool
+
+
+def join_processes() -> None:
+    """Find the other processes, before any device is used. Raises ValueError where none are."""
+    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    told = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
+    try:
+        jax.distributed.initialize(**told)
+    except ValueError as error:
+        needed = ", ".join(["JAX_COORDINATOR_ADDRESS", *names.values()])
+        raise ValueError(f"--distributed: {error} Set {needed}") from None
+
+
+def stream_shown(
+    job: Job,
+    source: Source,
+    size: tuple[int, int] | None,
+    setting: Setting,
+    stop: Callable[[], bool],
+) -> Streamed:
+    """`stream`, with a bar that says how many images a second are done, and how many are broken."""
+    columns = Told("{task.description}"), BarColumn(), MofNCompleteColumn()
+    rate = Told("{task.fields[told]}")
+    with Progress(
+        *columns, rate, TimeRemainingColumn(), console=console, transient=True
+    ) as progress:
+        task = progress.add_task(job.name, total=len(source) // jax.process_count(), told="")
+        counts: list[tuple[int, int]] = []
+
+        def advance(done: int, broken: int) -> None:
+            counts.append((done, broken))
+            if len(counts) == 1 and done:  # by an earlier run
+                console.print(f"going on: {done} of {len(source)} images are done", highlight=False)
+                rest = (len(source) - done) // jax.process_count()
+                progress.update(task, total=rest)
+                return
+            progress.advance(task, done)
+            speed, all_broken = progress.tasks[task].speed, sum(x for _, x in counts)
+            told = [f"{speed:.1f} images/s"] if speed else []
+            told += [f"{all_broken} broken"] if all_broken else []
+            progress.update(task, told="  ".join(told))
+
+        streamed = stream(
+            job,
+            source,
+            setting.out,
+            size=size,
+            batch=setting.batch,
+            stop=stop,
+            advance=advance,
+            note=lambda line: errors.print(line, style="yellow"),
+        )
+    console.print(facts(store_facts(streamed.store) | {"now": _now(streamed)}), highlight=False)
+    return streamed
+
+
+def show_zeros(store: Store) -> None:
+    """What `flaxvgg sparsity` shows, of a store."""
+    report = read_sparsity(store)
+    caption = f"{report.arch}, {report.source}: {report.images} photos"
+    console.print(sparsity_table(report, zeros_by_photo(store), caption))
+    for sentence in explanation(report):
+        console.print(sentence, highlight=False)
+
+
+def show_localisation(store: Store) -> None:
+    """How well the maps find the objects."""
+    console.print(localisation_table(read_localisation(store)))
+
+
+def end(streamed: Streamed) -> None:
+    """Say which images are broken, and end with the code that tells how it went."""
+    broken = [f"{name}: {problem}" for name, problem in streamed.problems.items()]
+    say_left_out(broken[:_SHOWN])
+    if len(broken) > _SHOWN:
+        errors.print(f"and {len(broken) - _SHOWN} more: `problem` in the store has all")
+    if broken:
+        errors.print(
+            "run it again to try those again that could not be read, or have been replaced by then"
+        )
+    if streamed.left:
+        errors.print(f"stopped: {streamed.left} photos are left: run it again")
+        raise typer.Exit(130)
+    if broken:
+        raise typer.Exit(1)
+
+
+def store_facts(store: Store) -> dict[str, str | list[str]]:
+    """What a store holds, for `flaxvgg.commands.tables.facts`."""
+    told, status = store.settings, store.status
+    done, broken = int((status == DONE).sum()), int((status == BROKEN).sum())
+    size = "x".join(map(str, told["size"])) if told["size"] else "their own sizes"
+    arrays = [f"{name} {shape}" for name, shape in store.arrays().items()]
+    return {
+        "store": str(store.path),
+        "images": f"{done} done, {broken} broken, {store.images - done - broken} left, at {size}",
+        "job": f"{told['job']} of {told['config']['arch']}, {told['weights']['source']}",
+        "arrays": arrays,
+    }
+
+
+def _now(streamed: Streamed) -> str:
+    if not streamed.now:
+        return ""
+    speed = streamed.now / streamed.seconds
+    return f"{streamed.now} images in {streamed.seconds:.1f} s: {speed:.1f} a second"

@@ -1,0 +1,168 @@
+"""What is printed: what a model is, what its photos gave, and what it runs on."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from flaxvgg import __version__
+from flaxvgg.cam.explanation import Flag
+from flaxvgg.cam.photos import FLAG_WORDS, PhotoMap, Plan, shown
+from flaxvgg.files.foreign import plain
+from flaxvgg.network.config import ARCHITECTURES
+from flaxvgg.network.model import VGG
+from flaxvgg.network.provenance import PREPROCESSING, Provenance
+from flaxvgg.sparsity.report import SparsityReport
+from flaxvgg.sparsity.summary import headline, percent
+from flaxvgg.weights.mapping import model_arrays
+
+_MOST_ROWS = 60  # of a table of maps
+
+
+def facts(rows: Mapping[str, str | Sequence[str]]) -> Table:
+    """A table of names and values, each a line or several; rows without a value are left out."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        if value:
+            lines = [value] if isinstance(value, str) else value
+            table.add_row(name, "\n".join(map(plain, lines)))
+    return table
+
+
+def model_facts(model: VGG) -> dict[str, str]:
+    """What a model is and where its weights come from, for `facts`."""
+    config, provenance = model.config, model.provenance
+    arrays = model_arrays(model).values()
+    megabytes = sum(array.nbytes for array in arrays) / 1e6
+    if not config.head:
+        classes = f"no logits: {config.no_head_because}"
+    elif model.classes:
+        more = " ..." if len(model.classes) > 5 else ""
+        classes = f"{len(model.classes)}: {', '.join(model.classes[:5])}{more}"
+    else:
+        classes = f"{config.num_classes}, without names"
+    return {
+        "architecture": config.arch,
+        "parameters": f"{sum(array.size for array in arrays):,} ({megabytes:.0f} MB)",
+        "stored as": str(np.dtype(model.conv_stack.conv1_1.param_dtype)),
+        "source": provenance.source,
+        "sha256": provenance.sha256 or "none: not read from a file",
+        "preprocessing": _recipe(provenance),
+        "note": list(provenance.notes),
+        "classes": classes,
+        "converted by": ", ".join(f"{name} {version}" for name, version in provenance.versions),
+    }
+
+
+def _recipe(provenance: Provenance) -> str:
+    """The recipe's name, its formula where it has none, and whether it is a guess."""
+    recipe = provenance.preprocessing
+    known = PREPROCESSING.get(recipe.name) == recipe
+    name = recipe.name if known else f"{recipe.name}: {recipe.formula}"
+    if not provenance.guess:
+        return name
+    return f"{name} (a guess: {provenance.guess}; python -m convert --preprocessing sets it)"
+
+
+def environment_facts() -> dict[str, str]:
+    """Versions, devices and architectures, for `facts`."""
+    import jax
+
+    names = ("jax", "flax", "numpy", "orbax-checkpoint", "pillow")
+    devices = ", ".join(f"{device.device_kind} ({device.platform})" for device in jax.devices())
+    return {
+        "flaxvgg": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+        "devices": devices,
+        "architectures": ", ".join(ARCHITECTURES),
+    }
+
+
+def cam_table(maps: Sequence[PhotoMap], plan: Plan) -> Table:
+    """Where each map peaks, photo by photo and class by class, and what is wrong with it."""
+    height, width = plan.size
+    caption = f"peaks in pixels of the {height}x{width} that the network sees"
+    if len(maps) > _MOST_ROWS:
+        caption = f"the first {_MOST_ROWS} of {len(maps)} maps: all are in cam.json; {caption}"
+    table = Table(title=f"maps, convention {plan.convention!r}", caption=caption, box=box.SIMPLE)
+    for column in ("photo", "class", "score", "method", "peak x, y"):
+        justify = "right" if column in ("score", "peak x, y") else "left"
+        table.add_column(column, justify=justify, overflow="fold")
+    by_class: dict[tuple[Path, int | None], list[PhotoMap]] = {}
+    for found in maps:
+        by_class.setdefault((found.photo, found.label), []).append(found)
+    photo = None
+    for found in [x for group in by_class.values() for x in group][:_MOST_ROWS]:
+        first = found is by_class[found.photo, found.label][0]
+        peak = "{}, {}".format(*found.peak) if found.peak else ""
+        flag = [(FLAG_WORDS[found.flag], "red")] if found.flag != Flag.FINE else []
+        table.add_row(
+            shown(found.photo) if found.photo != photo else "",
+            plain(found.name) if first else "",
+            f"{found.score:.3g}" if found.label is not None else "",
+            found.method,
+            Text.assemble(peak, " " if peak and flag else "", *flag),
+        )
+        photo = found.photo
+    return table
+
+
+def features_table(model: VGG, arrays: Mapping[str, np.ndarray]) -> Table:
+    """One row a photo: the fraction of zeros of each layer that was extracted."""
+    layers = [name for name in arrays if name not in ("photos", "gap")]
+    source = plain(model.provenance.source)
+    table = Table(title="zeros", caption=f"{model.config.arch}, {source}")
+    table.add_column("photo")
+    for layer in layers:
+        shape = "x".join(map(str, arrays[layer].shape[1:]))
+        table.add_column(f"{layer}\n{shape}", justify="right")
+    for i, photo in enumerate(arrays["photos"]):
+        table.add_row(
+            shown(Path(photo)), *(f"{(arrays[name][i] == 0).mean():.1%}" for name in layers)
+        )
+    return table
+
+
+def sparsity_table(report: SparsityReport, zeros: Mapping[str, np.ndarray], caption: str) -> Table:
+    """Zeros by layer over all photos, their spread, and what was negative before.
+
+    `zeros` is the fraction of zeros of each photo (N,) by layer.
+    """
+    table = Table(title=headline(report), caption=plain(caption), box=box.SIMPLE)
+    table.add_column("layer", no_wrap=True)
+    for name in ("values", "zeros", "by photo", "negative before", "silent", "dead", "of"):
+        table.add_column(name, justify="right", no_wrap=name in ("values", "zeros", "by photo"))
+    for layer in report:
+        total, spread = layer.values.sum(), 100 * zeros[layer.name]
+        negatives = layer.negatives_before
+        table.add_row(
+            layer.name,
+            f"{total:,}",
+            percent(layer.zero_fraction),
+            f"{spread.min():.1f}-{spread.max():.1f}",
+            "" if negatives is None else percent(negatives.sum() / total),
+            f"{layer.silent.sum() / layer.images:.1f}",
+            f"{layer.dead.sum()}",
+            f"{layer.channels}",
+        )
+    return table
+
+
+def localisation_table(found: Mapping[str, Mapping[str, float]]) -> Table:
+    """One row a method: how often its maps find the object."""
+    table = Table(title="do the maps find the objects?", box=box.SIMPLE)
+    table.add_column("method")
+    for name in next(iter(found.values())):
+        table.add_column(name, justify="right")
+    for method, values in found.items():
+        cells = (percent(x) if isinstance(x, float) else f"{x:,}" for x in values.values())
+        table.add_row(method, *cells)
+    return table

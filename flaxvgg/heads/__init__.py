@@ -1,0 +1,1 @@
+"""Heads on the same convolutions: GAP, score map, fully convolutional; the sample head."""

@@ -1,0 +1,1 @@
+"""Images: decoding, recipes, resizing, data sets, batches."""

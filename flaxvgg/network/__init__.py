@@ -1,0 +1,1 @@
+"""The network: layers as data, the model that runs them, and where its weights are from."""
