@@ -7,8 +7,9 @@ import pytest
 import torch
 from flax import nnx
 
-from flaxvgg.network.layers import BatchNorm, adaptive_avg_pool, max_pool_2x2
+from flaxvgg.network.layers import BatchNorm, adaptive_avg_pool
 from flaxvgg.ops.linear import conv_general_dilated, dot_general
+from flaxvgg.ops.pooling import max_pool_2x2
 
 EPS = np.finfo(np.float32).eps
 

@@ -18,8 +18,8 @@ from jax import lax
 
 from flaxvgg.conversion.verify import Reference, compare, torch_references
 from flaxvgg.network.config import Layer, VGGConfig
-from flaxvgg.network.layers import max_pool_2x2
 from flaxvgg.network.model import VGG, LayerStack
+from flaxvgg.ops.pooling import max_pool_2x2
 from flaxvgg.weights.mapping import build, model_arrays
 from helpers import describe, random_images, torch_features, torch_vgg
 from parity import Port, port

@@ -16,8 +16,8 @@ from experiments.why_zeros import pictures
 from experiments.why_zeros.subject import Subject, in_batches
 from experiments.why_zeros.text import Table, percent
 from flaxvgg.images.loading import open_image
-from flaxvgg.network.layers import max_pool_2x2
 from flaxvgg.network.model import VGG
+from flaxvgg.ops.pooling import max_pool_2x2
 
 CLAIM = "A zero is lost information"
 METHOD = (

@@ -15,8 +15,8 @@ from jax import lax
 from jax.interpreters import ad
 from jaxtyping import Array, Float
 
-from flaxvgg.network.layers import max_pool_2x2
 from flaxvgg.ops import native
+from flaxvgg.ops.pooling import max_pool_2x2
 from flaxvgg.ops.primitive import Operation, Precision
 
 
