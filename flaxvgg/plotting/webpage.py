@@ -14,7 +14,8 @@ from PIL import Image
 from flaxvgg.files.foreign import plain
 from flaxvgg.plotting.sparsity import map_sheet, places_picture, share_range
 from flaxvgg.sparsity.summary import answered_layer, explanation, headline, percent
-from flaxvgg.sparsity.survey import Survey, versions
+from flaxvgg.sparsity.survey import Survey
+from flaxvgg.versions import versions
 
 _LISTED = 12  # photos at either end of a long list
 

@@ -1,7 +1,6 @@
 """Zeros in a collection of photos: the totals, the spread over photos, and examples to look at."""
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
-from flaxvgg import __version__
 from flaxvgg.files.foreign import shown
 from flaxvgg.images.batches import stream_photos
 from flaxvgg.images.loading import ImageError
@@ -24,6 +22,7 @@ from flaxvgg.sparsity.counting import (
     total_counts,
 )
 from flaxvgg.sparsity.report import SparsityReport
+from flaxvgg.versions import versions
 
 _EXAMPLES = 3
 
@@ -150,12 +149,6 @@ def survey_photos(
         dtype=np.dtype(model.conv_stack.conv1_1.dtype).name,
         provenance=model.provenance,
     )
-
-
-def versions() -> dict[str, str]:
-    """The versions that numbers depend on."""
-    names = ("jax", "flax", "numpy", "pillow")
-    return {"flaxvgg": __version__} | {name: importlib.metadata.version(name) for name in names}
 
 
 def zeros_by_photo(counts: Mapping[str, LayerCounts]) -> dict[str, Float[np.ndarray, " n"]]:

@@ -27,10 +27,10 @@ from flaxvgg.images.loading import AnyPath, normalise
 from flaxvgg.network.model import VGG
 from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.network.sharding import data_mesh, place
-from flaxvgg.sparsity.survey import versions
 from flaxvgg.streaming.opening import compare, image_settings, meet, open_store
 from flaxvgg.streaming.source import Item, Source
 from flaxvgg.streaming.store import BROKEN, DONE, TODO, Store, axes, nothing
+from flaxvgg.versions import versions
 
 _STEPS_AHEAD = 2  # given to the devices before the oldest result is asked for
 _UNITS_WRITING = 2  # at once, so that memory stays bounded
