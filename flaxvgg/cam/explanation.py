@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flaxvgg.cam.conventions import Convention
+from flaxvgg.drawn import Drawn
 
 
 class Flag(enum.IntEnum):
@@ -27,7 +28,7 @@ class Flag(enum.IntEnum):
     meta_fields=["method", "layers", "convention", "image_size"],
 )
 @dataclasses.dataclass(frozen=True)
-class Explanation:
+class Explanation(Drawn):
     """Class activation maps of N images for K classes each; a pytree.
 
     `layer_maps` has one array (N, K, h, w) for each of `layers`: raw, signed, at the layer's own

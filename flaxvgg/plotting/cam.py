@@ -1,13 +1,15 @@
 """The picture of an explained photo: its maps, method by method and class by class."""
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flaxvgg.cam.explanation import Flag
+from flaxvgg.cam.explanation import Explanation, Flag
 from flaxvgg.cam.photos import FLAG_WORDS, ExplainedPhoto, PhotoMap, shown
 from flaxvgg.files.foreign import plain
+from flaxvgg.network.model import AnyArray
 from flaxvgg.plotting.figures import draw_heat, literal, new_figure, overlay
 
 if TYPE_CHECKING:
@@ -74,6 +76,55 @@ def cam_figure(explained: ExplainedPhoto, title: str) -> "Figure":
     note = "each map from its lowest value to its highest; line: half way, ring: the peak"
     write(_LEFT, high - _BOTTOM + 0.12, _wrap(note, first - _LEFT, 3), va="top", **small)
     return figure
+
+
+def explanation_figure(
+    explanation: Explanation, images: AnyArray, names: Sequence[str] = ()
+) -> "Figure":
+    """A row for each image and a column for each class, beside the images.
+
+    `images` (N, H, W, 3) are pixels of 8 bits, or what the network was given, which is stretched
+    from its lowest value to its highest. `names` are those of all classes, as in `model.classes`.
+    Raises ValueError for images of another number or size than were explained.
+    """
+    pictures = _pixels(np.asarray(images))
+    count, columns = explanation.classes.shape
+    if pictures.shape[:3] != (count, *explanation.image_size):
+        wanted = "x".join(map(str, (count, *explanation.image_size, 3)))
+        shape = "x".join(map(str, pictures.shape))
+        raise ValueError(f"the maps are of images {wanted}, and these are {shape}: pass the same")
+    heat = np.asarray(explanation.heatmaps(explanation.image_size))
+    flags, labels, scores = map(
+        np.asarray, (explanation.flags, explanation.classes, explanation.scores)
+    )
+    height, width = explanation.image_size
+    size = (1 + columns) * _AREA * np.sqrt(width / height), count * _AREA * np.sqrt(height / width)
+    figure = new_figure(figsize=(size[0] + 0.4, size[1] + 0.3 * count + 0.4), layout="constrained")
+    axes = figure.subplots(count, 1 + columns, squeeze=False)
+    for i, row in enumerate(axes):
+        row[0].imshow(pictures[i])
+        for k, ax in enumerate(row[1:]):
+            draw_heat(ax, pictures[i], heat[i, k])
+            label = labels[i, k]
+            name = names[label] if names and label >= 0 else f"class {label}" if label >= 0 else ""
+            flag = f" ({FLAG_WORDS[flags[i, k]]})" if flags[i, k] != Flag.FINE else ""
+            score = f"{scores[i, k]:.3g}" if np.isfinite(scores[i, k]) else ""
+            title = textwrap.shorten(f"{plain(name)} {score}{flag}", 30, placeholder=" …")
+            ax.set_title(literal(title), fontsize=9)
+        for ax in row:
+            ax.set_axis_off()
+    layers = ", ".join(explanation.layers) or "whole network"
+    figure.suptitle(f"{explanation.method} at {layers}", fontsize=10)
+    return figure
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    """Images as 8-bit pixels; those of another type are stretched, each for itself."""
+    if images.dtype == np.uint8:
+        return images
+    images = images.astype(np.float32)
+    low, high = (f(images, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+    return (255 * (images - low) / np.maximum(high - low, 1e-12)).round().astype(np.uint8)
 
 
 def _draw(ax: "Axes", pixels: np.ndarray, heat: np.ndarray, found: PhotoMap) -> None:

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from flaxvgg.drawn import Drawn
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.sparsity.exact import FloatSum, add_counts, add_floats, count_to_host, float_to_host
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 class Totals(NamedTuple):
@@ -116,7 +117,7 @@ class LayerSummary(NamedTuple):
     meta_fields=["config", "source", "layers", "channels"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class SparsityReport:
+class SparsityReport(Drawn):
     """What is zero by layer and channel, over all images counted; a pytree.
 
     `report.layer(name)` reads a layer, `for layer in report` reads all; `report + other` is exact.
@@ -218,15 +219,6 @@ class SparsityReport:
         ]
         report = {"arch": self.arch, "source": self.source, "images": self.images}
         return _as_json(report | {"layers": layers})
-
-    def plot(self) -> "Figure":
-        """A matplotlib figure: zeros by layer beside what was negative before, and silent channels.
-
-        Raises ValueError where matplotlib is missing.
-        """
-        from flaxvgg.plotting.sparsity import layers_figure
-
-        return layers_figure(self)
 
     def to_markdown(self) -> str:
         """A table with one row a layer."""

@@ -1,0 +1,22 @@
+"""The picture of a result, by its type: what `.plot()` of every result comes to."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from flaxvgg.cam.explanation import Explanation
+from flaxvgg.plotting.cam import explanation_figure
+from flaxvgg.plotting.sparsity import layers_figure
+from flaxvgg.sparsity.report import SparsityReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@functools.singledispatch
+def figure(result: Any, *args: Any, **options: Any) -> "Figure":
+    """A matplotlib figure of a result. Raises TypeError for what is none."""
+    raise TypeError(f"there is no picture of a {type(result).__name__}")
+
+
+figure.register(SparsityReport, layers_figure)
+figure.register(Explanation, explanation_figure)
