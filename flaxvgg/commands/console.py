@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -94,6 +95,19 @@ def accept_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def show_warnings_of(shown: type[Warning]) -> None:
+    """Say warnings of a kind in a line of their own; others are shown as Python does."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, shown):
+            errors.print(plain(str(message)), style="yellow")
+        else:
+            before(message, category, *where, **more)
+
+    warnings.showwarning = show
 
 
 def say_left_out(problems: Iterable[str]) -> None:

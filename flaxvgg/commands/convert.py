@@ -1,13 +1,11 @@
-"""python -m convert SOURCE --out PATH: weights from elsewhere to a checkpoint, and back."""
+"""flaxvgg convert SOURCE --out PATH: weights from elsewhere to a checkpoint, and back."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flaxvgg.commands.console import (
-    PlainCommand,
     accept_any_text,
     clear_errors,
     console,
@@ -15,11 +13,8 @@ from flaxvgg.commands.console import (
     step,
 )
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-
-@app.command(cls=PlainCommand)
-def main(
+def convert(
     source: Annotated[
         str,
         typer.Argument(
@@ -79,7 +74,8 @@ def _convert(
 ) -> bool:
     from flaxvgg.conversion.reading import read_source
     from flaxvgg.conversion.report import print_summary, print_verification
-    from flaxvgg.conversion.target import check_out, convert, write
+    from flaxvgg.conversion.target import check_out, write
+    from flaxvgg.conversion.target import convert as to_model
     from flaxvgg.network.config import check_arch
 
     if arch is not None:
@@ -89,7 +85,7 @@ def _convert(
         source = read_source(name, arch, preprocessing, prefix)
         found += [source.arch, source.provenance.source]
     with step("converting") as found:
-        model = convert(source, dtype)
+        model = to_model(source, dtype)
         found.append(f"{len(model.config.layers)} layers")
     if verify:
         from flaxvgg.conversion.verify import verification_images
@@ -110,7 +106,3 @@ def _convert(
         found.append(str(out))
     print_summary(console, model, out)
     return True
-
-
-if __name__ == "__main__":
-    sys.exit(app())

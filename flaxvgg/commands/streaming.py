@@ -9,13 +9,14 @@ import jax
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from flaxvgg.commands.console import Told, console, errors, say_left_out
+from flaxvgg.commands.console import Told, console, errors, say_left_out, stoppable
+from flaxvgg.commands.options import load_model, parse_size
 from flaxvgg.commands.tables import facts, localisation_table, sparsity_table
 from flaxvgg.network.model import VGG
 from flaxvgg.sparsity.summary import explanation
 from flaxvgg.streaming.jobs import read_localisation, read_sparsity, zeros_by_photo
 from flaxvgg.streaming.run import Job, Streamed, stream
-from flaxvgg.streaming.source import Source
+from flaxvgg.streaming.source import Source, find_source
 from flaxvgg.streaming.store import BROKEN, DONE, Store
 
 JobOf = Callable[[VGG, Source, tuple[int, int] | None], Job]
@@ -135,3 +136,16 @@ def _now(streamed: Streamed) -> str:
         return ""
     speed = streamed.now / streamed.seconds
     return f"{streamed.now} images in {streamed.seconds:.1f} s: {speed:.1f} a second"
+
+
+def into_store(
+    job: JobOf, photos: list[Path], weights: str, arch: str, size: str, setting: Setting
+) -> Streamed:
+    """Do a job for all photos, into a store."""
+    if setting.distributed:
+        join_processes()
+    hw = None if size == "native" else parse_size(size)
+    source = find_source(photos)
+    model = load_model(weights, arch)
+    with stoppable() as stop:
+        return stream_shown(job(model, source, hw), source, hw, setting, stop.is_set)

@@ -1,0 +1,119 @@
+"""flaxvgg cam: where in photos the evidence for a class is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flaxvgg.commands.console import clear_errors, console, errors, say_left_out, say_where
+from flaxvgg.commands.options import (
+    Arch,
+    Batch,
+    Distributed,
+    Photos,
+    StoredSize,
+    Weights,
+    is_store,
+    load_model,
+    parse_size,
+)
+
+if TYPE_CHECKING:
+    from flaxvgg.network.model import VGG
+    from flaxvgg.streaming.run import Job
+    from flaxvgg.streaming.source import Source
+
+
+def cam(
+    photos: Photos,
+    weights: Weights = "IMAGENET1K_V1",
+    arch: Arch = "vgg16",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods, comma-separated (grad_cam, layer_cam, score_cam, ...), or all; by "
+            "default grad_cam, and eigen_cam for weights without a classifier."
+        ),
+    ] = None,
+    classes: Annotated[
+        str, typer.Option(help="Class numbers or names, comma-separated; or each photo's top3.")
+    ] = "top3",
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="A layer, by the paper's, PyTorch's or Keras's name, or several, "
+            "comma-separated, whose maps are joined; by default the last ReLU (relu5_3)."
+        ),
+    ] = None,
+    convention: Annotated[
+        str, typer.Option(help="How maps are weighted and scaled: paper, grad-cam or torchcam.")
+    ] = "paper",
+    size: StoredSize = "224x224",
+    out: Annotated[
+        Path,
+        typer.Option(help="The folder for pictures, maps.npz, cam.json; or a .zarr store of maps."),
+    ] = Path("cam"),
+    localise: Annotated[
+        bool,
+        typer.Option(
+            "--localise",
+            help="For a .zarr store and photos with boxes: how well the maps of each photo's own "
+            "classes find them, in place of the maps.",
+        ),
+    ] = False,
+    batch: Batch = None,
+    distributed: Distributed = False,
+) -> None:
+    """Show where in photos the evidence for a class is: class activation maps.
+
+    Ctrl-C stops; photos that are done by then are kept, and into a .zarr store the same line goes
+    on. Exit code 1 says that some photos could not be read.
+    """
+    with clear_errors("nothing was written"):
+        if is_store(out, batch, distributed, localise):
+            from flaxvgg.cam.photos import parse_methods, plan_maps
+            from flaxvgg.commands.streaming import Setting, end, into_store, show_localisation
+            from flaxvgg.streaming.jobs import localisation_job, maps_job
+
+            setting = Setting(out, batch, distributed)
+            wanted = tuple(layer.split(",")) if layer is not None else None
+
+            def job(model: "VGG", source: "Source", hw: tuple[int, int] | None) -> "Job":
+                at = hw or (224, 224)
+                plan = plan_maps(model, parse_methods(method), classes, wanted, convention, at)
+                return (
+                    localisation_job(model, source, plan, hw) if localise else maps_job(model, plan)
+                )
+
+            streamed = into_store(job, photos, weights, arch, size, setting)
+            if localise:
+                show_localisation(streamed.store)
+            end(streamed)
+            return
+        from flaxvgg.cam.conventions import Convention
+        from flaxvgg.cam.photos import parse_methods, plan_maps
+        from flaxvgg.commands.cam_files import write_cams
+        from flaxvgg.commands.folders import check_apart, check_folder
+        from flaxvgg.commands.tables import cam_table
+        from flaxvgg.images.loading import find_images
+
+        hw, methods = parse_size(size), parse_methods(method)
+        layers = tuple(layer.split(",")) if layer is not None else None
+        Convention.named(convention)
+        check_folder(out)
+        paths = find_images(photos)
+        check_apart(out, paths)
+        model = load_model(weights, arch)
+        plan = plan_maps(model, methods, classes, layers, convention, hw)
+        if not model.config.head:
+            console.print(f"eigen_cam, which knows no classes: {model.config.no_head_because}")
+        written = write_cams(model, paths, plan, out)
+        console.print(cam_table(written.maps, plan))
+        best = next(iter(written.pictures)) if len(written.pictures) == 1 else out
+        say_where(best)
+        say_left_out(written.problems)
+        if written.left:
+            errors.print(f"stopped: {written.left} of {len(paths)} photos were not looked at")
+            raise typer.Exit(130)
+        if written.problems:
+            raise typer.Exit(1)

@@ -1,0 +1,31 @@
+"""flaxvgg info: versions and devices, or what a checkpoint or a store records."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flaxvgg.commands.console import clear_errors, console
+
+
+def info(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A checkpoint or a .zarr store, to see what it records.")
+    ] = None,
+) -> None:
+    """Show versions and devices, or what a checkpoint or a store records."""
+    with clear_errors("nothing was changed"):
+        from flaxvgg.commands.tables import environment_facts, facts, model_facts
+
+        if checkpoint is None:
+            rows = environment_facts()
+        elif checkpoint.suffix == ".zarr":
+            from flaxvgg.commands.streaming import store_facts
+            from flaxvgg.streaming.store import Store
+
+            rows = store_facts(Store(checkpoint))
+        else:
+            from flaxvgg.weights.checkpoint import load
+
+            rows = model_facts(load(checkpoint))
+        console.print(facts(rows), highlight=False)

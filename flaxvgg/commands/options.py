@@ -1,0 +1,86 @@
+"""What commands share: their options, and how these are read."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flaxvgg.commands.console import console, step
+from flaxvgg.network.config import SMALLEST_IMAGE, check_arch
+
+if TYPE_CHECKING:
+    from flaxvgg.network.model import VGG
+
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="A checkpoint of flaxvgg, a .pth or .safetensors file, or published weights "
+        "(IMAGENET1K_V1, downloaded)."
+    ),
+]
+Arch = Annotated[str, typer.Option(help="vgg11 ... vgg19_bn; a checkpoint tells its own.")]
+Size = Annotated[str, typer.Option(help="HxW that every photo is brought to, e.g. 375x1242.")]
+StoredSize = Annotated[
+    str,
+    typer.Option(
+        help="HxW that every photo is brought to, e.g. 375x1242; for a .zarr store also native, "
+        "which leaves them as they are."
+    ),
+]
+Photos = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Photos, or folders of photos; for a .zarr store also a manifest (.csv, .tsv, "
+        ".parquet) or a folder of Pascal VOC."
+    ),
+]
+Batch = Annotated[
+    int | None, typer.Option(help="For a .zarr store: images at once on each device.")
+]
+Distributed = Annotated[
+    bool,
+    typer.Option(
+        "--distributed",
+        help="For a .zarr store: this is one of several processes, which jax.distributed finds (on "
+        "a cluster, or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).",
+    ),
+]
+
+
+def is_store(
+    out: Path | None, batch: int | None, distributed: bool, localise: bool = False
+) -> bool:
+    """Whether the results go into a store. Raises ValueError for options that only it has."""
+    if out is not None and out.suffix == ".zarr":
+        return True
+    given = {"--batch": batch is not None, "--distributed": distributed, "--localise": localise}
+    for name, is_given in given.items():
+        if is_given:
+            raise ValueError(f"{name} is for a store: add --out NAME.zarr")
+    return False
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(H, W) of a text such as "375x1242". Raises ValueError for anything else, or under 32x32."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ValueError(f"--size is HxW, for example 224x224, not {text!r}")
+    if min(int(height), int(width)) < SMALLEST_IMAGE:
+        raise ValueError(f"--size is at least {SMALLEST_IMAGE}x{SMALLEST_IMAGE}, not {text}")
+    return int(height), int(width)
+
+
+def load_model(weights: str, arch: str, **options: Any) -> "VGG":
+    import flaxvgg
+    from flaxvgg.weights.checkpoint import is_checkpoint
+
+    check_arch(arch)
+    with step("loading") as found:
+        if is_checkpoint(Path(weights)):
+            model = flaxvgg.load(weights, **options)
+        else:
+            model = getattr(flaxvgg, arch)(weights=weights, **options)
+        found += [model.config.arch, model.provenance.source]
+    for note in model.provenance.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    return model

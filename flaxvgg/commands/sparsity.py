@@ -1,0 +1,108 @@
+"""flaxvgg sparsity: what is zero in photos, and why."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flaxvgg.commands.console import (
+    clear_errors,
+    console,
+    errors,
+    say_left_out,
+    say_where,
+    step,
+    stoppable,
+)
+from flaxvgg.commands.options import (
+    Arch,
+    Batch,
+    Distributed,
+    Photos,
+    StoredSize,
+    Weights,
+    is_store,
+    load_model,
+    parse_size,
+)
+
+if TYPE_CHECKING:
+    from flaxvgg.network.model import VGG
+    from flaxvgg.streaming.run import Job
+    from flaxvgg.streaming.source import Source
+
+
+def sparsity(
+    photos: Photos,
+    weights: Weights = "IMAGENET1K_V1",
+    arch: Arch = "vgg16",
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers, comma-separated, by the paper's, PyTorch's or Keras's names; "
+            "by default every ReLU and pooling."
+        ),
+    ] = None,
+    size: StoredSize = "224x224",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A folder for sparsity.json and three pictures; or a .zarr store."),
+    ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="With a folder: sparsity.html, one page that has it all.")
+    ] = False,
+    batch: Batch = None,
+    distributed: Distributed = False,
+) -> None:
+    """Count what is zero in photos, layer by layer, and show where and why.
+
+    Ctrl-C stops the counting and reports what was counted, marked as partial; into a .zarr store,
+    the same line goes on. Exit code 1 says that some photos could not be read.
+    """
+    with clear_errors(f"{out} is as it was" if out else "nothing was written"):
+        names = layers.split(",") if layers is not None else None
+        if is_store(out, batch, distributed):
+            from flaxvgg.commands.streaming import Setting, end, into_store, show_zeros
+            from flaxvgg.streaming.jobs import sparsity_job
+
+            setting = Setting(out, batch, distributed)
+
+            def job(model: "VGG", source: "Source", hw: tuple[int, int] | None) -> "Job":
+                return sparsity_job(model, names)
+
+            if html:
+                raise ValueError("--html needs a folder for the page, and not a .zarr store")
+            streamed = into_store(job, photos, weights, arch, size, setting)
+            show_zeros(streamed.store)
+            end(streamed)
+            return
+        from flaxvgg.commands.folders import check_folder
+        from flaxvgg.commands.sparsity_files import write_survey
+        from flaxvgg.commands.tables import sparsity_table
+        from flaxvgg.images.loading import find_images
+        from flaxvgg.sparsity.summary import explanation
+        from flaxvgg.sparsity.survey import survey_photos
+
+        if html and out is None:
+            raise ValueError("--html needs a folder for the page: add --out DIR")
+        hw = parse_size(size)
+        paths = find_images(photos)
+        if out is not None:
+            check_folder(out)
+        model = load_model(weights, arch)
+        with stoppable() as stop:
+            survey = survey_photos(model, paths, names, hw, stop.is_set)
+        console.print(sparsity_table(survey.report, survey.zeros, survey.title))
+        for sentence in explanation(survey.report):
+            console.print(sentence, highlight=False)
+        if out is not None:
+            with step("writing") as written:
+                written += write_survey(survey, out, html=html)
+            best = out / ("sparsity.html" if html else "sparsity.png")
+            say_where(best)
+        say_left_out(survey.problems)
+        if survey.partial:
+            errors.print(f"stopped: {survey.left} of the photos were not looked at")
+            raise typer.Exit(130)
+        if survey.problems:
+            raise typer.Exit(1)

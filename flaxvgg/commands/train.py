@@ -1,0 +1,47 @@
+"""flaxvgg train: a head of one's own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flaxvgg.commands.console import clear_errors, errors, say_where, stoppable
+from flaxvgg.commands.options import (
+    load_model,
+)
+
+if TYPE_CHECKING:
+    from flaxvgg.network.model import VGG
+
+
+def train(
+    config: Annotated[
+        Path, typer.Option(help="A TOML file: the images, the weights, how to train.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="The folder for the model, checkpoints and curves.")
+    ] = Path("run"),
+) -> None:
+    """Train a global average pooling head, and the convolutions if wanted, on your own images.
+
+    A run that was stopped or killed goes on from its last checkpoint when it is called again.
+    Ctrl-C stops behind the step and keeps it. All devices of the machine share each batch.
+    """
+    with clear_errors(f"the checkpoints in {out} are as they were"):
+        from flaxvgg.training.run import train as train_run
+        from flaxvgg.training.settings import read_run
+
+        run = read_run(config)
+        model = run.model
+
+        def load() -> "VGG":
+            return load_model(
+                model.weights, model.arch, dtype=model.dtype, precision=model.precision
+            )
+
+        with stoppable() as stop:
+            trained = train_run(load, run, out, stop.is_set)
+        say_where(out / "curves.png")
+        if trained.steps < trained.of:
+            errors.print(f"stopped behind step {trained.steps} of {trained.of}: run it again")
+            raise typer.Exit(130)
