@@ -55,7 +55,7 @@ def model():
 
 @pytest.fixture
 def loaded(model, monkeypatch):
-    monkeypatch.setattr("flaxvgg.commands.cli._load", lambda *_: model)
+    monkeypatch.setattr("flaxvgg.commands.cam.load_model", lambda *_: model)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def no_model(monkeypatch):
     def load(*_):
         pytest.fail("the model was loaded")
 
-    monkeypatch.setattr("flaxvgg.commands.cli._load", load)
+    monkeypatch.setattr("flaxvgg.commands.cam.load_model", load)
 
 
 def test_files_are_what_explain_gives(tmp_path, model, loaded, photos):

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 import flaxvgg
 from convert.__main__ import app as convert
-from flaxvgg.commands.cli import app, parse_size
+from flaxvgg.commands.cli import app
+from flaxvgg.commands.options import parse_size
 from flaxvgg.images.samples import sample_photos
 from flaxvgg.plotting.demo import demo_figure
 from helpers import REAL_WEIGHTS, small_model
@@ -113,7 +114,7 @@ def maps(monkeypatch):
         found.extend(maps)
         return demo_figure(names, pictures, alike, maps, zeros, title)
 
-    monkeypatch.setattr("flaxvgg.commands.demo.demo_figure", draw)
+    monkeypatch.setattr("flaxvgg.commands.demonstration.demo_figure", draw)
     return found
 
 
@@ -192,7 +193,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, weights, photos)
 
 
 def test_demo_without_photos_says_what_to_do(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr("flaxvgg.commands.demo.sample_photos", list)
+    monkeypatch.setattr("flaxvgg.commands.demonstration.sample_photos", list)
     result = run("demo", "--weights", weights, "--out", tmp_path / "demo")
     assert result.exit_code == 2
     assert "install scikit-image" in result.stderr

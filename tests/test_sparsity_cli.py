@@ -65,7 +65,7 @@ def run(*arguments):
 @pytest.fixture
 def loaded(model, monkeypatch):
     """The model is there, as it compiles faster than one that was loaded."""
-    monkeypatch.setattr("flaxvgg.commands.cli._load", lambda *_: model)
+    monkeypatch.setattr("flaxvgg.commands.sparsity.load_model", lambda *_: model)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def no_model(monkeypatch):
     def load(*_):
         pytest.fail("the model was loaded")
 
-    monkeypatch.setattr("flaxvgg.commands.cli._load", load)
+    monkeypatch.setattr("flaxvgg.commands.sparsity.load_model", load)
 
 
 def test_numbers_are_those_of_the_activations(survey, model, photos):

@@ -6,7 +6,7 @@ import xarray
 from PIL import Image
 from typer.testing import CliRunner
 
-import flaxvgg.commands.cli
+import flaxvgg.commands.streaming
 from flaxvgg.commands.cli import app
 from flaxvgg.streaming import Store
 from helpers import TINY_GAP, tiny_vgg
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """A tiny network in the place of the one that is asked for."""
-    monkeypatch.setattr(flaxvgg.commands.cli, "_load", lambda weights, arch: tiny_vgg(TINY_GAP))
+    monkeypatch.setattr(
+        flaxvgg.commands.streaming, "load_model", lambda weights, arch: tiny_vgg(TINY_GAP)
+    )
 
 
 @pytest.fixture
