@@ -44,9 +44,9 @@ def _compare(weights: str, arch: str, out: Path) -> None:
     import flaxvgg
     from experiments.cam_on_vgg16 import figure, report, study
     from experiments.composed.picture import to_png
-    from flaxvgg.commands.folders import check_folder, write_bytes
     from flaxvgg.conversion.reading import read_source
     from flaxvgg.conversion.target import convert
+    from flaxvgg.files.folders import check_folder, write_bytes
 
     check_folder(out)
     with step("reading") as found:

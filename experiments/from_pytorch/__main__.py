@@ -35,9 +35,9 @@ def main(
 def _run(weights: str, out: Path) -> None:
     from experiments.composed.picture import to_png
     from experiments.from_pytorch import figure, report, study
-    from flaxvgg.commands.folders import check_folder, write_bytes
     from flaxvgg.conversion.reading import read_source
     from flaxvgg.conversion.target import convert
+    from flaxvgg.files.folders import check_folder, write_bytes
 
     check_folder(out)
     with step("reading") as found:

@@ -39,9 +39,9 @@ def _study(weights: str, out: Path) -> list[str]:
     from experiments.composed.picture import to_png
     from experiments.gap_collapse import figure, report, study
     from experiments.gap_collapse.effort import Effort
-    from flaxvgg.commands.folders import check_folder, write_bytes
     from flaxvgg.conversion.reading import read_source
     from flaxvgg.conversion.target import convert
+    from flaxvgg.files.folders import check_folder, write_bytes
 
     check_folder(out)
     with step("reading") as found:

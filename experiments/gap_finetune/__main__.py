@@ -46,9 +46,9 @@ def _finetune(weights: str, out: Path) -> list[str]:
     from experiments.composed.picture import to_png
     from experiments.gap_finetune import figure, report, study
     from experiments.gap_finetune.embedding import card, embed
-    from flaxvgg.commands.folders import check_folder, write_bytes
     from flaxvgg.conversion.reading import read_source
     from flaxvgg.conversion.target import convert
+    from flaxvgg.files.folders import check_folder, write_bytes
     from flaxvgg.heads.sample_head import write_head
 
     check_folder(out)

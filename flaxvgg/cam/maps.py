@@ -17,7 +17,7 @@ from flaxvgg.cam.full_grad import bias_layers, full_grad
 from flaxvgg.cam.masking import ablation_weights, score_cam_weights
 from flaxvgg.cam.network import Network, as_float32, as_scores
 from flaxvgg.network.config import VGGConfig
-from flaxvgg.network.sharding import spread_by_xla
+from flaxvgg.ops.sharding import spread_by_xla
 
 # Raw maps (N, K, h, w) of one or several layers, the classes (N, K), and their scores (N, K).
 # These are None for a network without a head.

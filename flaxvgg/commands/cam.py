@@ -93,8 +93,8 @@ def cam(
         from flaxvgg.cam.conventions import Convention
         from flaxvgg.cam.photos import parse_methods, plan_maps
         from flaxvgg.commands.cam_files import write_cams
-        from flaxvgg.commands.folders import check_apart, check_folder
         from flaxvgg.commands.tables import cam_table
+        from flaxvgg.files.folders import check_apart, check_folder
         from flaxvgg.images.loading import find_images
 
         hw, methods = parse_size(size), parse_methods(method)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from flaxvgg.cam.photos import ExplainedPhoto, PhotoMap, Plan, explain_photos
-from flaxvgg.commands.folders import Names, png, write_bytes
-from flaxvgg.images.batches import save_npz
+from flaxvgg.files.arrays import save_npz
+from flaxvgg.files.folders import Names, write_bytes
 from flaxvgg.images.loading import ImageError
 from flaxvgg.network.model import VGG
 from flaxvgg.plotting.cam import cam_figure
+from flaxvgg.plotting.figures import png
 
 
 @dataclasses.dataclass(frozen=True)

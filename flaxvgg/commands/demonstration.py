@@ -10,14 +10,16 @@ from jaxtyping import Array, Float
 
 from flaxvgg.cam.methods import explain
 from flaxvgg.commands.console import console, say_where, step
-from flaxvgg.commands.folders import Names, check_folder, make_folder, png, write_bytes
 from flaxvgg.commands.tables import sparsity_table
+from flaxvgg.files.arrays import save_npz
+from flaxvgg.files.folders import Names, check_folder, make_folder, write_bytes
 from flaxvgg.heads.sample_head import packaged_head, with_sample_head
-from flaxvgg.images.batches import map_photos, save_npz
+from flaxvgg.images.batches import map_photos
 from flaxvgg.images.loading import find_images, load_pixels
 from flaxvgg.images.samples import sample_photos
 from flaxvgg.network.model import VGG
 from flaxvgg.plotting.demo import Maps, demo_figure
+from flaxvgg.plotting.figures import png
 from flaxvgg.sparsity.counting import count_images, total_counts
 from flaxvgg.sparsity.survey import zeros_by_photo
 

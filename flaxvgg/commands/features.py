@@ -60,7 +60,8 @@ def features(
             end(into_store(job, photos, weights, arch, size, setting))
             return
         from flaxvgg.commands.tables import features_table
-        from flaxvgg.images.batches import check_npz, extract, save_npz
+        from flaxvgg.files.arrays import check_npz, save_npz
+        from flaxvgg.images.batches import extract
         from flaxvgg.images.loading import find_images
 
         check_npz(out)

@@ -76,9 +76,9 @@ def sparsity(
             show_zeros(streamed.store)
             end(streamed)
             return
-        from flaxvgg.commands.folders import check_folder
         from flaxvgg.commands.sparsity_files import write_survey
         from flaxvgg.commands.tables import sparsity_table
+        from flaxvgg.files.folders import check_folder
         from flaxvgg.images.loading import find_images
         from flaxvgg.sparsity.summary import explanation
         from flaxvgg.sparsity.survey import survey_photos

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from flaxvgg.network.config import VGGConfig, listed
 from flaxvgg.network.inputs import check_images
 from flaxvgg.network.model import VGG, AnyArray, Images, LayerStack, run_layers
-from flaxvgg.network.sharding import spread_by_xla
+from flaxvgg.ops.sharding import spread_by_xla
 from flaxvgg.sparsity.exact import MAX_TERMS, sum_counts, sum_floats
 from flaxvgg.sparsity.report import SparsityReport, Totals
 

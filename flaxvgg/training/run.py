@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from flaxvgg.commands.console import Told, console, errors, step
-from flaxvgg.commands.folders import check_folder, png, write_bytes
 from flaxvgg.evaluation.classification import mean_average_precision
+from flaxvgg.files.folders import check_folder, write_bytes
 from flaxvgg.files.locking import alone
 from flaxvgg.images.batches import map_photos
 from flaxvgg.images.datasets import LabelledImages, read_labelled
@@ -25,6 +25,7 @@ from flaxvgg.images.fingerprint import model_digest
 from flaxvgg.images.loading import normalise
 from flaxvgg.network.model import VGG
 from flaxvgg.network.sharding import Device, data_mesh, place, shard_batch
+from flaxvgg.plotting.figures import png
 from flaxvgg.plotting.training import curves_figure
 from flaxvgg.training.checkpoints import Checkpoints
 from flaxvgg.training.collapse import cannot_be_negative, diagnose
