@@ -96,10 +96,12 @@ def cam(
         from flaxvgg.commands.tables import cam_table
         from flaxvgg.files.folders import check_apart, check_folder
         from flaxvgg.images.loading import find_images
+        from flaxvgg.plotting.figures import check_drawing
 
         hw, methods = parse_size(size), parse_methods(method)
         layers = tuple(layer.split(",")) if layer is not None else None
         Convention.named(convention)
+        check_drawing()
         check_folder(out)
         paths = find_images(photos)
         check_apart(out, paths)

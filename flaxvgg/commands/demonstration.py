@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flaxvgg.cam.methods import explain
-from flaxvgg.commands.console import console, say_where, step
+from flaxvgg.commands.console import Shown, console, say_where, step
 from flaxvgg.commands.tables import sparsity_table
 from flaxvgg.files.arrays import save_npz
 from flaxvgg.files.folders import Names, check_folder, make_folder, write_bytes
@@ -19,7 +19,7 @@ from flaxvgg.images.loading import find_images, load_pixels
 from flaxvgg.images.samples import sample_photos
 from flaxvgg.network.model import VGG
 from flaxvgg.plotting.demo import Maps, demo_figure
-from flaxvgg.plotting.figures import png
+from flaxvgg.plotting.figures import check_drawing, png
 from flaxvgg.sparsity.counting import count_images, total_counts
 from flaxvgg.sparsity.survey import zeros_by_photo
 
@@ -34,6 +34,7 @@ def run_demo(
     paths = find_images(photos) if photos else sample_photos()
     if not paths:
         raise ValueError("no photos: name some, or install scikit-image, which carries eight")
+    check_drawing()
     check_folder(out)
     model = load()
     names = list(map(Names(), paths))
@@ -42,7 +43,7 @@ def run_demo(
         model = with_sample_head(model)
     with step("looking at") as found:
         look = _look_for_classes if sampled else _look
-        seen = map_photos(look, model, paths, size, "photos")
+        seen = map_photos(look, model, paths, size, "photos", Shown())
         found.append(f"{len(paths)} photos at {size[0]}x{size[1]}")
     counts = {layer: seen["counts"][layer] for layer in _counted(model)}
     zeros = zeros_by_photo(counts)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flaxvgg.commands.console import clear_errors, console
+from flaxvgg.commands.console import Shown, clear_errors, console
 from flaxvgg.commands.options import (
     Arch,
     Batch,
@@ -67,7 +67,7 @@ def features(
         check_npz(out)
         paths = find_images(photos)
         model = load_model(weights, arch)
-        arrays = extract(model, paths, layers.split(","), parse_size(size))
+        arrays = extract(model, paths, layers.split(","), parse_size(size), Shown())
         save_npz(out, arrays)
         console.print(features_table(model, arrays))
         console.print(f"written: {plain(str(out))}", highlight=False)
