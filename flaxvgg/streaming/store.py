@@ -32,8 +32,8 @@ from zarr.errors import GroupNotFoundError
 
 from flaxvgg.files.foreign import shown
 from flaxvgg.files.locking import alone
+from flaxvgg.files.records import first_line
 from flaxvgg.streaming.source import Source
-from flaxvgg.weights.checkpoint import first_line
 
 TODO, DONE, BROKEN = range(3)
 _ATTRIBUTE = "flaxvgg"
