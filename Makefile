@@ -25,6 +25,7 @@ test-all: .venv/ready native
 lint: .venv/ready
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/lint-imports --no-logo --no-cache
 
 types: .venv/ready
 	.venv/bin/pyright
