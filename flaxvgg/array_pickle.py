@@ -43,9 +43,8 @@ class _Array:
 
 
 def is_array_pickle(head: bytes) -> bool:
-    """Whether a file that begins like this may be one: a pickle, and none of PyTorch's."""
-    # PyTorch's own, from before its archives, begin with a large number.
-    return head[:1] == b"\x80" and head[2:4] != b"\x8a\n"
+    """Whether a file that begins like this may be one: a dictionary, in protocol 3."""
+    return head.startswith(b"\x80\x03}")
 
 
 def read_arrays(data: bytes) -> dict[str, Any]:
@@ -149,8 +148,8 @@ class _Machine:
         return found
 
     def protocol(self) -> None:
-        if self.at != 1 or not 2 <= self.number(1) <= 5:
-            raise ArrayPickleError("it has an unknown protocol")
+        if self.at != 1 or self.number(1) != 3:
+            raise ArrayPickleError("its protocol is not 3")
 
     def text(self) -> None:
         size = self.number(4)
