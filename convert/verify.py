@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from convert.onnx_export import run_conv_stack
 from convert.source import Source, SourceError
 from flaxvgg.config import Layer, VGGConfig
 from flaxvgg.images import load_images, normalise
@@ -328,7 +329,8 @@ def verify(model: VGG, source: Source, images: np.ndarray) -> dict[str, list[Lay
 
     `source` is read anew: what is compared is what the file says, not what became of it. Returns
     the checks by the name of the framework; PyTorch takes part where torch and torchvision are
-    installed, ONNX Runtime where the source is an ONNX file. Raises SourceError where none can.
+    installed, ONNX Runtime where the source is an ONNX file, and, without PyTorch, on an export of
+    weights that have no classifier. Raises SourceError where none can.
     """
     config = model.config
     parameters = {path: np.asarray(value) for path, value in model_arrays(model).items()}
@@ -340,26 +342,31 @@ def verify(model: VGG, source: Source, images: np.ndarray) -> dict[str, list[Lay
         checks[peer] = list(compare(config, parameters, images, dict(ours), peer, references))
 
     truth: dict[str, np.ndarray] = {}
-    if _has_torch():
+    if _has("torch", "torchvision"):
         rounded = _rounded(source.state_dict, parameters["conv_stack", "conv1_1", "kernel"].dtype)
         references = list(torch_references(config, torch_networks(config, rounded), images))
         truth = {reference.layer: reference.truth for reference in references}
         check("PyTorch", references)
+    outputs: dict[str, np.ndarray] | None = None
     if source.layer_outputs is not None:
         outputs = source.layer_outputs(images)
+    elif not checks and not config.head and _has("onnx", "onnxruntime"):
+        rounded = _rounded(source.state_dict, parameters["conv_stack", "conv1_1", "kernel"].dtype)
+        outputs = run_conv_stack(config, rounded, images)
+    if outputs is not None:
         layers = [name for name in names if name in outputs]
         truth = truth or jax_truth(model, images, layers)
         check("ONNX Runtime", [Reference(name, truth[name], outputs[name]) for name in layers])
     if not checks:
         raise SourceError(
-            "nothing to verify against: install torch and torchvision, "
-            "or onnxruntime for ONNX files"
+            "nothing to verify against: install torch and torchvision, or onnx and onnxruntime for "
+            "ONNX files and for weights without a classifier"
         )
     return checks
 
 
-def _has_torch() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
+def _has(*packages: str) -> bool:
+    return all(importlib.util.find_spec(name) for name in packages)
 
 
 def _rounded(state_dict: Mapping[str, Any], dtype: np.dtype) -> dict[str, np.ndarray]:

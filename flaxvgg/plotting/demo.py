@@ -141,13 +141,20 @@ def _sums_axes(ax, name: str, layer: str, sums: Sequence[Sum]) -> None:
         ax.barh(i, 100 - share, left=share, color="C1", height=0.5)
         rest = one.values - one.zeros
         ax.text(
-            0, i - 0.33, f"{one.name}: {one.values:,} values", fontsize=9, va="bottom", ha="left"
+            0,
+            i - 0.33,
+            f"{one.name} pixels: {one.values:,} values",
+            fontsize=9,
+            va="bottom",
+            ha="left",
         )
         ax.text(2, i, f"{one.zeros:,} zero ({share:.1f} %)", fontsize=9, va="center")
-        ax.text(100, i - 0.33, f"{rest:,} not", fontsize=9, va="bottom", ha="right", color="C1")
+        ax.text(
+            100, i - 0.33, f"{rest:,} not zero", fontsize=9, va="bottom", ha="right", color="C1"
+        )
     ax.set(xlim=(0, 100), ylim=(len(sums) - 0.5, -0.7), yticks=[], xlabel="% of the values")
     ax.set_title(
-        f"{layer} of the photo {name[:18]!r} at three sizes (width x height)",
+        f"{layer} of “{name[:18]}” at three sizes",
         fontsize=10,
         fontweight="bold",
         loc="left",
