@@ -76,14 +76,11 @@ COUNTS |= {(375, 1242): (186_201, 214_016)}
 def test_the_question_is_answered_with_its_own_numbers(real_weights: Port, size: tuple[int, int]):
     recipe = dataclasses.replace(PREPROCESSING["torchvision"], fit="stretch")
     images = np.asarray(load_images(sample_photos(1), size, recipe))
-    features = np.asarray(
-        flatten_chw(jax.jit(lambda m, x: m.features(x))(real_weights.model, images))
-    )
+    ours = jax.jit(lambda model, x: model.features(x))(real_weights.model, images)
+    features = np.asarray(flatten_chw(ours))
+    tensor = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
     with torch.inference_mode():
-        network = real_weights.networks[1].features
-        theirs = torch.flatten(
-            network(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()), 1
-        )
+        theirs = torch.flatten(real_weights.networks[1].features(tensor), 1)
     flips = int(((features == 0) != (theirs.numpy() == 0)).sum())
     zeros, values = COUNTS[size]
     assert features.size == values
