@@ -75,8 +75,7 @@ def run_demo(
             titles = _answers(seen["logits"], model.classes)
             maps.append(Maps(_head_caption(model, paths), seen["cams"], titles))
         names = [title_of(path) for path in paths]
-        title = f"{model.config.arch.upper()} ({model.provenance.source}), looking at "
-        title += "one photo" if len(paths) == 1 else f"{len(paths)} photos"
+        title = f"{model.config.arch.upper()}: {model.provenance.source}"
         features = middle, seen["middle"]
         figure = demo_figure(names, pictures, features, maps, zeros, sums, title)
         write_bytes(out / "demo.png", png(figure))
@@ -117,7 +116,7 @@ def _head_caption(model: VGG, paths: Sequence[Path]) -> str:
         f"{len(model.classes)} things"
     )
     if set(paths) & set(sample_photos()):
-        return f"{caption}, each fitted to a part of one of these photos"
+        return f"{caption}, each learnt from a part of one photo, and these are among them"
     return f"{caption}: {', '.join(model.classes)}"
 
 

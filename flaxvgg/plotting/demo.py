@@ -131,7 +131,7 @@ def _zeros_axes(ax, names: Sequence[str], zeros: Mapping[str, np.ndarray]) -> No
         loc="left",
     )
     ax.grid(axis="y", alpha=0.3)
-    ax.legend(fontsize=8, ncols=2, loc="upper left", frameon=False)
+    ax.legend(fontsize=8, ncols=3, loc="lower right", frameon=False)
 
 
 def _sums_axes(ax, name: str, layer: str, sums: Sequence[Sum]) -> None:
