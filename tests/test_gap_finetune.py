@@ -235,7 +235,9 @@ def test_a_fitted_head_ranks_what_it_was_fitted_on(model):
     assert mean_average_precision(logits, training.labels) > 0.95
 
 
-@pytest.mark.parametrize(("stem", "head"), zip(STEMS, packaged_heads(), strict=True), ids=STEMS)
+@pytest.mark.parametrize(
+    ("stem", "head"), list(zip(STEMS, packaged_heads(), strict=True)), ids=STEMS
+)
 def test_the_card_says_what_the_head_records(stem, head):
     text = importlib.resources.files("flaxvgg").joinpath(f"{stem}.md").read_text("utf-8")
     assert text == embedding.card(head, f"{stem}.safetensors")
