@@ -185,6 +185,7 @@ def _keep(data: bytes, path: Path) -> Path:
         try:
             file.write(data)
             file.close()  # Windows moves no open files
+            new.chmod(0o644)  # as any file in a cache
             new.replace(path)
         except BaseException:
             file.close()
