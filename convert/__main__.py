@@ -6,19 +6,20 @@ from typing import Annotated
 
 import typer
 
-from flaxvgg.console import clear_errors, console, errors, step
+from flaxvgg.console import PlainCommand, accept_any_text, clear_errors, console, errors, step
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 def main(
     source: Annotated[
         str,
         typer.Argument(
-            help="A .pth, .safetensors, .onnx, .h5, .weights.h5 or .keras file, a checkpoint of "
-            "flaxvgg, a torchvision name (VGG16_Weights.IMAGENET1K_V1), or DISTRIBUTION:FILE for a "
-            "file in an installed Python package."
+            help="A file of PyTorch, safetensors, ONNX or Keras, whatever its name; a folder or an "
+            "index of several (model.safetensors.index.json); a checkpoint of flaxvgg; a "
+            "torchvision name (VGG16_Weights.IMAGENET1K_V1); or DISTRIBUTION:FILE for a file in an "
+            "installed Python package."
         ),
     ],
     out: Annotated[
@@ -37,6 +38,10 @@ def main(
     preprocessing: Annotated[
         str | None, typer.Option(help="torchvision, features or keras; told from the source.")
     ] = None,
+    prefix: Annotated[
+        str,
+        typer.Option(help="Of several VGGs in a file, the one whose names begin with this."),
+    ] = "",
     verify: Annotated[
         bool,
         typer.Option(
@@ -50,8 +55,9 @@ def main(
     Exit code 0: written, and verified where that was asked for. 1: the verification failed, and
     nothing was written. 2: bad input, and nothing was written.
     """
+    accept_any_text()
     with clear_errors(f"{out} is as it was"):
-        agreed = _convert(source, out, arch, dtype, preprocessing, verify)
+        agreed = _convert(source, out, arch, dtype, preprocessing, prefix, verify)
     raise typer.Exit(0 if agreed else 1)
 
 
@@ -61,6 +67,7 @@ def _convert(
     arch: str | None,
     dtype: str | None,
     preprocessing: str | None,
+    prefix: str,
     verify: bool,
 ) -> bool:
     from convert.report import print_summary, print_verification
@@ -72,7 +79,7 @@ def _convert(
         check_arch(arch)
     check_out(out)
     with step("reading") as found:
-        source = read_source(name, arch, preprocessing)
+        source = read_source(name, arch, preprocessing, prefix)
         found += [source.arch, source.provenance.source]
     with step("converting") as found:
         model = convert(source, dtype)
@@ -83,7 +90,9 @@ def _convert(
 
         with step("verifying") as found:
             images, what = verification_images(model.preprocessing)
-            checks = run(model, read_source(name, arch, preprocessing), images)
+            anew = read_source(name, arch, preprocessing, prefix)
+            checks = run(model, anew, images)
+            source.notes = tuple(dict.fromkeys(source.notes + anew.notes))
             found += [*checks, f"on {what}"]
         print_verification(console, checks)
         if not all(check.holds for peer in checks.values() for check in peer):
@@ -92,7 +101,7 @@ def _convert(
     with step("writing") as found:
         write(model, out)
         found.append(str(out))
-    print_summary(console, model, source.notes, out)
+    print_summary(console, model, out)
     return True
 
 

@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from convert.verify import MAX_RATIO, LayerCheck
+from convert.verify import LayerCheck, limit
 from flaxvgg.model import VGG
 from flaxvgg.tables import facts, model_facts
 
@@ -47,8 +47,8 @@ def print_verification(console: Console, checks: Mapping[str, Sequence[LayerChec
         worst = max(layers, key=lambda check: check.ratio)
         verdict = f"FAILED at {', '.join(failed)}" if failed else "holds"
         console.print(
-            f"against {peer}: {verdict}; the largest ratio is {worst.ratio:.2f} at {worst.layer} "
-            f"(at most {MAX_RATIO[peer]} allowed); zeros flipped: "
+            f"against {peer}: {verdict}; the largest ratio is {worst.ratio:.2f} at {worst.layer}, "
+            f"where our error is {worst.error:.1e} (rule: {limit(peer)}); zeros flipped: "
             f"{sum(check.flips for check in layers)}, beyond rounding: "
             f"{sum(check.unexplained for check in layers)}",
             style="bold red" if failed else "green",
@@ -75,7 +75,7 @@ def _flips(checks: Sequence[LayerCheck]) -> list[str]:
     return lines + [f"and {len(flips) - _LISTED} more"] * (len(flips) > _LISTED)
 
 
-def print_summary(console: Console, model: VGG, notes: Sequence[str], out: Path) -> None:
+def print_summary(console: Console, model: VGG, out: Path) -> None:
     """What was written, and what the checkpoint records."""
-    rows = model_facts(model) | {"note": "\n".join(notes), "written": str(out)}
+    rows = model_facts(model) | {"written": str(out)}
     console.print(facts(rows), highlight=False)

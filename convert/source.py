@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from flaxvgg.provenance import Provenance
+from flaxvgg.provenance import Preprocessing, Provenance
 from flaxvgg.weights import sha256 as sha256
 
 
 class SourceError(ValueError):
     """The source cannot be read as VGG weights; the message is one line that says what to do."""
+
+
+class CannotRunError(SourceError):
+    """A framework does not run the source as it is; nothing is said of its weights."""
 
 
 @dataclasses.dataclass
@@ -23,7 +27,8 @@ class Source:
     what was left out and why, a line each. `layer_outputs`, where the source can be run as it is,
     computes the float32 outputs (N, h, w, c) of its layers, by the paper's names, from images
     (N, H, W, 3) that were preprocessed already; `runs_with` names what it runs with. `release`
-    gives the memory of an array back that was mapped from the file.
+    gives the memory of an array back that was mapped from the file. `front` is the recipe for the
+    first convolution, of one for the file's own input: what stands between the two is in it.
     """
 
     arch: str
@@ -33,3 +38,4 @@ class Source:
     layer_outputs: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
     runs_with: str = ""
     release: Callable[[np.ndarray], None] = lambda array: None
+    front: Callable[[Preprocessing], Preprocessing] = lambda recipe: recipe

@@ -7,47 +7,54 @@ from pathlib import Path
 from convert.readers.flax import read_flax
 from convert.readers.keras import read_keras
 from convert.readers.onnx import read_onnx
-from convert.readers.torch import find_published, read_published, read_torch
+from convert.readers.torch import read_published, read_torch
 from convert.source import Source, SourceError
 from flaxvgg.checkpoint import is_checkpoint
-from flaxvgg.provenance import PREPROCESSING
+from flaxvgg.file_kinds import UnknownKind, file_kind
+from flaxvgg.provenance import PREPROCESSING, Preprocessing
+from flaxvgg.weights import WeightsError, find_published
 
 
-def read_source(name: str, arch: str | None = None, preprocessing: str | None = None) -> Source:
+def read_source(
+    name: str, arch: str | None = None, preprocessing: str | None = None, prefix: str = ""
+) -> Source:
     """Read weights by the name of a published set, by a path, or as DISTRIBUTION:FILE.
 
     The last means a file in an installed Python distribution, which is not imported. `arch` is
     only needed where the weights do not tell, `preprocessing` (a name in PREPROCESSING) where they
-    were trained with another recipe than their format suggests. Raises SourceError for anything
-    that cannot be read, and for weights of another architecture than `arch`.
+    were trained with another recipe than their format suggests, `prefix` where a PyTorch file holds
+    several VGGs. Raises SourceError for anything that cannot be read, and for weights of another
+    architecture than `arch`.
     """
     if preprocessing is not None and preprocessing not in PREPROCESSING:
         raise SourceError(f"unknown preprocessing {preprocessing!r}: {', '.join(PREPROCESSING)}")
-    record = find_published(name, arch)
-    source = read_published(record) if record else _read_file(_locate(name), arch)
+    recipe = None if preprocessing is None else PREPROCESSING[preprocessing]
+    try:
+        record = None if Path(name).exists() else find_published(name, arch)
+    except WeightsError as error:
+        raise SourceError(str(error)) from None
+    source = read_published(record) if record else _read_file(_locate(name), arch, recipe, prefix)
     if arch is not None and source.arch != arch:
         raise SourceError(f"{name} holds a {source.arch}, not a {arch}")
-    if preprocessing is not None:
-        recipe = PREPROCESSING[preprocessing]
-        source.provenance = dataclasses.replace(source.provenance, preprocessing=recipe)
+    if recipe is not None:
+        recipe = source.front(recipe)
+        source.provenance = dataclasses.replace(source.provenance, preprocessing=recipe, guess="")
     return source
 
 
-def _read_file(path: Path, arch: str | None) -> Source:
+def _read_file(path: Path, arch: str | None, recipe: Preprocessing | None, prefix: str) -> Source:
     if is_checkpoint(path):
         return read_flax(path)
-    match path.suffix:
-        case ".onnx":
-            return read_onnx(path)
-        case ".h5" | ".hdf5" | ".keras":
-            return read_keras(path)
-        case ".pth" | ".pt" | ".bin" | ".safetensors" | ".ckpt" | ".gz":
-            return read_torch(path, arch)
-    if path.is_dir():
-        raise SourceError(f"{path} is a directory and no checkpoint of flaxvgg")
-    raise SourceError(
-        f"{path}: what is it? Weights end in .pth, .safetensors, .onnx, .h5, .weights.h5 or .keras"
-    )
+    try:
+        kind = file_kind(path)
+    except UnknownKind as error:
+        raise SourceError(f"{path} {error}") from None
+    match kind:
+        case "onnx":
+            return read_onnx(path, recipe)
+        case "keras":
+            return read_keras(path, recipe)
+    return read_torch(path, arch, recipe, prefix)
 
 
 def _locate(name: str) -> Path:

@@ -9,10 +9,11 @@ import numpy as np
 
 import flaxvgg
 from convert.source import Source, SourceError
-from flaxvgg.checkpoint import check_target, save, write_atomically
+from flaxvgg.checkpoint import check_target, save
 from flaxvgg.config import VGGConfig
 from flaxvgg.mapping import arrays_from_torch, build, config_for, entries, to_torch
 from flaxvgg.model import VGG
+from flaxvgg.replacing import sweep, write_atomically
 
 DTYPES = ("float32", "bfloat16", "float16")
 _FOREIGN = (".onnx", ".h5", ".hdf5", ".keras", ".bin", ".npz", ".zip")
@@ -44,7 +45,9 @@ def convert(source: Source, dtype: str | None = None) -> VGG:
         config,
         arrays,
         param_dtype=arrays["conv_stack", "conv1_1", "kernel"].dtype,
-        provenance=dataclasses.replace(source.provenance, versions=_versions()),
+        provenance=dataclasses.replace(
+            source.provenance.noting(*source.notes), versions=_versions()
+        ),
     )
 
 
@@ -54,6 +57,7 @@ def write(model: VGG, out: Path) -> None:
     A model without a classifier gets the all-NaN one that torchvision publishes such weights with.
     """
     if out.suffix in (".pth", ".pt"):
+        sweep(out.absolute().parent)
         write_atomically(out.absolute(), lambda target: _write_pth(model, target))
     else:
         save(model, out)

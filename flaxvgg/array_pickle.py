@@ -42,11 +42,6 @@ class _Array:
     value: np.ndarray | None = None
 
 
-def is_array_pickle(head: bytes) -> bool:
-    """Whether a file that begins like this may be one: a dictionary, in protocol 3."""
-    return head.startswith(b"\x80\x03}")
-
-
 def read_arrays(data: bytes) -> dict[str, Any]:
     """The dictionary in a pickle: its values are dictionaries of the same kind, or arrays.
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from flaxvgg.cam_photos import ExplainedPhoto, PhotoMap, Plan, explain_photos
 from flaxvgg.extraction import save_npz
-from flaxvgg.folders import png, write_bytes
+from flaxvgg.folders import Names, png, write_bytes
 from flaxvgg.images import ImageError
 from flaxvgg.model import VGG
 from flaxvgg.plotting.cam import cam_figure
@@ -20,10 +20,13 @@ from flaxvgg.plotting.cam import cam_figure
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What was done: the maps in words, photos that could not be read, and how many are left."""
+    """What was done: the maps in words, photos that could not be read, and how many are left.
+
+    `pictures` has the photo of each picture.
+    """
 
     maps: list[PhotoMap]
-    pictures: list[Path]
+    pictures: dict[Path, Path]
     problems: list[str]
     left: int
 
@@ -36,11 +39,12 @@ def write_cams(model: VGG, photos: Sequence[Path], plan: Plan, out: Path) -> Wri
     """
     problems: list[str] = []
     done: dict[Path, ExplainedPhoto] = {}  # by picture
+    names = Names(".png")
     title = f"{model.config.arch}, {model.provenance.source}, convention {plan.convention!r}"
     try:
         with contextlib.closing(explain_photos(model, photos, plan, problems)) as explained:
             for found in explained:
-                picture = _picture_name(found.photo, done, out)
+                picture = out / names(found.photo)
                 write_bytes(picture, png(cam_figure(found, title)))
                 # What is large is in the picture.
                 done[picture] = dataclasses.replace(found, pixels=found.pixels[:0], heatmaps={})
@@ -51,7 +55,7 @@ def write_cams(model: VGG, photos: Sequence[Path], plan: Plan, out: Path) -> Wri
         raise ImageError(*problems)
     written = Written(
         maps=[found for p in done.values() for maps in p.maps.values() for found in maps],
-        pictures=list(done),
+        pictures={picture: p.photo for picture, p in done.items()},
         problems=problems,
         left=len(photos) - len(done) - len(problems),
     )
@@ -59,15 +63,6 @@ def write_cams(model: VGG, photos: Sequence[Path], plan: Plan, out: Path) -> Wri
     text = json.dumps(_json(model, plan, written), indent=1)
     write_bytes(out / "cam.json", text.encode())
     return written
-
-
-def _picture_name(photo: Path, taken: Collection[Path], out: Path) -> Path:
-    """A name that no other photo has: those of two folders may be called alike."""
-    name, count = out / f"{photo.stem}.png", 1
-    while name in taken:
-        count += 1
-        name = out / f"{photo.stem}-{count}.png"
-    return name
 
 
 def _arrays(done: Sequence[ExplainedPhoto], plan: Plan) -> dict[str, np.ndarray]:
@@ -89,6 +84,7 @@ def _arrays(done: Sequence[ExplainedPhoto], plan: Plan) -> dict[str, np.ndarray]
 
 
 def _json(model: VGG, plan: Plan, written: Written) -> dict[str, Any]:
+    pictures = {photo: picture.name for picture, photo in written.pictures.items()}
     return {
         "architecture": model.config.arch,
         "source": model.provenance.source,
@@ -101,6 +97,7 @@ def _json(model: VGG, plan: Plan, written: Written) -> dict[str, Any]:
         "maps": [
             {
                 "photo": str(found.photo),
+                "picture": pictures[found.photo],
                 "method": found.method,
                 "class": found.label,
                 "name": found.name,

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from flaxvgg.cam.explanation import Explanation, Flag
 from flaxvgg.cam.methods import METHODS, explain
 from flaxvgg.cam.network import as_scores
 from flaxvgg.config import VGGConfig
-from flaxvgg.console import console, interruptible
+from flaxvgg.console import Told, console, interruptible
+from flaxvgg.foreign import plain
 from flaxvgg.images import ImageError, load_pixels, normalise
 from flaxvgg.model import VGG
 
@@ -192,7 +192,7 @@ def explain_photos(
     in `problems`. Ctrl-C is heard while a map is computed.
     """
     passes = [_PASSES.get(method, _OTHER_PASSES) for method in plan.methods]
-    columns = "{task.description}", BarColumn(), "{task.percentage:>3.0f} %"
+    columns = Told("{task.description}"), BarColumn(), Told("{task.percentage:>3.0f} %")
     times = TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, *times, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(photos) * sum(passes))
@@ -200,7 +200,7 @@ def explain_photos(
         best = jax.jit(best_classes, static_argnames="count")
         for i, photo in enumerate(photos):
             done = i * sum(passes)
-            progress.update(task, completed=done, description=escape(shown(photo)))
+            progress.update(task, completed=done, description=shown(photo))
             try:
                 pixels = load_pixels(photo, plan.size, model.preprocessing)
             except ImageError as error:
@@ -215,7 +215,7 @@ def explain_photos(
             layers, raw, heatmaps, maps = {}, {}, {}, {}
             for method, cost in zip(plan.methods, passes, strict=True):
                 text = f"{method} of {shown(photo)}"
-                progress.update(task, completed=done, description=escape(text))
+                progress.update(task, completed=done, description=text)
                 network = watched if method in _PASSES else model
                 found = interruptible(partial(_look, network, images, classes, plan, method))
                 layers[method] = found.explanation.layers
@@ -228,8 +228,8 @@ def explain_photos(
 
 
 def shown(photo: Path) -> str:
-    """A file's name that can be printed: what is no text in it, Python keeps as lone surrogates."""
-    return photo.name.encode("utf-8", "replace").decode()
+    """A file's name as it can be printed."""
+    return plain(photo.name)
 
 
 def best_classes(model: VGG, images: Float[Array, "n h w 3"], count: int) -> Int[Array, "n k"]:

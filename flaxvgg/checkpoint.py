@@ -3,14 +3,14 @@
 Both record the architecture, the provenance, the dtypes, and a CRC-32 of all that: of the header,
 and of every 16 MiB of every parameter, with its dtype and shape. A damaged one is refused, wherever
 the damage is. (Checkpoints of format 1 have no checksums.) A save either replaces what was at the
-path or leaves it alone: everything is written beside it first.
+path or leaves it alone, and who reads meanwhile gets the old one or the new one.
 """
 
-import contextlib
 import json
 import math
 import os
-import shutil
+import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,21 @@ from jax.typing import DTypeLike
 
 from flaxvgg.checksums import Checksum, checksum_of_text, checksums
 from flaxvgg.config import VGGConfig
+from flaxvgg.file_kinds import UnknownKind, file_kind
 from flaxvgg.mapping import MappingError, arrays_from_torch, build, model_arrays, torch_stream
 from flaxvgg.model import VGG
+from flaxvgg.nesting import parse_json, shallow
 from flaxvgg.provenance import Provenance
+from flaxvgg.replacing import (
+    WriteError,
+    check_place,
+    followed,
+    kind_of,
+    read_whole,
+    replace_whole,
+    restore,
+    sweep,
+)
 
 _FORMAT = 2
 _FORMATS = (1, 2)
@@ -39,21 +51,20 @@ def save(model: VGG, path: str | os.PathLike[str]) -> None:
     """Write the model to an Orbax directory, or to one file where the path ends in .safetensors.
 
     The .safetensors file has torchvision's names and layouts, so that PyTorch's `load_state_dict`
-    takes it as it is. An interrupted save leaves what was there before. Raises CheckpointError
-    where the path holds something that is no checkpoint.
+    takes it as it is. A symbolic link is followed. An interrupted save leaves what was there; a
+    killed one also what it wrote beside it, which the next save there removes. Raises
+    CheckpointError where the path holds something that is no checkpoint, or cannot be written.
     """
     path = Path(path).absolute()
     header = _header(model)
-    if path.suffix == ".safetensors":
-
-        def write(target: Path) -> None:
-            _safetensors_save(target, model, header)
-    else:
-
-        def write(target: Path) -> None:
-            _orbax_save(target, model, header)
-
-    write_atomically(path, write)
+    write = _safetensors_save if path.suffix == ".safetensors" else _orbax_save
+    try:
+        restore(followed(path))
+        check_target(path)
+        sweep(followed(path).parent)
+        replace_whole(path, lambda target: write(target, model, header))
+    except WriteError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def load(
@@ -67,6 +78,10 @@ def load(
     Raises CheckpointError where the path holds no checkpoint of flaxvgg, or a damaged one.
     """
     path = Path(path).absolute()
+    return read_whole(path, lambda: _load(path, dtype, precision), CheckpointError)
+
+
+def _load(path: Path, dtype: DTypeLike | None, precision: jax.lax.PrecisionLike) -> VGG:
     header, arrays = _open(path)
     try:
         config = VGGConfig.from_json(header["config"])
@@ -89,54 +104,65 @@ def load(
 
 def is_checkpoint(path: Path) -> bool:
     """Whether the path holds a checkpoint that `save` wrote; only its header is looked at."""
+    path = path.absolute()
     try:
-        _open(path.absolute())
+        read_whole(path, lambda: _open(path), CheckpointError)
     except CheckpointError:
         return False
     return True
 
 
 def check_target(path: Path) -> None:
-    """Raise CheckpointError where nothing can be saved.
+    """Raise CheckpointError where no checkpoint can be saved.
 
-    That is where the path is a directory that is no checkpoint, a file that is to be a directory,
-    or in a directory that does not exist.
+    That is in a directory that does not exist; over a directory that is no checkpoint, or that
+    holds other files too, which would be lost; and over a file where it is to be a directory.
     """
-    if not path.parent.is_dir():
-        raise CheckpointError(f"{path.parent} is no directory: create it first")
-    if path.is_dir() and (path.suffix == ".safetensors" or not is_checkpoint(path)):
-        raise CheckpointError(f"{path} is a directory and no checkpoint: choose another name")
-    if path.is_file() and not path.suffix:
-        raise CheckpointError(f"{path} is a file: choose another name for the checkpoint directory")
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a path beside `path`, and move what it wrote into place when it returns.
-
-    Raises CheckpointError as `check_target` does, before anything is written.
-    """
-    check_target(path)
-    with _temporary(path, "new") as new, _temporary(path, "old") as old:
-        write(new)
-        try:
-            if path.is_dir():
-                path.rename(old)  # a directory cannot be renamed over another
-            new.replace(path)
-        except BaseException:  # an interruption between the two
-            if old.exists() and not path.exists():
-                old.rename(path)
-            raise
-
-
-@contextlib.contextmanager
-def _temporary(path: Path, use: str) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.stem}.{use}-{os.getpid()}{path.suffix}")
     try:
-        yield temporary
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        kind = check_place(path)
+    except WriteError as error:
+        raise CheckpointError(str(error)) from None
+    is_file = path.suffix in _FILES
+    if kind == "file" and not is_file:
+        raise CheckpointError(f"{path} is a file: choose another name for the checkpoint directory")
+    if kind == "directory" and (is_file or not is_checkpoint(path)):
+        raise CheckpointError(f"{path} is a directory and no checkpoint: choose another name")
+    foreign = _foreign(followed(path)) if kind == "directory" else []
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if foreign[3:] else ""
+        raise CheckpointError(
+            f"{path} also holds {', '.join(foreign[:3])}{more}, which a save would delete: move "
+            "that away, or choose another name"
+        )
+    if not is_file and not _is_text(followed(path)):
+        raise CheckpointError(f"{path}: {_NO_TEXT}")
+
+
+_FILES = (".safetensors", ".pth", ".pt")
+_NO_TEXT = "Orbax needs names in UTF-8: choose another one, or a .safetensors file"
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# What Orbax makes, whatever it calls the tree; and what systems put into folders by themselves.
+_ORBAX_FILES = re.compile(
+    r"(\w+/)?(_\w+|orbax\.checkpoint|commit_success\.txt)"
+    r"|\w+/((ocdbt\.process_\d+/)?(d/\w+|manifest\.\w+)|array_metadatas/process_\d+)"
+    r"|(.*/)?(\.DS_Store|Thumbs\.db|desktop\.ini|\.nfs\w+)"
+)
+
+
+def _foreign(folder: Path) -> list[str]:
+    """The files in a checkpoint's directory that are none of its own."""
+    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = sorted(path.relative_to(folder).as_posix() for path in found)
+    return [name for name in names if not _ORBAX_FILES.fullmatch(name)]
 
 
 def _header(model: VGG) -> dict[str, Any]:
@@ -214,9 +240,29 @@ _Arrays = Callable[[VGGConfig, Any], dict[tuple[str, ...], Any]]
 
 def _open(path: Path) -> tuple[dict[str, Any], _Arrays]:
     """The header of a checkpoint, and a function that reads its arrays."""
-    if not path.exists():
+    try:
+        restore(followed(path))
+        kind = kind_of(followed(path))
+    except WriteError as error:
+        raise CheckpointError(str(error)) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+    if not kind:
         raise CheckpointError(f"{path} does not exist")
-    return _safetensors_open(path) if path.is_file() else _orbax_open(path)
+    if kind == "other":
+        raise CheckpointError(f"{path} is neither a file nor a directory")
+    if kind == "directory":
+        return _orbax_open(path)
+    try:
+        found = file_kind(path)
+    except UnknownKind as error:
+        raise CheckpointError(f"{path} {error}") from None
+    if found != "safetensors":
+        raise CheckpointError(
+            f"{path} is no checkpoint of flaxvgg, but other weights ({found}): convert it with "
+            f"python -m convert {path} --out ..."
+        )
+    return _safetensors_open(path)
 
 
 _SAFETENSORS_DTYPES = {
@@ -263,10 +309,10 @@ def _safetensors_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
 
     try:
         with safe_open(path, "numpy") as file:
-            header = json.loads((file.metadata() or {}).get("flaxvgg", "null"))
+            header = parse_json((file.metadata() or {}).get("flaxvgg", "null"))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged, in its header: {error}") from None
 
     def arrays(config: VGGConfig, expected: Any) -> dict[tuple[str, ...], Any]:
@@ -283,28 +329,45 @@ def _orbax_save(target: Path, model: VGG, header: dict[str, Any]) -> None:
     context = ocp.Context()
     # Trained float32 weights compress by 7 %, which takes longer than writing them.
     context.array.saving.use_compression = False
-    with context:
-        arrays = model_arrays(model)
-        values = ((".".join(path), np.asarray(array)) for path, array in arrays.items())
-        header = _with_checksums(header, checksums(values))
-        tree = nnx.traversals.unflatten_mapping(arrays)
-        ocp.save(target, tree, custom_metadata={"flaxvgg": header})
+    arrays = model_arrays(model)
+    values = ((".".join(path), np.asarray(array)) for path, array in arrays.items())
+    header = _with_checksums(header, checksums(values))
+    tree = nnx.traversals.unflatten_mapping(arrays)
+    with _ORBAX, context:
+        try:
+            ocp.save(target, tree, custom_metadata={"flaxvgg": header})
+        except ValueError as error:
+            raise _os_error(error) from None
 
+
+def _os_error(error: Exception) -> OSError:
+    """What the system said, of an error of TensorStore, which tells it in the text."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if number is None:
+        return OSError(first_line(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])))
+
+
+_ORBAX = threading.RLock()  # Orbax cannot save and load in two threads at once
 
 # What Orbax and TensorStore run into in files that were cut off or spoiled.
-_ORBAX_DAMAGE = (ValueError, OSError, KeyError, TypeError, NotImplementedError)
+ORBAX_DAMAGE = (ValueError, OSError, KeyError, TypeError, NotImplementedError, RecursionError)
 
 
 def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
     from orbax.checkpoint import v1 as ocp
 
+    if not _is_text(path):
+        raise CheckpointError(f"{path}: {_NO_TEXT}")
     try:  # ocp.is_orbax_checkpoint is true of any directory
-        metadata = ocp.metadata(path)
-    except _ORBAX_DAMAGE as error:
+        with _ORBAX:
+            metadata = ocp.metadata(path)
+        custom = shallow(metadata.custom_metadata or {})
+    except ORBAX_DAMAGE as error:
         raise CheckpointError(
             f"{path} is no Orbax checkpoint, or a damaged one: {first_line(error)}"
         ) from None
-    header = _checked_header(path, (metadata.custom_metadata or {}).get("flaxvgg"))
+    header = _checked_header(path, custom.get("flaxvgg"))
 
     def arrays(config: VGGConfig, expected: Any) -> dict[tuple[str, ...], Any]:
         # Read as NumPy arrays, which JAX adopts: restoring to JAX arrays takes 2.5 times as long.
@@ -312,8 +375,9 @@ def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
             lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), metadata.metadata
         )
         try:
-            found = dict(nnx.traversals.flatten_mapping(ocp.load(path, stored)))
-        except _ORBAX_DAMAGE as error:
+            with _ORBAX:
+                found = dict(nnx.traversals.flatten_mapping(ocp.load(path, stored)))
+        except ORBAX_DAMAGE as error:
             raise CheckpointError(f"{path} is damaged: {first_line(error)}") from None
         _checked(path, ((".".join(name), array) for name, array in found.items()), expected)
         return found

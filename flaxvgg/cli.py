@@ -1,12 +1,26 @@
 """The command line: flaxvgg demo | features | sparsity | cam | train | info."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flaxvgg.config import SMALLEST_IMAGE, check_arch
-from flaxvgg.console import clear_errors, console, errors, keep_compiled, step, stoppable
+from flaxvgg.console import (
+    PlainGroup,
+    accept_any_text,
+    clear_errors,
+    console,
+    errors,
+    keep_compiled,
+    say_left_out,
+    say_where,
+    step,
+    stoppable,
+)
+from flaxvgg.finding import PassedOver
+from flaxvgg.foreign import plain
 
 if TYPE_CHECKING:
     from flaxvgg.model import VGG
@@ -15,6 +29,7 @@ if TYPE_CHECKING:
     from flaxvgg.streaming.source import Source
 
 app = typer.Typer(
+    cls=PlainGroup,
     help="torchvision's VGG in JAX: features, zeros and maps of your photos.",
     add_completion=False,
     no_args_is_help=True,
@@ -25,7 +40,17 @@ app = typer.Typer(
 
 @app.callback()
 def prepare() -> None:
+    accept_any_text()
     keep_compiled()
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, PassedOver):
+            errors.print(str(message), style="yellow")
+        else:
+            before(message, category, *where, **more)
+
+    warnings.showwarning = show
 
 
 _Weights = Annotated[
@@ -47,8 +72,8 @@ _StoredSize = Annotated[
 _Photos = Annotated[
     list[Path],
     typer.Argument(
-        help="Photos, or folders of photos; for a .zarr store also a manifest (.csv, .parquet) "
-        "or a folder of Pascal VOC."
+        help="Photos, or folders of photos; for a .zarr store also a manifest (.csv, .tsv, "
+        ".parquet) or a folder of Pascal VOC."
     ),
 ]
 _Batch = Annotated[
@@ -109,7 +134,7 @@ def features(
         arrays = extract(model, paths, layers.split(","), parse_size(size))
         save_npz(out, arrays)
         console.print(features_table(model, arrays))
-        console.print(f"written: {out}", highlight=False)
+        console.print(f"written: {plain(str(out))}", highlight=False)
 
 
 @app.command()
@@ -175,16 +200,13 @@ def sparsity(
             survey = survey_photos(model, paths, names, hw, stop.is_set)
         console.print(sparsity_table(survey.report, survey.zeros, survey.title))
         for sentence in explanation(survey.report):
-            console.print(sentence, highlight=False, markup=False)
+            console.print(sentence, highlight=False)
         if out is not None:
             with step("writing") as written:
                 written += write_survey(survey, out, html=html)
             best = out / ("sparsity.html" if html else "sparsity.png")
-            console.print(
-                f"look at {best}", style="bold", highlight=False, markup=False, soft_wrap=True
-            )
-        for problem in survey.problems:
-            errors.print(f"left out: {problem}", style="red")
+            say_where(best)
+        say_left_out(survey.problems)
         if survey.partial:
             errors.print(f"stopped: {survey.left} of the photos were not looked at")
             raise typer.Exit(130)
@@ -298,12 +320,9 @@ def cam(
             console.print(f"eigen_cam, which knows no classes: {model.config.no_head_because}")
         written = write_cams(model, paths, plan, out)
         console.print(cam_table(written.maps, plan))
-        best = written.pictures[0] if len(written.pictures) == 1 else out
-        console.print(
-            f"look at {best}", style="bold", highlight=False, markup=False, soft_wrap=True
-        )
-        for problem in written.problems:
-            errors.print(f"left out: {problem}", style="red")
+        best = next(iter(written.pictures)) if len(written.pictures) == 1 else out
+        say_where(best)
+        say_left_out(written.problems)
         if written.left:
             errors.print(f"stopped: {written.left} of {len(paths)} photos were not looked at")
             raise typer.Exit(130)
@@ -337,8 +356,7 @@ def train(
 
         with stoppable() as stop:
             trained = train_run(load, run, out, stop.is_set)
-        best = out / "curves.png"
-        console.print(f"look at {best}", style="bold", highlight=False, markup=False)
+        say_where(out / "curves.png")
         if trained.steps < trained.of:
             errors.print(f"stopped behind step {trained.steps} of {trained.of}: run it again")
             raise typer.Exit(130)
@@ -426,4 +444,6 @@ def _load(weights: str, arch: str, **options: Any) -> "VGG":
         else:
             model = getattr(flaxvgg, arch)(weights=weights, **options)
         found += [model.config.arch, model.provenance.source]
+    for note in model.provenance.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
     return model

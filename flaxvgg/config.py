@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 Kind = Literal[
@@ -100,6 +101,20 @@ def classifier_layers(num_classes: int = 1000, dropout: float = 0.5) -> tuple[La
     )
 
 
+def listed(layers: Iterable[str]) -> list[str]:
+    """Layers' names as a list. Raises ValueError for a name alone, and for what is no list."""
+    if isinstance(layers, str):
+        raise ValueError(f"layers must be a list of names: [{layers!r}]")
+    if not isinstance(layers, Iterable):
+        raise ValueError(f"layers must be a list of names such as 'pool5', not {layers!r}")
+    return list(layers)
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class VGGConfig:
     """A whole network: one of the eight convolution stacks, and a head.
@@ -122,6 +137,7 @@ class VGGConfig:
     @classmethod
     def classifier(cls, arch: str, *, num_classes: int = 1000, dropout: float = 0.5) -> "VGGConfig":
         """torchvision's network of that name, e.g. `vgg16_bn`."""
+        _check_whole("num_classes", num_classes)
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, not {num_classes}")
         return cls(arch, classifier_layers(num_classes, dropout))
@@ -140,6 +156,7 @@ class VGGConfig:
         network has `avgpool = AdaptiveAvgPool2d(1)` and `classifier = Linear(channels, classes)`.
         """
         check_arch(arch)
+        _check_whole("num_classes", num_classes)
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, not {num_classes}")
         if channels is not None and channels < 1:
@@ -181,6 +198,8 @@ class VGGConfig:
         training tends to die: see `flaxvgg.diagnose`.
         """
         check_arch(arch)
+        _check_whole("num_classes", num_classes)
+        _check_whole("channels", channels)
         if min(num_classes, channels) < 1:
             raise ValueError(
                 f"num_classes and channels must be at least 1, not {num_classes} and {channels}"
@@ -272,6 +291,10 @@ class VGGConfig:
 
         Raises ValueError for a name that no layer has, with the nearest names.
         """
+        if not isinstance(name, str):
+            raise ValueError(
+                f"a layer is given by its name, a text such as 'relu5_3', not {name!r}"
+            )
         if name in self.layer_names:
             return name
         if name in self.aliases:

@@ -3,30 +3,108 @@
 import atexit
 import contextlib
 import hashlib
+import io
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import TextColumn
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+
+from flaxvgg.foreign import plain
 
 if TYPE_CHECKING:
     from multiprocessing.pool import AsyncResult
 
+    from rich.progress import Task
+
 T = TypeVar("T")
 
-console = Console()
+
+class PlainConsole(Console):
+    """A console that takes every text, in tables too, as what it is.
+
+    Nothing in it is markup, and what a terminal would obey is shown. Colours are for `Text`, which
+    is made of our own words.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        options |= {"markup": False, "emoji": False}
+        return super().render_str(plain(text, lines=True), **options)
+
+
+class Told(TextColumn):
+    """A column of a progress bar with a field of its task, as plain text."""
+
+    def render(self, task: "Task") -> Text:
+        return Text(plain(self.text_format.format(task=task)))
+
+
+console = PlainConsole()
 # Packages of the extras: what only some sources, targets and pictures need.
 _OPTIONAL = {"grain", "h5py", "matplotlib", "onnx", "onnxruntime", "pydantic", "tensorboardX"}
 _OPTIONAL |= {"pyarrow", "torch", "torchvision", "zarr"}
 
-errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+errors = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
+
+
+@contextlib.contextmanager
+def _plain_usage() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        error.message = plain(error.message)
+        raise
+
+
+_UsageError: Any = typer.BadParameter.__mro__[1]  # what typer raises for options, of click
+
+
+class PlainGroup(TyperGroup):
+    """Commands whose errors of usage show what was typed, which may be a file's name, as text."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _plain_usage():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _plain_usage():
+            return super().invoke(ctx)
+
+
+class PlainCommand(TyperCommand):
+    """The same for a program of one command."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _plain_usage():
+            return super().make_context(*args, **kwargs)
+
+
+def accept_any_text() -> None:
+    """Let what an output's encoding does not have be shown as escapes, not end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say_left_out(problems: Iterable[str]) -> None:
+    """Name the files that could not be used, a line for each."""
+    for problem in problems:
+        errors.print(f"left out: {plain(problem)}", style="red")
+
+
+def say_where(path: Path) -> None:
+    """Point to what is to be looked at."""
+    console.print(f"look at {plain(str(path))}", style="bold", highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -34,17 +112,18 @@ def step(what: str) -> Iterator[list[str]]:
     """Show a spinner while a step runs, then a line with its time and what was put in the list."""
     found: list[str] = []
     start = time.perf_counter()
-    with console.status(f"{what} ..."):
+    with console.status(Text(f"{what} ...")):
         yield found
-    line = f"{time.perf_counter() - start:6.1f} s  {what:<12} {', '.join(found)}"
-    console.print(line, highlight=False, markup=False)
+    told = ", ".join(map(plain, found))
+    console.print(f"{time.perf_counter() - start:6.1f} s  {what:<12} {told}", highlight=False)
 
 
 @contextlib.contextmanager
 def clear_errors(unharmed: str) -> Iterator[None]:
     """Turn bad input into one line and exit code 2, Ctrl-C into exit code 130.
 
-    `unharmed` says what was left as it was. What Orbax logs of the same error is not shown.
+    `unharmed` says what was left as it was. What Orbax logs of the same error is not shown. What no
+    user can have caused is a fault of ours, and ends in its traceback.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
@@ -59,11 +138,46 @@ def clear_errors(unharmed: str) -> Iterator[None]:
         )
         raise typer.Exit(2) from None
     except (ValueError, OSError) as error:
-        errors.print(f"error: {error}", style="red")
+        _say(str(error))
+        raise typer.Exit(2) from None
+    except (MemoryError, RuntimeError, AssertionError) as error:
+        line = _beyond_this_machine(error)
+        if not line:
+            raise
+        _say(line)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        errors.print(f"interrupted: {unharmed}")
+        errors.print(f"interrupted: {plain(unharmed)}")
         raise typer.Exit(130) from None
+
+
+def _say(error: str) -> None:
+    """An error in its one line; of several problems each has a line that is set in."""
+    lines = "\n  ".join(map(plain, error.split("\n  ")))
+    errors.print(f"error: {lines}", style="red")
+
+
+def _beyond_this_machine(error: Exception) -> str:
+    """What this machine lacks, of an error that comes of it; "" for any other, which is a bug."""
+    if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
+        return "out of memory: choose a smaller --size or --batch, or fewer classes and layers"
+    wanted = os.environ.get("JAX_PLATFORMS")
+    if wanted and not _has_devices():
+        return (
+            f"JAX finds no device here that is meant by JAX_PLATFORMS={wanted}: unset it, or set "
+            "JAX_PLATFORMS=cpu"
+        )
+    return ""
+
+
+def _has_devices() -> bool:
+    """Whether JAX starts at all."""
+    import jax
+
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):
+        return False
 
 
 def keep_compiled() -> None:

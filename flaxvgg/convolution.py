@@ -91,12 +91,8 @@ def _natively_fused(x, kernel, bias, *, relu: bool, pool: bool, precision: Preci
     return native.conv3x3_block(x, kernel, bias, relu, pool)
 
 
-def _kernel_shape(x, dy, **_):
-    return (3, 3, x.shape[3], dy.shape[3])
-
-
 _convolution = Operation("conv3x3", native.conv3x3_shape, _natively, _xlas, folds=True)
-_by_kernel = Operation("conv3x3_by_kernel", _kernel_shape, _kernel_natively, _kernel_xlas)
+_by_kernel = Operation("conv3x3_by_kernel", native.by_kernel_shape, _kernel_natively, _kernel_xlas)
 _block = Operation("conv3x3_block", native.conv3x3_shape, _natively_fused, _unfused, folds=True)
 
 

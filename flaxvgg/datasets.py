@@ -1,6 +1,6 @@
-"""Images with labels: one folder for each class, a CSV file, or Pascal VOC as it is published."""
+"""Images with labels: one folder for each class, a table, or Pascal VOC as it is published."""
 
-import csv
+import collections
 import dataclasses
 import difflib
 import os
@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from flaxvgg.images import AnyPath, find_images
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
+from flaxvgg.finding import class_folders, images_below, tell_passed_over, unreachable
+from flaxvgg.foreign import AnyPath
+from flaxvgg.label_tables import MOST_CLASSES, Box, read_label_table, too_large
+from flaxvgg.table_files import DatasetError as DatasetError
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -22,30 +23,21 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 
-class DatasetError(ValueError):
-    """A data set that cannot be used as it is; `problems` has one line for each."""
-
-    def __init__(self, source: AnyPath, problems: Sequence[str]):
-        self.problems = list(problems)
-        shown = self.problems[:10]
-        if len(self.problems) > len(shown):
-            shown.append(f"and {len(self.problems) - len(shown)} more")
-        many = f"{len(self.problems)} problems\n  " + "\n  ".join(shown)
-        super().__init__(f"{source}: {shown[0] if len(self.problems) == 1 else many}")
-
-
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
     """N image files, which of the K classes are in each (N, K), and where, if that is known.
 
     `labels` is 1 for a class that is in the image, else 0. `boxes` has for each image the boxes of
-    each class, in pixels of the file, or is None.
+    each class, in pixels of the file, or is None; `sizes` the (height, width) that the annotation
+    of each image gives, None where it gives none (`flaxvgg.orientation` for photos that were stored
+    turned).
     """
 
     paths: tuple[Path, ...]
     labels: Float[np.ndarray, "n k"]
     classes: tuple[str, ...]
     boxes: tuple[Mapping[int, tuple[Box, ...]], ...] | None = None
+    sizes: tuple[tuple[int, int] | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -53,8 +45,18 @@ class LabelledImages:
     def of(self, rows: np.ndarray) -> "LabelledImages":
         """Some of the images, by their numbers."""
         boxes = None if self.boxes is None else tuple(self.boxes[i] for i in rows)
+        sizes = None if self.sizes is None else tuple(self.sizes[i] for i in rows)
         paths = tuple(self.paths[i] for i in rows)
-        return dataclasses.replace(self, paths=paths, labels=self.labels[rows], boxes=boxes)
+        labels = self.labels[rows]
+        return dataclasses.replace(self, paths=paths, labels=labels, boxes=boxes, sizes=sizes)
+
+    def without_gaps(self) -> "LabelledImages":
+        """Where classes are numbers, such as 1 to 102: only those that an image has."""
+        used = np.flatnonzero(self.labels.any(axis=0))
+        if self.boxes is not None or self.classes != tuple(map(str, range(len(self.classes)))):
+            return self
+        classes = tuple(self.classes[i] for i in used)
+        return dataclasses.replace(self, labels=self.labels[:, used], classes=classes)
 
     def split(self, part: float, seed: int = 0) -> tuple["LabelledImages", "LabelledImages"]:
         """The rest, and a random `part` of the images, in (0, 1), drawn class by class.
@@ -103,76 +105,69 @@ def image_folder(path: AnyPath, classes: Sequence[str] | None = None) -> Labelle
     path = Path(path)
     if not path.is_dir():
         raise DatasetError(path, ["no such folder or file: check the path"])
-    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    try:
+        folders = class_folders(path)
+    except OSError as error:
+        raise DatasetError(path, [unreachable(error)]) from None
     if not folders:
         raise DatasetError(path, ["no folders in it: put the images of each class into one"])
     names = tuple(classes) if classes is not None else tuple(p.name for p in folders)
     paths: list[Path] = []
     numbers: list[int] = []
     problems = []
+    passed: collections.Counter[str] = collections.Counter()
     for folder in folders:
         if folder.name not in names:
             problems.append(_unknown_class(folder.name, names))
             continue
-        try:
-            found = find_images(folder)
-        except ValueError:
+        found = images_below(folder)
+        problems += found.problems
+        if not found.paths and not found.problems:
             problems.append(f"class {folder.name} is empty: no image in {folder}")
-            continue
-        paths += found
-        numbers += [names.index(folder.name)] * len(found)
+        paths += found.paths
+        numbers += [names.index(folder.name)] * len(found.paths)
+        passed += found.passed
+    tell_passed_over(path, passed)
     if problems:
         raise DatasetError(path, problems)
     return LabelledImages(tuple(paths), np.eye(len(names), dtype=np.float32)[numbers], names)
 
 
 def label_file(path: AnyPath, classes: Sequence[str] | None = None) -> LabelledImages:
-    """Images and their labels in a CSV file with the columns `image` and `labels`.
+    """Images and their labels in a CSV or Parquet file with the columns `image` and `labels`.
 
     An image is a path relative to the file; its labels are class names with semicolons between
-    them, or nothing at all. Classes are in alphabetical order, or those given. Raises DatasetError
-    with every image that is missing or named twice, and for labels that are none of the classes.
+    them, class numbers, or nothing at all (`flaxvgg.label_tables`). Classes are in alphabetical
+    order, the numbers up to the largest, or those given. Raises DatasetError with every image that
+    is missing or named twice, and for labels that are none of the classes.
     """
     path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restkey="", strict=True)
-            if not {"image", "labels"} <= set(reader.fieldnames or ()):
-                header = ", ".join(reader.fieldnames or ()) or "nothing"
-                raise DatasetError(path, [f"the first line must be image,labels, not {header}"])
-            if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
-                raise DatasetError(path, ["the first line has a column twice"])
-            table = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(path, [f"no CSV file: {error}"]) from None
-    if not table:
-        raise DatasetError(path, ["no images in it: one line for each"])
-    problems = [
-        f"line {line}: more columns than in the first line; between labels there are semicolons"
-        for line, row in enumerate(table, start=2)
-        if "" in row
-    ]
+    table = read_label_table(path)
+    if table.inside is not None:
+        said = "its images are inside it: write them to files to train on, or stream it into a "
+        raise DatasetError(path, [f"{said}store (--out NAME.zarr)"])
+    if table.labels is None:
+        raise DatasetError(path, ["no column `labels` in it"])
+    if not any(table.labels):
+        raise DatasetError(path, ["no labels in it: at least one image needs one"])
+    largest = max(number for found in table.labels for number in found)
+    if largest >= MOST_CLASSES:
+        raise DatasetError(path, [too_large(largest)])
+    names = tuple(classes or table.classes)
+    columns = {name: i for i, name in enumerate(names)}
+    labels = np.zeros((len(table.images), len(names)), np.float32)
+    problems = []
+    for i, (image, found) in enumerate(zip(table.images, table.labels, strict=True)):
+        if not os.path.isfile(path.parent / image):  # False also for what can be no name
+            problems.append(f"{table.first_lines[i]}: {image} is missing")
+        for name in (table.classes[number] for number in found):
+            if name in columns:
+                labels[i, columns[name]] = 1
+            else:
+                problems.append(f"{table.first_lines[i]}: {_unknown_class(name, names)}")
     if problems:
         raise DatasetError(path, problems)
-    rows = [(str(row["image"] or ""), str(row["labels"] or "")) for row in table]
-    found = {name: [x.strip() for x in labels.split(";") if x.strip()] for name, labels in rows}
-    names = tuple(classes or sorted({label for labels in found.values() for label in labels}))
-    problems = [] if names else ["no labels in it: at least one image needs one"]
-    seen: set[str] = set()
-    for line, (name, _) in enumerate(rows, start=2):
-        if name in seen:
-            problems.append(f"line {line}: {name} for the second time")
-        elif not os.path.isfile(path.parent / name):  # False also for what can be no name
-            problems.append(f"line {line}: {name} is missing")
-        seen.add(name)
-        unknown = [label for label in found[name] if label not in names]
-        problems += [f"line {line}: {_unknown_class(label, names)}" for label in unknown]
-    if problems:
-        raise DatasetError(path, problems)
-    labels = np.zeros((len(found), len(names)), np.float32)
-    for row, present in zip(labels, found.values(), strict=True):
-        row[[names.index(label) for label in present]] = 1
-    return LabelledImages(tuple(path.parent / name for name in found), labels, names)
+    return LabelledImages(tuple(path.parent / x for x in table.images), labels, names)
 
 
 def pascal_voc(path: AnyPath, split: str = "trainval") -> LabelledImages:
@@ -190,7 +185,7 @@ def pascal_voc(path: AnyPath, split: str = "trainval") -> LabelledImages:
         names = names_file.read_text("utf-8").split()
     except UnicodeDecodeError as error:
         raise DatasetError(path, [f"{names_file.relative_to(path)} is no text: {error}"]) from None
-    problems, paths, boxes = [], [], []
+    problems, paths, boxes, sizes = [], [], [], []
     for name in names:
         image, annotation = (
             path / "JPEGImages" / f"{name}.jpg",
@@ -201,7 +196,9 @@ def pascal_voc(path: AnyPath, split: str = "trainval") -> LabelledImages:
         if not missing:
             paths.append(image)
             try:
-                boxes.append(_voc_boxes(annotation))
+                root = ET.parse(annotation).getroot()
+                boxes.append(_voc_boxes(root))
+                sizes.append(_voc_size(root))
             except (ET.ParseError, LookupError, ValueError, OverflowError) as error:
                 problems.append(f"{os.path.relpath(annotation, path)}: {error}")
     if not names:
@@ -211,12 +208,17 @@ def pascal_voc(path: AnyPath, split: str = "trainval") -> LabelledImages:
     labels = np.zeros((len(paths), len(VOC_CLASSES)), np.float32)
     for row, found in zip(labels, boxes, strict=True):
         row[list(found)] = 1
-    return LabelledImages(tuple(paths), labels, VOC_CLASSES, tuple(boxes))
+    return LabelledImages(tuple(paths), labels, VOC_CLASSES, tuple(boxes), tuple(sizes))
 
 
-def _voc_boxes(annotation: Path) -> dict[int, tuple[Box, ...]]:
+def _voc_size(annotation: ET.Element) -> tuple[int, int] | None:
+    height, width = (annotation.findtext(f"size/{x}", "").strip() for x in ("height", "width"))
+    return (int(height), int(width)) if height.isdecimal() and width.isdecimal() else None
+
+
+def _voc_boxes(annotation: ET.Element) -> dict[int, tuple[Box, ...]]:
     found: dict[int, tuple[Box, ...]] = {}
-    for item in ET.parse(annotation).getroot().iter("object"):
+    for item in annotation.iter("object"):
         if item.findtext("difficult", "0").strip() == "1":
             continue
         name = item.findtext("name", "").strip()

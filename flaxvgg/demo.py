@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flaxvgg.cam.methods import explain
-from flaxvgg.console import console, step
+from flaxvgg.console import console, say_where, step
 from flaxvgg.extraction import map_photos, save_npz
-from flaxvgg.folders import check_folder, png, write_bytes
+from flaxvgg.folders import Names, check_folder, make_folder, png, write_bytes
 from flaxvgg.images import find_images, load_pixels, normalise
 from flaxvgg.model import VGG
 from flaxvgg.plotting.demo import Maps, Sum, demo_figure
@@ -42,8 +42,7 @@ def run_demo(
         raise ValueError("no photos: name some, or install scikit-image, which carries eight")
     check_folder(out)
     model = load()
-    out.mkdir(parents=True, exist_ok=True)
-    stems = [path.stem for path in paths]
+    names = list(map(Names(), paths))
     headed = None if model.config.head else _with_sample_head(model)
     sampled = headed is not None
     model = headed or model
@@ -58,29 +57,31 @@ def run_demo(
     console.print(sparsity_table(total_counts(model, counts), zeros, title))
     last_map = model.config.resolve("features")
     console.print(sizes_table(sums, f"{last_map} of {paths[0].name}, resized (width x height)"))
-    with step("writing") as found:
-        kept = {last_map: seen["features"], "gap": seen["gap"]}
-        save_npz(out / "features.npz", kept | {"photos": np.array([str(path) for path in paths])})
+    with step("drawing"):  # everything before the first file is written
         by_photo = {
-            layer: dict(zip(stems, map(float, z), strict=True)) for layer, z in zeros.items()
+            layer: dict(zip(names, map(float, z), strict=True)) for layer, z in zeros.items()
         }
         by_size = {x.name: {"zeros": x.zeros, "values": x.values} for x in sums}
-        record = {"zero_fraction": by_photo, "sizes": {stems[0]: by_size}}
+        record = {"zero_fraction": by_photo, "sizes": {names[0]: by_size}}
         text = json.dumps(record, indent=1)
-        write_bytes(out / "zeros.json", text.encode())
         pictures = [load_pixels(path, size, model.preprocessing) for path in paths]
         middle, last = _mapped(model)
         maps = [Maps(_EIGEN.format(last), seen["eigen"])]
         if sampled:
             titles = _answers(seen["logits"], model.classes)
             maps.append(Maps(_head_caption(model, paths), seen["cams"], titles))
-        names = [title_of(path) for path in paths]
+        shown = [title_of(path) for path in paths]
         title = f"{model.config.arch.upper()}: {model.provenance.source}"
         features = middle, seen["middle"]
-        figure = demo_figure(names, pictures, features, maps, zeros, sums, title)
-        write_bytes(out / "demo.png", png(figure))
+        figure = png(demo_figure(shown, pictures, features, maps, zeros, sums, title))
+    with step("writing") as found:
+        make_folder(out)
+        kept = {last_map: seen["features"], "gap": seen["gap"]}
+        save_npz(out / "features.npz", kept | {"photos": np.array([str(path) for path in paths])})
+        write_bytes(out / "zeros.json", text.encode())
+        write_bytes(out / "demo.png", figure)
         found += ["features.npz", "zeros.json", "demo.png"]
-    console.print(f"look at {out / 'demo.png'}", style="bold", highlight=False, soft_wrap=True)
+    say_where(out / "demo.png")
 
 
 def _look(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, Any]:

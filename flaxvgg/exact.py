@@ -33,7 +33,7 @@ class FloatSum(NamedTuple):
 
 def sum_counts(counts: Int[Array, "n ..."]) -> Int[Array, "k ..."]:
     """The digits of the sum over the first axis: up to `MAX_TERMS` non-negative int32."""
-    digits = [(counts & _MASK).sum(axis=0), (counts >> _BITS).sum(axis=0)]
+    digits = [_sum(counts & _MASK), _sum(counts >> _BITS)]
     return _carry(jnp.stack(digits + [jnp.zeros_like(digits[0])] * (_COUNT_DIGITS - 2)))
 
 
@@ -47,14 +47,15 @@ def sum_floats(values: Float[Array, "n ..."]) -> FloatSum:
     # |value| is fraction * 2^(shift - 149). Digit k holds its bits from 2^16k, those of the
     # fraction moved up or down.
     shift = jnp.maximum(exponent, 1) - 1
-    lowest = _BITS * jnp.arange(_FLOAT_DIGITS).reshape(-1, *[1] * values.ndim)
+    digit = jnp.arange(_FLOAT_DIGITS, dtype=jnp.int32)
+    lowest = _BITS * digit.reshape(-1, *[1] * values.ndim)
     up = shift[None] - lowest
     moved = jnp.where(
         up >= 0,
         lax.shift_left(*jnp.broadcast_arrays(fraction[None], jnp.clip(up, 0, _BITS))),
         lax.shift_right_logical(*jnp.broadcast_arrays(fraction[None], jnp.clip(-up, 0, 31))),
     )
-    digits = (signed[None] * (moved & _MASK)).sum(axis=1)
+    digits = _sum(signed[None] * (moved & _MASK), axis=1)
     special = jnp.where(finite, 0.0, values).sum(axis=0)
     return FloatSum(_carry(digits), special)
 
@@ -89,6 +90,11 @@ def float_to_host(total: FloatSum) -> Float[np.ndarray, "..."]:
     nearest = np.asarray(_integers(total.digits) / 2**_UNIT, np.float64)
     special = np.asarray(total.special, np.float64)
     return np.where(special == 0, nearest, special)
+
+
+def _sum(terms: Int[Array, "..."], axis: int = 0) -> Int[Array, "..."]:
+    """The sum in int32, also where JAX has 64 bits."""
+    return terms.sum(axis, dtype=jnp.int32)
 
 
 def _carry(digits: Array) -> Array:

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from rich.progress import track
 
-from flaxvgg.checkpoint import write_atomically
 from flaxvgg.config import VGGConfig
 from flaxvgg.console import console
 from flaxvgg.images import ImageError, load_pixels, normalise
 from flaxvgg.model import VGG
+from flaxvgg.replacing import sweep, write_atomically
 
 _PIXELS = 8 * 512 * 1024  # of one batch at most, so that large photos need no more memory
 _BATCH = 8
@@ -129,11 +129,15 @@ def check_outputs(config: VGGConfig, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_npz(out: Path) -> None:
-    """Raise ValueError, before any work is done, where the .npz file cannot be written."""
+    """Raise ValueError, before any work is done, where the .npz file cannot be written.
+
+    What writers that were killed have left there is removed.
+    """
     if out.suffix != ".npz":
         raise ValueError(f"{out}: the arrays are written as .npz; give a name that ends so")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out.absolute().parent} is no directory: create it first")
+    sweep(out.absolute().parent)
 
 
 def save_npz(out: Path, arrays: dict[str, np.ndarray]) -> None:

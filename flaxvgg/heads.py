@@ -10,13 +10,17 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flaxvgg.config import POOLED_SIZE, VGGConfig
+from flaxvgg.inputs import check_images
 from flaxvgg.mapping import Path, build, model_arrays
-from flaxvgg.model import VGG, AnyArray, LayerStack, check_images, run_layers
+from flaxvgg.model import VGG, Images, LayerStack, run_layers
 from flaxvgg.provenance import Provenance
 from flaxvgg.resizing import resize
+from flaxvgg.sharding import spread_by_xla
 
 
-def with_gap(model: VGG, num_classes: int, *, channels: int | None = None, rngs: nnx.Rngs) -> VGG:
+def with_gap(
+    model: VGG, num_classes: int, *, channels: int | None = None, rngs: nnx.Rngs | None = None
+) -> VGG:
     """The same convolutions with global average pooling and one new linear layer, for CAM.
 
     The head reads pool5. With `channels`, pool5 gives way to a 3x3 convolution to so many channels
@@ -37,7 +41,7 @@ def with_score_map(
     last: str = "relu",
     batch_norm: bool = False,
     fc: bool = False,
-    rngs: nnx.Rngs,
+    rngs: nnx.Rngs | None = None,
 ) -> VGG:
     """The same convolutions with a score map as head: one channel for each class, and its mean.
 
@@ -59,14 +63,14 @@ def with_score_map(
     return _with_new_head(model, config, rngs)
 
 
-def _with_new_head(model: VGG, config: VGGConfig, rngs: nnx.Rngs) -> VGG:
+def _with_new_head(model: VGG, config: VGGConfig, rngs: nnx.Rngs | None) -> VGG:
     conv = model.conv_stack.conv1_1
     stack = LayerStack(
         config.head,
         dtype=conv.dtype,
         param_dtype=conv.param_dtype,
         precision=conv.precision,
-        rngs=rngs,
+        rngs=nnx.Rngs(0) if rngs is None else rngs,
     )
     head = {
         ("head", *path): variable[...] for path, variable in nnx.to_flat_state(nnx.state(stack))
@@ -89,7 +93,7 @@ def fully_convolutional(model: VGG) -> VGG:
 
 
 def score_maps(
-    model: VGG, images: Float[AnyArray, "n h w 3"], scales: Sequence[float] = (2.0,)
+    model: VGG, images: Images, scales: Sequence[float] = (2.0,)
 ) -> Float[Array, "n gh gw classes"]:
     """Every class's score in every part of the images: an approximate CAM without any training.
 
@@ -105,7 +109,7 @@ def score_maps(
         raise ValueError(f"scales must be positive numbers, at least one, not {scales!r}")
     if not any(layer.kind == "windows" for layer in model.config.head):
         model = fully_convolutional(model)
-    check_images(images)
+    images = check_images(images, model.preprocessing)
     height, width = images.shape[-3:-1]
     sizes = [(round(height * scale), round(width * scale)) for scale in scales]
     stacks = model.conv_stack, model.head
@@ -118,6 +122,15 @@ def _score_maps(
     images: Float[Array, "n h w 3"],
     sizes: tuple[tuple[int, int], ...],
     output: str,
+) -> Float[Array, "n gh gw classes"]:
+    return spread_by_xla(partial(_of_sizes, sizes, output), images, stacks)
+
+
+def _of_sizes(
+    sizes: tuple[tuple[int, int], ...],
+    output: str,
+    images: Float[Array, "n h w 3"],
+    stacks: tuple[LayerStack, LayerStack],
 ) -> Float[Array, "n gh gw classes"]:
     channels_first = jnp.moveaxis(images, -1, 1)
     margin = POOLED_SIZE // 2

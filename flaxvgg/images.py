@@ -5,12 +5,16 @@
 The recipes are data, `flaxvgg.provenance.PREPROCESSING`; a recipe's name does as well.
 """
 
+import contextlib
 import io
+import operator
 import os
+import stat
 import struct
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -19,64 +23,36 @@ from jaxtyping import Array, Float32, Int, UInt8
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from flaxvgg.config import SMALLEST_IMAGE
+from flaxvgg.finding import ImageError as ImageError
+from flaxvgg.finding import as_paths, kind_of, unreachable
+from flaxvgg.finding import find_images as find_images
+from flaxvgg.foreign import AnyPath
+from flaxvgg.orientation import orientation
 from flaxvgg.provenance import PREPROCESSING, Preprocessing
 
-AnyPath = str | os.PathLike[str]
+Size = tuple[SupportsIndex, SupportsIndex]  # (height, width) in pixels; NumPy's integers too
 
-_SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"}
-_SUFFIXES |= {".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 # Of the decoders that Pillow has, those of these files. It would hand PostScript to Ghostscript.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
-class ImageError(ValueError):
-    """Images that cannot be used; `problems` has one line for each."""
-
-    def __init__(self, *problems: str):
-        self.problems = problems
-        many = f"{len(problems)} problems with images\n  " + "\n  ".join(problems)
-        super().__init__(problems[0] if len(problems) == 1 else many)
-
-
-def find_images(paths: AnyPath | Iterable[AnyPath]) -> list[Path]:
-    """The image files among files and folders, none of them twice.
-
-    A file stays as it is, whatever its name; a folder gives the files in it, and in folders below,
-    that are named like images, sorted. Raises ImageError with every path that does not exist and
-    every folder without images.
-    """
-    found: dict[Path, None] = {}
-    problems = []
-    for path in _as_list(paths):
-        if path.is_dir():
-            # Not hidden ones: macOS leaves ._photo.jpg beside photo.jpg, and it is no image.
-            named = [p for p in path.rglob("[!.]*") if p.suffix.lower() in _SUFFIXES]
-            inside = sorted(p for p in named if not p.is_dir())
-            if not inside:
-                problems.append(f"{path}: no image in this folder ({' '.join(sorted(_SUFFIXES))})")
-            found |= dict.fromkeys(inside)
-        elif path.exists():
-            found[path] = None
-        else:
-            problems.append(f"{path}: no such file or folder: check the path")
-    if problems:
-        raise ImageError(*problems)
-    return list(found)
-
-
 def load_images(
     paths: AnyPath | Iterable[AnyPath],
-    size: tuple[int, int] | None = (224, 224),
+    size: Size | None = (224, 224),
     preprocessing: Preprocessing | str = PREPROCESSING["torchvision"],
 ) -> Float32[Array, "n h w 3"]:
-    """The batch (N, H, W, 3) of image files, as the network takes it.
+    """The batch (N, H, W, 3) of image files, as networks with torchvision's recipe take it.
 
     `paths` are N files, or one; `size` is (H, W) in pixels, or None for images that all have the
     same size and keep it. See `open_image`, `fit_image` and `normalise` for what happens to each.
-    Raises ImageError with every file that cannot be used.
+    Weights of other origin want another `preprocessing`: with a model at hand,
+    `model.load_images(paths)` takes the model's own. Raises ImageError with every file that cannot
+    be used.
+
+        images = flaxvgg.load_images(["a.jpg", "b.jpg"], preprocessing="keras")
     """
     recipe, size = _recipe(preprocessing), _checked_size(size)
-    files = _as_list(paths)
+    files = as_paths(paths)
     first, batch, problems = files[0], np.empty(0, np.uint8), []
     for i, path in enumerate(files):
         try:
@@ -110,13 +86,20 @@ def open_image(file: AnyPath | bytes) -> Image.Image:
     Raises ImageError for a file that is missing, damaged or no image, and for grey images of 32-bit
     numbers, whose range nothing tells.
     """
+    return open_turned(file)[0]
+
+
+def open_turned(file: AnyPath | bytes) -> tuple[Image.Image, int]:
+    """What `open_image` gives, and the orientation (EXIF, 1 to 8) that it was stored in."""
     path = None if isinstance(file, bytes) else Path(file)
     try:
         if ImageFile.LOAD_TRUNCATED_IMAGES:
             switch = "PIL.ImageFile.LOAD_TRUNCATED_IMAGES"
             raise ImageError(f"{switch} is on, which hides truncated files: set it to False")
         with io.BytesIO(file) if path is None else _regular(path) as opened:
-            return upright(_decoded(opened))
+            image = _decoded(opened)
+            turned = orientation(image)
+            return upright(image), turned
     except _DAMAGE as error:
         raise ImageError(f"{path or 'image'}: {_reason(path, error)}") from error
 
@@ -130,7 +113,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 def fit_image(
     image: Image.Image,
-    size: tuple[int, int] | None = (224, 224),
+    size: Size | None = (224, 224),
     preprocessing: Preprocessing | str = PREPROCESSING["torchvision"],
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of an image from `open_image` at `size` = (H, W), or at its own size for None.
@@ -164,7 +147,7 @@ def fit_image(
 def fit_boxes(
     boxes: Int[np.ndarray, "g 4"],
     image_size: tuple[int, int],
-    size: tuple[int, int] | None = (224, 224),
+    size: Size | None = (224, 224),
     preprocessing: Preprocessing | str = PREPROCESSING["torchvision"],
 ) -> Int[np.ndarray, "kept 4"]:
     """Where boxes of an image are once `fit_image` has brought it to `size` = (H, W).
@@ -205,7 +188,7 @@ def _placed(
 
 def load_pixels(
     path: AnyPath,
-    size: tuple[int, int] | None = (224, 224),
+    size: Size | None = (224, 224),
     preprocessing: Preprocessing | str = PREPROCESSING["torchvision"],
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of one image file at `size`: `open_image`, then `fit_image`.
@@ -250,7 +233,10 @@ def _normalise(pixels: Array, recipe: Preprocessing) -> Array:
 
 def _regular(path: Path) -> io.BufferedIOBase:
     """The opened file: not by its path, since Pillow would map it, past some of its own checks."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise ImageError("a folder: pass find_images(folder)")
+    if not stat.S_ISREG(mode):
         raise ImageError("no regular file: reading it may never end")
     return path.open("rb")
 
@@ -310,35 +296,35 @@ def _reason(path: Path | None, error: Exception) -> str:
             return "no image that Pillow reads: its bytes are to be those of a whole file"
         case _ if path is None:
             return f"damaged or truncated ({error}): get it again"
-        case FileNotFoundError():
-            return "no such file: check the path"
-        case OSError() if path.is_dir():
-            return "a folder: pass find_images(folder)"
-        case UnidentifiedImageError() if path.stat().st_size == 0:
-            return "an empty file: get it again"
         case UnidentifiedImageError():
-            with path.open("rb") as file:
-                start = file.read(16)
-            return f"no image that Pillow reads (it begins with {start}): save it as PNG or JPEG"
+            return _no_image(path)
         case OSError(errno=int()):
-            return f"cannot be read: {error.strerror}"
+            return unreachable(error)
+        case ValueError() if "\0" in str(path):
+            return unreachable(error)
         case _:
             return f"damaged or truncated ({error}): get it again"
 
 
-def _as_list(paths: AnyPath | Iterable[AnyPath]) -> list[Path]:
-    found = [Path(p) for p in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
-    if not found:
-        raise ImageError("no paths were given: pass at least one image file")
-    return found
+def _no_image(path: Path) -> str:
+    """What a file is that Pillow does not read."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        return "an empty file: get it again"
+    kind = kind_of(start)
+    if kind:
+        return f"no image that Pillow reads but {kind}: save it as PNG or JPEG"
+    return f"no image that Pillow reads (it begins with {start[:16]}): save it as PNG or JPEG"
 
 
-def _checked_size(size: object) -> tuple[int, int] | None:
-    match size:
-        case None:
-            return None
-        case (int(h), int(w)) if min(h, w) >= SMALLEST_IMAGE:
-            return h, w
+def _checked_size(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    with contextlib.suppress(TypeError, ValueError):  # of what has no two whole numbers in it
+        height, width = map(operator.index, size)
+        if min(height, width) >= SMALLEST_IMAGE:
+            return height, width
     least = (SMALLEST_IMAGE, SMALLEST_IMAGE)
     raise ImageError(f"size must be (height, width) of at least {least}, or None, not {size!r}")
 

@@ -1,6 +1,7 @@
 """The arithmetic of one layer where Flax has none, or where PyTorch's differs from Flax's."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,7 @@ def _windows(size: int, out: int) -> tuple[np.ndarray, np.ndarray]:
     return member, member.sum(axis=1)
 
 
+@partial(jax.jit, static_argnames="out")  # whose constants need not be sent to a device each time
 def adaptive_avg_pool(
     x: Float[Array, "n h w c"], out: int = POOLED_SIZE
 ) -> Float[Array, "n o o c"]:

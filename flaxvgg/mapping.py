@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,70 +18,15 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from flaxvgg.config import ARCHITECTURES, Layer, VGGConfig, check_arch
+from flaxvgg.config import ARCHITECTURES, VGGConfig, check_arch
+from flaxvgg.entries import Entry as Entry
+from flaxvgg.entries import MappingError as MappingError
+from flaxvgg.entries import Path
+from flaxvgg.entries import entries as entries
 from flaxvgg.model import VGG
+from flaxvgg.parameters import as_numpy as as_numpy
 from flaxvgg.provenance import Provenance
-
-Path = tuple[str, str, str]
-
-
-class MappingError(ValueError):
-    """A state dict does not fit the architecture; `problems` names every entry that is wrong."""
-
-    def __init__(self, arch: str, problems: list[str]):
-        self.problems = problems
-        listed = "; ".join(problems)
-        if len(problems) > 3:
-            listed = f"{len(problems)} problems\n  " + "\n  ".join(problems)
-        super().__init__(f"this is no {arch}: {listed}")
-
-
-class Entry(NamedTuple):
-    """One parameter: its torch name and shape, and its Flax path, shape and layout."""
-
-    torch: str
-    torch_shape: tuple[int, ...]
-    path: Path
-    shape: tuple[int, ...]
-    layout: tuple[int, int, int, int] | None  # (out, in, k, k) of a weight; None: taken as it is
-    integer: bool = False
-
-
-_BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-
-
-def _layer_entries(room: str, layer: Layer) -> list[Entry]:
-    out, k = layer.outputs, layer.kernel
-    if layer.kind == "batch_norm":
-        entries = [
-            Entry(f"{layer.torch}.{torch}", (out,), (room, layer.name, ours), (out,), None)
-            for torch, ours in _BATCH_NORM.items()
-        ]
-        count = "num_batches_tracked"
-        return [
-            *entries,
-            Entry(f"{layer.torch}.{count}", (), (room, layer.name, count), (), None, True),
-        ]
-    layout = (out, layer.inputs, k, k)
-    if layer.kind == "conv":
-        torch_shape, shape = layout, (k, k, layer.inputs, out)
-    else:
-        torch_shape, shape = (out, layer.inputs * k * k), (layer.inputs * k * k, out)
-    return [
-        Entry(f"{layer.torch}.weight", torch_shape, (room, layer.name, "kernel"), shape, layout),
-        Entry(f"{layer.torch}.bias", (out,), (room, layer.name, "bias"), (out,), None),
-    ]
-
-
-def entries(config: VGGConfig) -> tuple[Entry, ...]:
-    """Every parameter and statistic of the network, in PyTorch's order."""
-    return tuple(
-        entry
-        for room, layers in (("conv_stack", config.conv_stack), ("head", config.head))
-        for layer in layers
-        if layer.kind in ("conv", "linear", "batch_norm")
-        for entry in _layer_entries(room, layer)
-    )
+from flaxvgg.state_dicts import HasStateDict, fits_linear, torchvision_names
 
 
 def empty_array(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
@@ -149,27 +94,14 @@ def _torch_blocks(entry: Entry, value: np.ndarray) -> Iterator[np.ndarray]:
             yield from pool.map(permute, range(start, min(start + wave, n), _BLOCK))
 
 
-def as_numpy(value: Any) -> np.ndarray:
-    """A NumPy view of a torch tensor (bfloat16 too) or of anything array-like; torch not needed.
-
-    Raises ValueError for a tensor that is no array of numbers: sparse, quantised, without data.
-    """
-    if hasattr(value, "detach"):
-        try:
-            value = value.detach().cpu()
-            if str(value.dtype) == "torch.bfloat16":
-                import torch
-
-                return value.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
-            return value.numpy()
-        except (TypeError, RuntimeError) as error:  # what torch raises for them
-            raise ValueError(str(error).splitlines()[0]) from None
-    return np.asarray(value)
-
-
-def _entry_problem(entry: Entry, value: np.ndarray, keep_dtype: bool) -> str | None:
+def _entry_problem(entry: Entry, value: np.ndarray) -> str | None:
     # fc6, fc7 and fc8 may come as the convolutions they are equal to: (out, in, k, k).
     shapes = {entry.torch_shape, entry.layout or entry.torch_shape}
+    if entry.torch == "features.0.weight" and value.ndim == 4 and value.shape[1] == 1:
+        return (
+            f"{entry.torch} is for images of 1 channel, and VGG's have 3: for grey photos "
+            "weight.repeat(1, 3, 1, 1) / 3 is the same network"
+        )
     if value.shape not in shapes:
         return f"{entry.torch}: shape {value.shape}, expected {entry.torch_shape}"
     if entry.integer:
@@ -177,10 +109,6 @@ def _entry_problem(entry: Entry, value: np.ndarray, keep_dtype: bool) -> str | N
         return None if right else f"{entry.torch}: {value.dtype}, expected an integer"
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return f"{entry.torch}: {value.dtype}, expected floating point"
-    if keep_dtype and value.dtype == np.float64 and not jax.config.jax_enable_x64:
-        return (
-            f"{entry.torch}: float64 would lose digits; pass param_dtype, or enable jax_enable_x64"
-        )
     return None
 
 
@@ -213,25 +141,50 @@ def config_for(
 ) -> tuple[VGGConfig, set[str]]:
     """The configuration a torchvision state dict is for, and the keys that are to be left out.
 
-    A state dict without a classifier, or with one that is NaN throughout, is for features only;
-    one with `classifier.weight`, a single linear layer, is for a GAP head. Raises MappingError for
-    the weights of another architecture.
+    A state dict without a head, with one that is NaN throughout, or with one that is not VGG's is
+    for features only; one with `classifier.weight`, a single linear layer on as many numbers as
+    there are channels, is for a GAP head. Raises MappingError for the weights of another
+    architecture.
     """
     check_arch(arch)
     nearest, difference = nearest_arch(state_dict)
     if nearest != arch and not difference:
         raise MappingError(arch, [f"these are the weights of a {nearest}"])
-    classifier = {name for name in state_dict if name.startswith("classifier.")}
-    if not classifier:
+    head = {name: x for name, x in state_dict.items() if not name.startswith("features.")}
+    if not head:
         return VGGConfig.features_only(arch, "these weights come without a classifier"), set()
-    if all(_is_nan(state_dict[name]) for name in classifier):
-        return VGGConfig.features_only(arch, _NAN_CLASSIFIER), classifier
-    classes = _rows(state_dict, "classifier.weight")
-    if classes is not None:
-        channels = _rows(state_dict, f"{_conv6(arch)}.weight")
-        return VGGConfig.gap(arch, num_classes=classes, channels=channels), set()
-    classes = _rows(state_dict, "classifier.6.weight") or 1000
-    return VGGConfig.classifier(arch, num_classes=classes, dropout=dropout), set()
+    if all(map(_is_nan, head.values())):
+        return VGGConfig.features_only(arch, _NAN_CLASSIFIER), set(head)
+    channels = _rows(state_dict, f"{_conv6(arch)}.weight")
+    config = VGGConfig.gap(
+        arch, num_classes=_rows(head, "classifier.weight") or 1, channels=channels
+    )
+    if _fits(config, head):
+        return config, set()
+    classes = _rows(head, "classifier.6.weight") or 1000
+    config = VGGConfig.classifier(arch, num_classes=classes, dropout=dropout)
+    if _fits(config, head):
+        return config, set()
+    return VGGConfig.features_only(arch, f"the head {_sizes(head)} is not VGG's"), set(head)
+
+
+def _fits(config: VGGConfig, head: Mapping[str, Any]) -> bool:
+    """Whether every parameter of a head is one of the configuration's; some may be missing."""
+    linear = {layer.torch: layer for layer in config.head if layer.kind == "linear"}
+    names = {f"{name}.{parameter}" for name in linear for parameter in ("weight", "bias")}
+    return head.keys() <= names and all(
+        fits_linear(layer, tuple(head[f"{name}.weight"].shape))
+        for name, layer in linear.items()
+        if f"{name}.weight" in head
+    )
+
+
+def _sizes(head: Mapping[str, Any]) -> str:
+    """How many numbers go into each linear layer, and come out: "25088-64-10"."""
+    shapes = [tuple(x.shape) for x in head.values() if len(x.shape) == 2]
+    if not shapes:
+        return f"({', '.join(repr(name) for name in list(head)[:4])})"
+    return "-".join(str(n) for n in [shapes[0][1], *(outputs for outputs, _ in shapes)])
 
 
 def _conv6(arch: str) -> str:
@@ -270,6 +223,7 @@ def arrays_from_torch(
     """
     found: dict[Path, np.ndarray] = {}
     problems = []
+    too_wide = set()
     # The largest first: its source and its copy are in memory together before anything else is.
     for entry in sorted(entries(config), key=lambda entry: -math.prod(entry.shape)):
         if entry.torch not in state_dict:
@@ -284,8 +238,10 @@ def arrays_from_torch(
         except ValueError as error:
             problems.append(f"{entry.torch}: {error}")
             continue
-        problem = _entry_problem(entry, value, keep_dtype=param_dtype is None)
-        if problem is None:
+        problem = _entry_problem(entry, value)
+        if problem is None and _would_lose_digits(value, param_dtype):
+            too_wide.add(entry.torch)
+        elif problem is None:
             dtype = _dtype(entry.path, value, param_dtype)
             found[entry.path], bad = _to_flax(entry, value, dtype, release)
             if bad:
@@ -294,9 +250,18 @@ def arrays_from_torch(
         if problem is not None:
             problems.append(problem)
     problems += [f"{name}: unexpected" for name in state_dict]
+    if too_wide:
+        problems.append(
+            f"{len(too_wide)} tensors are float64, and would lose digits: --dtype float32 "
+            "(param_dtype in Python) rounds them, and jax_enable_x64 keeps them"
+        )
     if problems:
         raise MappingError(config.arch, problems)
     return found
+
+
+def _would_lose_digits(value: np.ndarray, param_dtype: DTypeLike | None) -> bool:
+    return param_dtype is None and value.dtype == np.float64 and not jax.config.jax_enable_x64
 
 
 def _dtype(path: Path, value: Any, param_dtype: DTypeLike | None) -> np.dtype:
@@ -333,30 +298,36 @@ def build(config: VGGConfig, arrays: Mapping[Path, Any], **kwargs: Any) -> VGG:
 
 def from_torch(
     arch: str,
-    state_dict: Mapping[str, Any],
+    state_dict: Mapping[str, Any] | HasStateDict,
     *,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike | None = None,
     precision: jax.lax.PrecisionLike = "highest",
     dropout: float = 0.5,
     config: VGGConfig | None = None,
-    provenance: Provenance = Provenance(source="a PyTorch state dict"),
+    provenance: Provenance = Provenance(
+        source="a PyTorch state dict", guess="a state dict does not say it"
+    ),
 ) -> VGG:
-    """A model with the weights of a torchvision state dict.
+    """A model with the weights of a PyTorch module, or of a state dict.
 
-    `state_dict` maps torchvision's names to tensors or arrays; the number of classes is read from
-    it. Parameters keep their dtype, bit for bit, unless `param_dtype` says otherwise. A state dict
-    without a classifier, or with the all-NaN classifier of IMAGENET1K_FEATURES, gives a model whose
-    features work and whose logits are refused with the reason. A head that names alone do not tell,
-    as a score map's, is given as `config`. Raises MappingError (a ValueError)
-    naming every entry that is unexpected, missing, mis-shaped, wrongly typed or not finite.
+    `state_dict` maps torchvision's names to tensors or arrays, wrapped as `torchvision_names` says:
+    with something before every name, or in a checkpoint's dictionaries; the number of classes is
+    read from it. Parameters keep their dtype, bit for bit, unless `param_dtype` says otherwise. A
+    state dict without a classifier, with the all-NaN classifier of IMAGENET1K_FEATURES, or with a
+    head that is not VGG's, gives a model whose features work and whose logits are refused with the
+    reason. A head that names alone do not tell, as a score map's, is given as `config`. What was
+    left out or assumed is in `provenance.notes`. Raises MappingError naming every entry that is
+    unexpected, missing, mis-shaped, wrongly typed or not finite, and StateDictError where no VGG
+    is found, or several (each a ValueError).
     """
+    named = torchvision_names(state_dict, arch=arch)
     left_out: set[str] = set()
     if config is None:
-        config, left_out = config_for(arch, state_dict, dropout=dropout)
+        config, left_out = config_for(arch, named.tensors, dropout=dropout)
     elif config.arch != arch:
         raise ValueError(f"config is of {config.arch}, not of {arch}")
-    kept = {name: value for name, value in state_dict.items() if name not in left_out}
+    kept = {name: value for name, value in named.tensors.items() if name not in left_out}
     arrays = arrays_from_torch(config, kept, param_dtype)
     return build(
         config,
@@ -364,7 +335,7 @@ def from_torch(
         dtype=dtype,
         param_dtype=arrays["conv_stack", "conv1_1", "kernel"].dtype,
         precision=precision,
-        provenance=provenance,
+        provenance=provenance.noting(*named.notes),
     )
 
 

@@ -3,17 +3,19 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from flaxvgg import convolution
-from flaxvgg.config import SMALLEST_IMAGE, Layer, VGGConfig
+from flaxvgg.config import Layer, VGGConfig, listed
+from flaxvgg.foreign import AnyPath
+from flaxvgg.inputs import check_images
 from flaxvgg.layers import (
     BatchNorm,
     adaptive_avg_pool,
@@ -24,12 +26,28 @@ from flaxvgg.layers import (
 )
 from flaxvgg.products import conv_general_dilated, dot_general
 from flaxvgg.provenance import Preprocessing, Provenance
+from flaxvgg.sharding import spread_by_xla
 
 AnyArray = Array | np.ndarray
+Images = Float[AnyArray, "*n h w 3"] | Sequence[Float[AnyArray, "h w 3"]]
 
 # torchvision's initialisation: He et al. 2015 with fan_out for convolutions, N(0, 0.01) for linear.
 _CONV_INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 _LINEAR_INIT = nnx.initializers.normal(0.01)
+
+
+class Convolution(nnx.Conv):
+    """`nnx.Conv`, and the ReLU and the 2x2 max pooling behind it, which a CPU does in one go."""
+
+    def __call__(self, x: Array, *, relu: bool = False, pool: bool = False) -> Array:
+        """The convolution and its bias, then ReLU, then pooling, where they are wanted."""
+        ours = self.conv_general_dilated is conv_general_dilated
+        if ours and self.dtype == jnp.float32 and convolution.fits(x, self.kernel[...]):
+            settings = {"relu": relu, "pool": pool, "precision": self.precision}
+            return convolution.conv3x3_block(x, self.kernel[...], self.bias[...], **settings)
+        y = super().__call__(x)
+        y = jax.nn.relu(y) if relu else y
+        return max_pool_2x2(y) if pool else y
 
 
 class LayerStack(nnx.Module):
@@ -49,7 +67,7 @@ class LayerStack(nnx.Module):
         for layer in layers:
             match layer.kind:
                 case "conv":
-                    module = nnx.Conv(
+                    module = Convolution(
                         layer.inputs,
                         layer.outputs,
                         (layer.kernel, layer.kernel),
@@ -78,7 +96,7 @@ class LayerStack(nnx.Module):
                     continue
             setattr(self, layer.name, module)
 
-    def apply_some(
+    def _apply_some(
         self,
         layers: Sequence[Layer],
         kept: Collection[str],
@@ -89,19 +107,16 @@ class LayerStack(nnx.Module):
 
         A convolution takes its ReLU and its pooling along, unless an output between is `kept`.
         """
-        conv: Any = getattr(self, layers[0].name, None)
-        ours = getattr(conv, "conv_general_dilated", None) is conv_general_dilated
-        if not (ours and conv.dtype == jnp.float32 and convolution.fits(x, conv.kernel[...])):
-            return self.apply(layers[0], x, rngs), 1
+        if layers[0].kind != "conv":
+            return self._apply(layers[0], x, rngs), 1
         count = 1
         for layer, kind in zip(layers[1:3], ("relu", "max_pool"), strict=False):
             if layer.kind != kind or layers[count - 1].name in kept:
                 break
             count += 1
-        settings = {"relu": count > 1, "pool": count > 2, "precision": conv.precision}
-        return convolution.conv3x3_block(x, conv.kernel[...], conv.bias[...], **settings), count
+        return getattr(self, layers[0].name)(x, relu=count > 1, pool=count > 2), count
 
-    def apply(self, layer: Layer, x: Array, rngs: nnx.Rngs | jax.Array | None) -> Array:
+    def _apply(self, layer: Layer, x: Array, rngs: nnx.Rngs | jax.Array | None) -> Array:
         """The output of one layer of this stack for the input `x`."""
         match layer.kind:
             case "relu":
@@ -144,7 +159,8 @@ class VGG(nnx.Module):
     `model.train()` switches dropout and batch statistics on, `model.eval()` off again.
 
     Images are float arrays of shape (N, H, W, 3) with H, W >= 32, normalised by `preprocessing`
-    (see `flaxvgg.load_images`). Any other number of leading axes works alike.
+    (`model.load_images(paths)` gives them). Any other number of leading axes works alike, and so do
+    tensors of PyTorch and lists of images of one size.
     """
 
     def __init__(
@@ -170,8 +186,26 @@ class VGG(nnx.Module):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The recipe that the weights expect, for `flaxvgg.load_images`."""
+        """The recipe that the weights expect, as `load_images` follows it."""
         return self.provenance.preprocessing
+
+    def load_images(
+        self,
+        paths: AnyPath | Iterable[AnyPath],
+        size: tuple[SupportsIndex, SupportsIndex] | None = (224, 224),
+    ) -> Float32[Array, "n h w 3"]:
+        """The batch (N, H, W, 3) of N image files, prepared as these weights expect it.
+
+        It is `flaxvgg.load_images` with the model's own `preprocessing`. `size` is (H, W) in
+        pixels, or None for images that all have the same size and keep it. Raises ImageError with
+        every file that cannot be used.
+
+            images = model.load_images(["a.jpg", "b.jpg"])
+            features = model.features(images)  # (2, 7, 7, 512)
+        """
+        from flaxvgg.images import load_images
+
+        return load_images(paths, size, self.preprocessing)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -179,7 +213,7 @@ class VGG(nnx.Module):
         return self.provenance.classes
 
     def __call__(
-        self, images: Float[AnyArray, "*n h w 3"], *, rngs: nnx.Rngs | jax.Array | None = None
+        self, images: Images, *, rngs: nnx.Rngs | jax.Array | None = None
     ) -> Float[Array, "... classes"]:
         """Logits (N, classes) of images (N, H, W, 3); fully convolutional, (N, h, w, classes).
 
@@ -188,14 +222,14 @@ class VGG(nnx.Module):
         name = self.config.head_output.name
         return self.activations(images, [name], rngs=rngs)[name]
 
-    def features(self, images: Float[AnyArray, "*n h w 3"]) -> Float[Array, "*n fh fw c"]:
+    def features(self, images: Images) -> Float[Array, "*n fh fw c"]:
         """The last feature map: pool5, (N, H//32, W//32, 512), of images (N, H, W, 3).
 
         Where a GAP head has put a convolution in the place of pool5, it is that one's ReLU.
         """
         return self.activations(images, ["features"])["features"]
 
-    def gap(self, images: Float[AnyArray, "*n h w 3"]) -> Float[Array, "*n c"]:
+    def gap(self, images: Images) -> Float[Array, "*n c"]:
         """Global average pooling: the mean of `features` over space, (N, 512)."""
         features = self.features(images)
         pooled = features.mean(axis=(-3, -2), dtype=sum_dtype(features.dtype))
@@ -203,7 +237,7 @@ class VGG(nnx.Module):
 
     def activations(
         self,
-        images: Float[AnyArray, "*n h w 3"],
+        images: Images,
         layers: Iterable[str],
         *,
         rngs: nnx.Rngs | jax.Array | None = None,
@@ -215,17 +249,30 @@ class VGG(nnx.Module):
         `model.config.all_names`. Maps are (N, h, w, channels), vectors (N, units). Layers after the
         last one asked for are not computed. Raises ValueError for an unknown name.
         """
-        if isinstance(layers, str):
-            raise ValueError(f"layers must be a list of names: [{layers!r}]")
-        wanted = {name: self.config.resolve(name) for name in layers}
-        check_images(images)
+        wanted = {name: self.config.resolve(name) for name in listed(layers)}
+        images = check_images(images, self.preprocessing)
         lead = images.shape[:-3]
-        x = jnp.asarray(images).reshape(-1, *images.shape[-3:])
-        found = run_layers((self.conv_stack, self.head), x, set(wanted.values()), rngs=rngs)
-        return {
-            name: found[layer].reshape(*lead, *found[layer].shape[1:])
-            for name, layer in wanted.items()
-        }
+
+        def run(images: Array, stacks: Sequence[LayerStack]) -> dict[str, Array]:
+            x = images.reshape(math.prod(lead), *images.shape[-3:])
+            found = run_layers(stacks, x, set(wanted.values()), rngs=rngs)
+            return {
+                name: found[layer].reshape(*lead, *found[layer].shape[1:])
+                for name, layer in wanted.items()
+            }
+
+        images, stacks = jnp.asarray(images), (self.conv_stack, self.head)
+        if self._keeps_statistics():
+            return run(images, stacks)  # a copy of the stacks would keep them in vain
+        return spread_by_xla(run, images, stacks)
+
+    def _keeps_statistics(self) -> bool:
+        """Whether a forward pass changes a BatchNorm's running statistics."""
+        return any(
+            isinstance(module, BatchNorm) and not module.use_running_average
+            for stack in (self.conv_stack, self.head)
+            for module in vars(stack).values()
+        )
 
 
 def run_layers(
@@ -253,7 +300,7 @@ def run_layers(
             started = after in names
             layers = layers[names.index(after) + 1 :] if started else ()
         while layers and missing:
-            x, count = stack.apply_some(layers, missing | set(shifts), x, rngs)
+            x, count = stack._apply_some(layers, missing | set(shifts), x, rngs)
             name = layers[count - 1].name
             if name in shifts:
                 x = x + shifts[name]
@@ -267,20 +314,3 @@ def run_layers(
 def flatten_chw(features: Float[AnyArray, "*n h w c"]) -> Float[Array, "*n c*h*w"]:
     """Flatten maps (N, h, w, C) to (N, C*h*w) in the order of `torch.flatten` on NCHW maps."""
     return jnp.moveaxis(features, -1, -3).reshape(*features.shape[:-3], -1)
-
-
-def check_images(images: AnyArray) -> None:
-    """Raise ValueError unless images are float (..., H, W, 3), large enough for five poolings."""
-    shape = tuple(images.shape)
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"images are {images.dtype}: the network takes normalised floats (flaxvgg.load_images)"
-        )
-    if len(shape) < 3 or shape[-1] != 3:
-        hint = "; channels come last in JAX: transpose (0, 2, 3, 1)" if 3 in shape[-3:-2] else ""
-        raise ValueError(f"images must have shape (N, H, W, 3), not {shape}{hint}")
-    if min(shape[-3:-1]) < SMALLEST_IMAGE:
-        raise ValueError(
-            f"images of {shape[-3]}x{shape[-2]} are too small: at least "
-            f"{SMALLEST_IMAGE}x{SMALLEST_IMAGE} survive five poolings"
-        )

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
+from jax.sharding import AbstractMesh, PartitionSpec, use_abstract_mesh
 from jaxtyping import Array
 
 Precision = Any  # jax.lax.PrecisionLike
+_NO_MESH = AbstractMesh((), ())
 
 
 def is_highest(precision: Precision) -> bool:
@@ -24,11 +26,13 @@ class Operation:
     """A function of arrays that a CPU computes in its own way; its derivatives are to be added.
 
     `on_cpu` and `elsewhere` take the arrays and the settings by name, `shape` the arrays' types and
-    gives the result's; its dtype is the first array's. `folds` says that a batch of first arrays,
-    with the others the same for all, is one larger first array.
+    gives the result's, or raises ValueError; its dtype is the first array's. `folds` says that a
+    batch of first arrays, with the others the same for all, is one larger first array, so that the
+    result's first axis is the first array's; otherwise the result is the same on all devices.
 
     The primitive's parameters are the settings, and what a CPU does: JAX looks there for what
-    depends on the devices, and may spread it over several.
+    depends on the devices, and may spread it over several. An exported program is to run where this
+    package is not, so it has `elsewhere`'s operations on a CPU too.
     """
 
     def __init__(
@@ -42,28 +46,60 @@ class Operation:
     ):
         self._folds = folds
         self.primitive = Primitive(name)
-        self._on_cpu = functools.cache(
-            lambda arrays, settings: jax.make_jaxpr(functools.partial(on_cpu, **dict(settings)))(
-                *arrays
-            )
-        )
+
+        @functools.cache
+        def traced(arrays: tuple[Any, ...], settings: tuple[tuple[str, Any], ...]) -> ClosedJaxpr:
+            # A size that is a symbol is an exported program's.
+            is_known = all(isinstance(size, int) for array in arrays for size in array.shape)
+            function = functools.partial(on_cpu if is_known else elsewhere, **dict(settings))
+            with jax.disable_jit(False), use_abstract_mesh(_NO_MESH):
+                return jax.make_jaxpr(function)(*arrays)
+
+        self._on_cpu = traced
         compiled = functools.cache(
             lambda settings: jax.jit(functools.partial(self.primitive.bind, **dict(settings)))
         )
 
-        def lowered_on_cpu(*arrays: Array, on_cpu: ClosedJaxpr, **settings: Any):
-            return jaxpr_as_fun(on_cpu)(*arrays)
+        def run(*arrays: Array, **settings: Any) -> Array:
+            with jax.disable_jit(False):
+                return compiled(_items(settings))(*arrays)
 
-        def lowered_elsewhere(*arrays: Array, on_cpu: ClosedJaxpr, **settings: Any):
+        def result(*avals: Any, **settings: Any) -> Any:
+            sharding = avals[0].sharding
+            axes = sharding.spec[:1] if folds else ()
+            found = shape(*avals, **settings)
+            spec = PartitionSpec(*axes, *[None] * (len(found) - len(axes)))
+            return avals[0].update(shape=found, sharding=sharding.update(spec=spec))
+
+        def lowered_elsewhere(*arrays: Array, on_cpu: ClosedJaxpr, **settings: Any) -> list[Array]:
             return [elsewhere(*arrays, **settings)]
 
-        self.primitive.def_impl(lambda *arrays, **settings: compiled(_items(settings))(*arrays))
-        self.primitive.def_abstract_eval(
-            lambda *avals, **settings: avals[0].update(shape=shape(*avals, **settings))
-        )
-        for platform, rule in ((None, lowered_elsewhere), ("cpu", lowered_on_cpu)):
-            lowering = mlir.lower_fun(rule, multiple_results=True)
-            mlir.register_lowering(self.primitive, lowering, platform)
+        def lowered_on_cpu(*arrays: Array, on_cpu: ClosedJaxpr, **settings: Any) -> list[Array]:
+            return jaxpr_as_fun(on_cpu)(*arrays)
+
+        def lowered_on_one_cpu(*arrays: Array, on_cpu: ClosedJaxpr, **settings: Any) -> list[Array]:
+            # XLA counts the FLOPs of the larger branch, and cannot see into the other one. It
+            # drops the one that never runs before it compiles anything.
+            return lax.cond(
+                lax.is_finite(jnp.float32(jnp.inf)),
+                functools.partial(lowered_elsewhere, on_cpu=on_cpu, **settings),
+                functools.partial(lowered_on_cpu, on_cpu=on_cpu),
+                *arrays,
+            )
+
+        def lower_on_cpu(context: mlir.LoweringRuleContext, *operands: Any, **parameters: Any):
+            if context.module_context.lowering_parameters.for_export:
+                return lower[lowered_elsewhere](context, *operands, **parameters)
+            devices = getattr(context.module_context.axis_context, "num_devices", None)
+            rule = lowered_on_one_cpu if devices == 1 else lowered_on_cpu
+            return lower[rule](context, *operands, **parameters)
+
+        rules = lowered_elsewhere, lowered_on_cpu, lowered_on_one_cpu
+        lower = {rule: mlir.lower_fun(rule, multiple_results=True) for rule in rules}
+        self.primitive.def_impl(run)
+        self.primitive.def_abstract_eval(result)
+        mlir.register_lowering(self.primitive, lower[lowered_elsewhere])
+        mlir.register_lowering(self.primitive, lower_on_cpu, "cpu")
         batching.primitive_batchers[self.primitive] = self._batch
 
     def __call__(self, *arrays: Array, **settings: Any) -> Array:

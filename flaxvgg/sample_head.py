@@ -18,11 +18,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from flaxvgg.checkpoint import write_atomically
 from flaxvgg.heads import with_gap
 from flaxvgg.mapping import model_arrays
 from flaxvgg.model import VGG
 from flaxvgg.provenance import Provenance
+from flaxvgg.replacing import write_atomically
 
 _FILES = ("sample_head_v1.safetensors", "sample_head.safetensors")
 

@@ -76,6 +76,28 @@ def place(tree: PyTree, mesh: Mesh, rule: Rule = replicated) -> PyTree:
     return jax.tree.unflatten(structure, jax.device_put(arrays, list(starmap(sharding, leaves))))
 
 
+def spread_by_xla(
+    function: Callable[..., PyTree],
+    images: Any,
+    *others: PyTree,
+    result: PartitionSpec | None = None,
+) -> PyTree:
+    """`function(images, *others)`, with a mesh's explicit axes taken as automatic ones.
+
+    Along explicit axes, as `jax.make_mesh` makes them, every operation has to know where its result
+    lies; here only the whole has to: as `result` says, by default along the images' first axis.
+    """
+    types = map(jax.typeof, jax.tree.leaves((images, others)))
+    mesh = next((type.sharding.mesh for type in types if type.sharding.mesh.explicit_axes), None)
+    if mesh is None:
+        return function(images, *others)
+    spec = PartitionSpec(*jax.typeof(images).sharding.spec[:1]) if result is None else result
+    automatic = jax.sharding.auto_axes(
+        function, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, spec)
+    )
+    return automatic(images, *others)
+
+
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """The arrays of a batch across the mesh, by their first axis: the images.
 

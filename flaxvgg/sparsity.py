@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from flaxvgg.config import VGGConfig
+from flaxvgg.config import VGGConfig, listed
 from flaxvgg.exact import MAX_TERMS, sum_counts, sum_floats
-from flaxvgg.model import VGG, AnyArray, LayerStack, check_images, run_layers
+from flaxvgg.inputs import check_images
+from flaxvgg.model import VGG, AnyArray, Images, LayerStack, run_layers
+from flaxvgg.sharding import spread_by_xla
 from flaxvgg.sparsity_report import SparsityReport, Totals
 
 _Stacks = tuple[LayerStack, LayerStack]
@@ -62,19 +65,19 @@ class LayerCounts:
 
 
 def count_images(
-    model: VGG, images: Float[AnyArray, "n h w 3"], layers: Iterable[str] | None = None
+    model: VGG, images: Images, layers: Iterable[str] | None = None
 ) -> dict[str, LayerCounts]:
     """The counts of each image by itself, keyed by the layers' names as they were asked for.
 
     See `measure_sparsity`, which adds them up.
     """
     names = counted_layers(model.config, layers)
-    counts = _count(model.config, (model.conv_stack, model.head), _batch(images), names)
+    counts = _count(model.config, (model.conv_stack, model.head), _batch(model, images), names)
     return dict(zip(names, counts, strict=True))
 
 
 def measure_sparsity(
-    model: VGG, images: Float[AnyArray, "n h w 3"], layers: Iterable[str] | None = None
+    model: VGG, images: Images, layers: Iterable[str] | None = None
 ) -> SparsityReport:
     """The counts of all images (N, H, W, 3) together, in one compiled forward pass.
 
@@ -96,7 +99,7 @@ def measure_sparsity(
     """
     names = counted_layers(model.config, layers)
     stacks = (model.conv_stack, model.head)
-    report = _measure(model.config, stacks, _batch(images), names)
+    report = _measure(model.config, stacks, _batch(model, images), names)
     return dataclasses.replace(report, source=model.provenance.source)
 
 
@@ -116,11 +119,9 @@ def counted_layers(config: VGGConfig, layers: Iterable[str] | None) -> tuple[str
 
     Raises ValueError for unknown names, and where there are none.
     """
-    if isinstance(layers, str):
-        raise ValueError(f"layers must be a list of names: [{layers!r}]")
     if layers is None:
         layers = [layer.name for layer in config.layers if layer.kind in ("relu", "max_pool")]
-    names = tuple(dict.fromkeys(layers))
+    names = tuple(dict.fromkeys(listed(layers)))
     if not names:
         raise ValueError("layers is empty: name at least one, or leave it out for all")
     for name in names:
@@ -128,10 +129,11 @@ def counted_layers(config: VGGConfig, layers: Iterable[str] | None) -> tuple[str
     return names
 
 
-def _batch(images: AnyArray) -> Array:
-    check_images(images)
+def _batch(model: VGG, images: Images) -> Array:
+    images = check_images(images, model.preprocessing)
     shape = tuple(images.shape)
-    if len(shape) != 4 or not 1 <= shape[0] <= MAX_TERMS:
+    is_known = len(shape) == 4 and isinstance(shape[0], int)  # or it is a symbol
+    if len(shape) != 4 or (is_known and not 1 <= shape[0] <= MAX_TERMS):
         raise ValueError(
             f"images must have shape (N, H, W, 3) with N from 1 to {MAX_TERMS}, not {shape}; "
             "reports of several batches add up"
@@ -144,6 +146,12 @@ def _count(
     config: VGGConfig, stacks: _Stacks, images: Array, names: tuple[str, ...]
 ) -> list[LayerCounts]:
     # The weights are arguments, and without their provenance: new ones are not compiled anew.
+    return spread_by_xla(partial(_counted, config, names), images, stacks)
+
+
+def _counted(
+    config: VGGConfig, names: tuple[str, ...], images: Array, stacks: _Stacks
+) -> list[LayerCounts]:
     layers = [config.resolve(name) for name in names]
     relus = {layer.name for layer in config.layers if layer.kind == "relu"}
     in_front = dict(zip(config.layer_names[1:], config.layer_names, strict=False))
@@ -220,7 +228,7 @@ def _tally_by_rows(maps: Float[Array, "n h w c"]) -> _Tally:
     def add_row(tally: _Tally, i: int | Array) -> _Tally:
         return _both(tally, _each(lax.dynamic_index_in_dim(maps, i, axis=1, keepdims=False)))
 
-    def add_rows(step: Array, tally: _Tally) -> _Tally:
+    def add_rows(step: int | Array, tally: _Tally) -> _Tally:
         return reduce(add_row, [step * _ROWS + i for i in range(_ROWS)], tally)
 
     tally = _Tally(*(jnp.full((n, w, c), start) for start in _NOTHING))
@@ -233,7 +241,10 @@ def _tally_by_rows(maps: Float[Array, "n h w c"]) -> _Tally:
 def _measure(
     config: VGGConfig, stacks: _Stacks, images: Array, names: tuple[str, ...]
 ) -> SparsityReport:
-    return _total(config, _count(config, stacks, images, names), names)
+    def measured(images: Array, stacks: _Stacks) -> SparsityReport:
+        return _total(config, _counted(config, names, images, stacks), names)
+
+    return spread_by_xla(measured, images, stacks, result=PartitionSpec())
 
 
 @partial(jax.jit, static_argnums=(0, 2))

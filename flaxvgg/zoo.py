@@ -1,5 +1,6 @@
 """The eight architectures by name, initialised or with weights."""
 
+import enum
 import os
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -13,11 +14,15 @@ from flaxvgg.checkpoint import CheckpointError, is_checkpoint, load
 from flaxvgg.config import ARCHITECTURES, VGGConfig
 from flaxvgg.mapping import from_torch, rebuild
 from flaxvgg.model import VGG
-from flaxvgg.packaged import Packaged, packaged
+from flaxvgg.packaged import Packaged
 from flaxvgg.weights import (
+    Published,
+    WeightsError,
+    convolutions_path,
     fetch_convolutions,
     fetch_hub,
     fetch_torchvision,
+    find_published,
     provenance_of,
     published,
     read_weights,
@@ -31,7 +36,7 @@ class Architecture(Protocol):
     def __call__(
         self,
         *,
-        weights: str | os.PathLike[str] | None = None,
+        weights: str | os.PathLike[str] | enum.Enum | None = None,
         num_classes: int | None = None,
         dropout: float | None = None,
         dtype: DTypeLike | None = None,
@@ -44,7 +49,7 @@ class Architecture(Protocol):
 def _architecture(arch: str) -> Architecture:
     def build(
         *,
-        weights: str | os.PathLike[str] | None = None,
+        weights: str | os.PathLike[str] | enum.Enum | None = None,
         num_classes: int | None = None,
         dropout: float | None = None,
         dtype: DTypeLike | None = None,
@@ -80,23 +85,26 @@ def _architecture(arch: str) -> Architecture:
     `weights` is None for torchvision's initialisation from `rngs`; the name of published weights
     ("IMAGENET1K_V1", downloaded from the Hugging Face hub; for vgg16 also
     "IMAGENET1K_V1_CONVOLUTIONS", the same without the classifier, 64 MB from a package registry;
-    and "IMAGENET1K_FEATURES", torchvision's file, whose reading needs torch); or a path: a
-    checkpoint of `flaxvgg.save`, or a .pth or .safetensors file in torchvision's or timm's naming.
+    and "IMAGENET1K_FEATURES", torchvision's file, which torch downloads), torchvision's
+    enum member for them or the address of its file; or a path: a checkpoint of
+    `flaxvgg.save`, or a file of PyTorch's or safetensors, under any name, with the names of
+    torchvision or timm, wrapped or not (see `from_torch`).
 
     `num_classes` (1000), `dropout` (0.5), `dtype` (float32, what is computed in) and `param_dtype`
     (float32, what parameters are stored in) default to what the weights were saved with.
     `precision` is that of products: "highest" is float32 throughout, "default" allows TF32 on
     NVIDIA cards.
 
-    Raises WeightsError, CheckpointError or MappingError (each a ValueError) where the weights
-    cannot be had, read, or are another network's.
+    `provenance.notes` of the model says what was left out or assumed. Raises WeightsError,
+    CheckpointError or MappingError (each a ValueError) where the weights cannot be had, read, or
+    are another network's.
     """
     return build
 
 
 def _pretrained(
     arch: str,
-    weights: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | enum.Enum,
     *,
     num_classes: int | None,
     dropout: float | None,
@@ -104,25 +112,24 @@ def _pretrained(
     param_dtype: DTypeLike | None,
     precision: jax.lax.PrecisionLike,
 ) -> VGG:
-    path = Path(weights)
-    if is_checkpoint(path):
+    record = _published(arch, weights)
+    if isinstance(record, Packaged):
+        path = convolutions_path(record)
+    elif record is not None:
+        # The hub's safetensors need no torch.
+        path = fetch_hub(record) if record.hub else fetch_torchvision(record)
+    else:
+        path = Path(weights)
+    if record is None and is_checkpoint(path):
         model = load(path, dtype=dtype, precision=precision)
         if dropout is not None or param_dtype is not None:
             model = rebuild(model, dropout=dropout, param_dtype=param_dtype)
     else:
-        # What is no path is meant as a name; `published` then lists those that there are.
-        if not path.exists() and path.name == str(weights) and not path.suffix:
-            record = packaged(arch, str(weights)) or published(arch, str(weights))
-            if isinstance(record, Packaged):
-                file = fetch_convolutions(record)
-            else:
-                # The hub's safetensors need no torch.
-                path = fetch_hub(record) if record.hub else fetch_torchvision(record)
-                file = read_weights(path)
-            provenance = record.provenance(file.sha256)
+        if isinstance(record, Packaged):
+            file = fetch_convolutions(record)
         else:
-            file = read_weights(path)
-            provenance = provenance_of(path, file.sha256)
+            file = read_weights(path, arch=arch)
+        provenance = record.provenance(file.sha256) if record else provenance_of(path, file.sha256)
         model = from_torch(
             arch,
             file.tensors,
@@ -130,7 +137,7 @@ def _pretrained(
             param_dtype=param_dtype,
             precision=precision,
             dropout=0.5 if dropout is None else dropout,
-            provenance=provenance,
+            provenance=provenance.noting(*file.notes),
         )
     found = model.config
     if found.arch != arch:
@@ -139,6 +146,22 @@ def _pretrained(
         has = f"{found.num_classes} classes" if found.head else f"none: {found.no_head_because}"
         raise CheckpointError(f"{num_classes} classes were asked for, and {path} has {has}")
     return model
+
+
+def _published(
+    arch: str, weights: str | os.PathLike[str] | enum.Enum
+) -> Published | Packaged | None:
+    """The published weights that are meant; None for a path."""
+    if not isinstance(weights, str | enum.Enum) or Path(str(weights)).exists():
+        return None
+    record = find_published(weights, arch)
+    if record is None:
+        # What is no path is meant as a name; `published` then lists those that there are.
+        name = Path(weights)
+        return None if name.suffix or name.name != weights else published(arch, weights)
+    if record.arch != arch:
+        raise WeightsError(f"{record.title} are weights of a {record.arch}, not of a {arch}")
+    return record
 
 
 vgg11, vgg13, vgg16, vgg19, vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = map(

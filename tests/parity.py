@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from convert.verify import (
+    FLOOR,
     LayerCheck,
     Reference,
     all_outputs,
@@ -17,7 +18,7 @@ from convert.verify import (
 )
 from flaxvgg.mapping import from_torch, model_arrays
 from flaxvgg.model import VGG, flatten_chw
-from helpers import assert_holds
+from helpers import assert_holds, describe
 
 SMALL_SIZES = [(32, 32), (33, 47), (224, 224)]
 LARGE_SIZES = [(512, 512), (375, 1242)]
@@ -42,6 +43,13 @@ def compare_all(
     """Check `ours`, which is emptied on the way, against the references."""
     parameters = {path: np.asarray(value) for path, value in model_arrays(model).items()}
     return compare(model.config, parameters, images, ours, "PyTorch", references)
+
+
+def largest_ratio(checks: Iterable[LayerCheck]) -> str:
+    """The layer of the largest ratio, and the one of those whose error is above the floor."""
+    checks = sorted(checks, key=lambda check: check.ratio)
+    above = [check for check in checks if check.error > FLOOR]
+    return "; above the floor: ".join(describe(found[-1]) for found in (checks, above) if found)
 
 
 def check(port: Port, images: np.ndarray) -> None:
@@ -72,5 +80,6 @@ def _check(model: VGG, images: np.ndarray, references: Iterable[Reference]) -> N
             assert zeros.shape == theirs.shape
             assert (zeros != theirs).sum() <= checks[-1].flips  # of the ReLU before
         checks.append(check)
+    print(f"\nlargest ratio of {model.config.arch}, {images.shape}:", largest_ratio(checks))
     assert_holds(checks)
     assert tuple(check.layer for check in checks) == model.config.layer_names

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import flaxvgg
+from convert.verify import ROUNDING
 from flaxvgg import Explanation, Flag
 from flaxvgg.cam import maps as cam_maps
 from flaxvgg.cam import masking
@@ -261,13 +262,31 @@ def test_in_bfloat16(model: VGG, images: np.ndarray):
         assert np.corrcoef(ours, theirs)[0, 1] > 0.95, method
 
 
+def eigenvector_rounding(activations: np.ndarray) -> np.ndarray:
+    """How far rounding can move the first principal component of maps, relative to its norm.
+
+    A matrix that is off by d turns its first eigenvector by d / (l1 - l2) (Davis and Kahan 1970).
+    Here d is ROUNDING eps l1 for the Gram matrix, and for each of 14 squarings, whose eigenvalues
+    are ever further apart: at most once as far again for each.
+    """
+    n, *_, channels = activations.shape
+    rows = activations.astype(np.float64).reshape(n, -1, channels)
+    singular = np.linalg.svd(rows - rows.mean(axis=1, keepdims=True), compute_uv=False)
+    first, second = singular[:, 0] ** 2, singular[:, 1] ** 2
+    return ROUNDING * np.finfo(np.float32).eps * (first / (first - second) + 14)
+
+
 def test_eigen_cam_needs_no_head(images: np.ndarray, model: VGG):
     headless = tiny_vgg(())
     found = flaxvgg.explain(headless, images, method="eigen_cam")
     assert found.classes.tolist() == [[-1], [-1]]
     assert np.isnan(found.scores).all()
     with_head = flaxvgg.explain(model, images, method="eigen_cam")
-    assert found.maps == pytest.approx(np.asarray(with_head.maps), rel=1e-4)
+    (layer,) = found.layers
+    bound = 2 * eigenvector_rounding(np.asarray(model.activations(images, [layer])[layer]))
+    assert (bound < 1e-3).all()
+    one, other = (np.asarray(e.maps).reshape(len(images), -1) for e in (found, with_head))
+    assert (np.linalg.norm(one - other, axis=1) <= bound * np.linalg.norm(other, axis=1)).all()
     with pytest.raises(ValueError, match="no logits"):
         flaxvgg.explain(headless, images)
 

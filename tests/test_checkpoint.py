@@ -2,11 +2,13 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -20,11 +22,12 @@ import torchvision
 from flax import nnx
 
 import flaxvgg
-from flaxvgg import checkpoint
-from flaxvgg.checkpoint import CheckpointError, is_checkpoint, write_atomically
+from flaxvgg import checkpoint, replacing
+from flaxvgg.checkpoint import CheckpointError, is_checkpoint
 from flaxvgg.checksums import Checksum, checksums
 from flaxvgg.mapping import entries
 from flaxvgg.provenance import PREPROCESSING, Provenance
+from flaxvgg.replacing import write_atomically
 from flaxvgg.weights import WeightsError, read_weights
 from helpers import torch_features, torch_vgg
 
@@ -36,6 +39,9 @@ PROVENANCE = Provenance(
     classes=("cat", "dog, or “hound”"),
     versions=(("flaxvgg", "0.1.0"), ("torch", "2.0")),
 )
+
+
+RECIPE = Provenance().to_json()["preprocessing"]
 
 
 def _features(model_seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -219,27 +225,32 @@ def test_an_interrupted_save_leaves_the_old_one_alone(
     model, other, tmp_path, monkeypatch, name, error
 ):
     flaxvgg.save(model, tmp_path / name)
+    raised = CheckpointError if isinstance(error, OSError) else type(error)
     with monkeypatch.context() as patch:
         _interrupt_halfway(patch, name, error)
-        with pytest.raises(type(error)):
-            flaxvgg.save(other, tmp_path / name)
-        with pytest.raises(type(error)):
-            flaxvgg.save(other, tmp_path / f"new-{name}")
+        for path in (tmp_path / name, tmp_path / f"new-{name}"):
+            with pytest.raises(raised) as caught:
+                flaxvgg.save(other, path)
+            if raised is CheckpointError:
+                said = f"{path} cannot be written (No space left on device), and is as it was: "
+                assert str(caught.value) == f"{said}make room, or choose another place"
     assert os.listdir(tmp_path) == [name]
     _assert_same(flaxvgg.load(tmp_path / name), model)
 
 
+@pytest.mark.parametrize("in_one_step", [True, False], ids=["exchanged", "in two steps"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_interruption_at_the_last_moment_leaves_the_old_one(
-    model, other, tmp_path, monkeypatch, name
+    model, other, tmp_path, monkeypatch, name, in_one_step
 ):
     flaxvgg.save(model, tmp_path / name)
 
-    def interrupted(self, target):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", interrupted)
+        patch.setattr(replacing, "exchange", interrupted if in_one_step else lambda *_: False)
         with pytest.raises(KeyboardInterrupt):
             flaxvgg.save(other, tmp_path / name)
     assert os.listdir(tmp_path) == [name]
@@ -251,7 +262,7 @@ import os, signal, sys
 import jax.numpy as jnp
 from flax import nnx
 import flaxvgg
-from flaxvgg import checkpoint
+from flaxvgg import checkpoint, replacing
 
 model = flaxvgg.load(sys.argv[1])
 conv = model.conv_stack.conv1_1
@@ -301,6 +312,127 @@ def test_a_killed_process_leaves_the_old_one(model, other, tmp_path, name):
     # And it is in nobody's way.
     flaxvgg.save(other, path)
     _assert_same(flaxvgg.load(path), other)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment():
+    """4 kills here; `python -m tests.checkpoint_trials` makes 100."""
+    command = [sys.executable, "-m", "tests.checkpoint_trials", "--count", "4", "--reads", "1"]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "reads that failed: 0, kills: 4" in done.stdout
+    assert "lost: 0, leftovers: 0" in done.stdout
+
+
+def test_files_of_the_users_in_a_checkpoint_are_not_deleted(model, other, tmp_path):
+    path = tmp_path / "orbax"
+    flaxvgg.save(model, path)
+    (path / ".DS_Store").write_text("a system's own")
+    flaxvgg.save(model, path)
+    (path / "state" / "notes.txt").write_text("mine")
+    (path / "my plot.png").symlink_to("elsewhere")
+    with pytest.raises(CheckpointError) as caught:
+        flaxvgg.save(other, path)
+    assert str(caught.value) == (
+        f"{path} also holds my plot.png, state/notes.txt, which a save would delete: move that "
+        "away, or choose another name"
+    )
+    assert (path / "state" / "notes.txt").read_text() == "mine"
+    _assert_same(flaxvgg.load(path), model)
+    (path / "state" / "notes.txt").unlink()
+    (path / "my plot.png").unlink()
+    flaxvgg.save(other, path)
+    _assert_same(flaxvgg.load(path), other)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_link_is_followed(model, other, tmp_path, name):
+    (tmp_path / "disk").mkdir()
+    link, target = tmp_path / f"latest-{name}", tmp_path / "disk" / name
+    link.symlink_to(target)  # where there is nothing yet
+    for x in (model, other):
+        flaxvgg.save(x, link)
+        assert link.is_symlink()
+        assert os.listdir(tmp_path / "disk") == [name]
+        _assert_same(flaxvgg.load(target), x)
+        _assert_same(flaxvgg.load(link), x)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_full_disk_is_one_line(model, tmp_path, name, monkeypatch):
+    def no_room(*_, **__):
+        said = f'RESOURCE_EXHAUSTED: "{tmp_path}/d/0": Failed to write'
+        raise ValueError(f"{said}: No space left on device [os_error_code='28']")
+
+    if name == "orbax":
+        monkeypatch.setattr("orbax.checkpoint.v1.save", no_room)
+    else:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(CheckpointError) as caught:
+            flaxvgg.save(model, tmp_path / name)
+    finally:
+        if name != "orbax":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    why = "No space left on device" if name == "orbax" else "File too large"
+    said = f"{tmp_path / name} cannot be written ({why}), and is as it was: make room, or choose "
+    assert str(caught.value) == f"{said}another place"
+    assert os.listdir(tmp_path) == []
+
+
+def test_names_that_no_checkpoint_can_have(model, tmp_path):
+    bytes_name = os.fsdecode(b"caf\xe9")
+    for name, said in [
+        (bytes_name, "Orbax needs names in UTF-8"),
+        ("n" * 256, r"\(File name too long\)"),
+        ("zero\0byte", "a name cannot hold a zero byte"),
+    ]:
+        with pytest.raises(CheckpointError, match=said):
+            flaxvgg.save(model, tmp_path / name)
+        assert not is_checkpoint(tmp_path / name)
+        with pytest.raises(CheckpointError):
+            flaxvgg.load(tmp_path / name)
+    assert os.listdir(tmp_path) == []
+    flaxvgg.save(model, tmp_path / f"{bytes_name}.safetensors")
+    _assert_same(flaxvgg.load(tmp_path / f"{bytes_name}.safetensors"), model)
+
+
+def test_threads_that_save_and_load_the_same_checkpoint(model, other, tmp_path):
+    path = tmp_path / "orbax"
+    flaxvgg.save(model, path)
+    kernels = [_bits(x.conv_stack.conv1_1.kernel) for x in (model, other)]
+
+    def go(i: int) -> bool:
+        flaxvgg.save((model, other)[i % 2], path)
+        found = _bits(flaxvgg.load(path).conv_stack.conv1_1.kernel)
+        return any(np.array_equal(found, kernel) for kernel in kernels)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(go, range(6)))
+    assert os.listdir(tmp_path) == ["orbax"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_who_loads_while_it_is_replaced_gets_the_old_or_the_new(
+    model, other, tmp_path, monkeypatch, name
+):
+    """As another process would, between the header and the arrays, and in one that has neither."""
+    path, whole = tmp_path / name, checkpoint._open
+    flaxvgg.save(model, path)
+    later = iter([other, other, model])
+
+    def opened(opened_path):
+        header, arrays = whole(opened_path)
+        for new in later:
+            flaxvgg.save(new, path)
+            break
+        return header, arrays
+
+    monkeypatch.setattr(checkpoint, "_open", opened)
+    monkeypatch.setattr(checkpoint, "is_checkpoint", lambda _: True)
+    _assert_same(flaxvgg.load(path), model)
+    assert next(later, None) is None
 
 
 def test_write_atomically_writes_any_file(tmp_path):
@@ -404,6 +536,12 @@ def test_checkpoints_from_before_there_were_checksums(model, tmp_path, monkeypat
         {"dtype": "nothing"},
         {"param_dtype": None},
         {"provenance": {"source": "x"}},
+        {"provenance": Provenance().to_json() | {"source": 7}},
+        {"provenance": Provenance().to_json() | {"classes": [1, 2]}},
+        {"provenance": Provenance().to_json() | {"versions": {"jax": None}}},
+        {"provenance": Provenance().to_json() | {"preprocessing": {**RECIPE, "mean": [0, 0]}}},
+        {"provenance": Provenance().to_json() | {"preprocessing": {**RECIPE, "std": [0, 1, 1]}}},
+        {"provenance": Provenance().to_json() | {"preprocessing": {**RECIPE, "fit": "exec"}}},
         {"config": None},
         {"config": {"arch": "vgg11_bn"}},
         {"config": {"arch": "vgg12", "head": []}},
@@ -412,7 +550,7 @@ def test_checkpoints_from_before_there_were_checksums(model, tmp_path, monkeypat
         {"config": {"arch": "vgg11_bn", "head": [{"name": "x", "kind": "relu", "rate": "a"}]}},
         {"config": {"arch": "vgg11_bn", "head": (), "extra": 1}},
     ],
-    ids=str,
+    ids=lambda change: str(change)[:40],
 )
 def test_a_header_that_says_what_no_model_has(model, tmp_path, change):
     path = tmp_path / "model.safetensors"
@@ -422,7 +560,11 @@ def test_a_header_that_says_what_no_model_has(model, tmp_path, change):
         flaxvgg.load(path)
 
 
-@pytest.mark.parametrize("header", ["{", "7", "[" * 10**5], ids=["cut", "number", "deep"])
+@pytest.mark.parametrize(
+    "header",
+    ["{", "7", "[" * 10**5, '{"format": ' + "[" * 5000 + "]" * 5000 + "}"],
+    ids=["cut", "number", "deep", "deep and whole"],
+)
 def test_a_header_that_is_none(tmp_path, header):
     path = tmp_path / "model.safetensors"
     safetensors.numpy.save_file({"w": np.zeros(3)}, path, metadata={"flaxvgg": header})

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -136,6 +137,10 @@ def test_demo_of_a_gap_network_without_pool5(tmp_path, photos, maps):
     model = flaxvgg.with_gap(small_model(), 3, channels=16, rngs=nnx.Rngs(0))
     flaxvgg.save(model, path)
     out = tmp_path / "demo"
+    # Names that would end the drawing, and two that are called alike.
+    (photos / "astronaut.png").rename(photos / "$^$ [red]\n\udce9.png")
+    (photos / "more").mkdir()
+    (photos / "chelsea.png").rename(photos / "more" / "coffee.png")
     result = run("demo", photos, "--weights", path, "--size", "64x64", "--out", out)
     assert result.exit_code == 0, result.output
     assert [row.caption.partition(":")[0] for row in maps] == [
@@ -145,6 +150,9 @@ def test_demo_of_a_gap_network_without_pool5(tmp_path, photos, maps):
         assert set(arrays) == {"relu6", "gap", "photos"}
         assert arrays["relu6"].shape == (3, 4, 4, 16)
         np.testing.assert_allclose(arrays["gap"], arrays["relu6"].mean((1, 2)), rtol=1e-4)
+    zeros = json.loads((out / "zeros.json").read_text())["zero_fraction"]
+    assert set(zeros["relu1_1"]) == {"$^$ [red]__", "coffee", "coffee-2"}
+    assert (out / "demo.png").exists()
 
 
 def test_info(weights):
@@ -248,3 +256,26 @@ def test_the_command_line_keeps_what_it_compiled(tmp_path):
     assert folder.name.startswith("xla-")
     elsewhere = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}
     assert compiled(**elsewhere) == "miss"
+
+
+@pytest.mark.filterwarnings("always::flaxvgg.finding.PassedOver")
+def test_demo_of_odd_names(tmp_path, weights, photos):
+    """What is no UTF-8, a formula to matplotlib, of another script, and the same name twice."""
+    data = (photos / sorted(os.listdir(photos))[0]).read_bytes()
+    odd = tmp_path / "odd"
+    for name in (b"caf\xe9.png", b"a $^$ [red]b.png", "写真.png".encode(), b"c\nd.png"):
+        (odd / "deep").mkdir(parents=True, exist_ok=True)
+        Path(os.fsdecode(os.fsencode(odd) + b"/" + name)).write_bytes(data)
+    (odd / "deep" / "写真.png").write_bytes(data)
+    (odd / "e.heic").touch()
+    options = ["--weights", str(weights), "--size", "64x64", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["demo", str(odd), *options])
+    assert result.exit_code == 0, result.output
+    said = f"{odd}: 1 file passed over: 1 .heic (convert it to JPEG or PNG)"
+    assert said in result.stderr
+    assert "Warning" not in result.output
+    assert sorted(os.listdir(tmp_path / "out")) == ["demo.png", "features.npz", "zeros.json"]
+    zeros = json.loads((tmp_path / "out" / "zeros.json").read_text())["zero_fraction"]
+    names = {str(odd / "caf\\xe9.png"), str(odd / "c\\nd.png"), str(odd / "a $^$ [red]b.png")}
+    names |= {str(odd / "写真.png"), str(odd / "deep" / "写真.png")}
+    assert set(zeros["pool5"]) == names

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 import flaxvgg
 from convert.__main__ import app
-from convert.readers.torch import find_published, read_published
+from convert.readers.torch import read_published
 from convert.source import SourceError
 from convert.sources import read_source
-from flaxvgg.weights import published
+from flaxvgg.weights import WeightsError, find_published, published
 from helpers import TUMOUR_WEIGHTS, random_images, torch_features, tumour_weights_path
 
 
@@ -139,9 +139,16 @@ def test_published_names(tmp_path, monkeypatch):
         "vgg16_bn", "IMAGENET1K_V1"
     )
     assert find_published("IMAGENET1K_V1", "vgg19").file == "vgg19-dcbb9e9d.pth"
-    with pytest.raises(SourceError, match="pass --arch"):
+    url = "https://download.pytorch.org/models/vgg16-397923af.pth"
+    assert find_published(url) == published("vgg16", "IMAGENET1K_V1")
+    assert find_published(torchvision.models.VGG16_Weights.DEFAULT).url == url
+    with pytest.raises(WeightsError, match=r"/a\.pth is not torchvision's: download it"):
+        find_published("https://localhost/a.pth")
+    with pytest.raises(WeightsError, match="resnet18 has no published weights"):
+        find_published(torchvision.models.ResNet18_Weights.DEFAULT)
+    with pytest.raises(WeightsError, match="pass --arch"):
         find_published("IMAGENET1K_V1", None)
-    with pytest.raises(SourceError, match="vgg11 has no published weights 'IMAGENET1K_FEATURES'"):
+    with pytest.raises(WeightsError, match="vgg11 has no published weights 'IMAGENET1K_FEATURES'"):
         find_published("VGG11_Weights.IMAGENET1K_FEATURES", None)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     record = published("vgg16", "IMAGENET1K_FEATURES")
@@ -199,7 +206,9 @@ def test_refuses_files_that_are_no_weights(tmp_path, source):
     refused(run(bad, "--out", out), out, "not executed")
     assert not sprung.exists()
     (tmp_path / "weights.xyz").write_bytes(data)
-    refused(run(tmp_path / "weights.xyz", "--out", out), out, "what is it?")
+    assert run(tmp_path / "weights.xyz", "--out", tmp_path / "as-ever").exit_code == 0
+    (tmp_path / "weights.xyz").write_bytes(b"something else")
+    refused(run(tmp_path / "weights.xyz", "--out", out), out, "is no weights file")
 
 
 def test_refuses_weights_that_do_not_fit_by_name(tmp_path, source, conv_weights):

@@ -101,9 +101,8 @@ def test_features_of_every_format(suffix: str, features: keras.Model, tmp_path: 
     assert source.provenance.sha256 == sha256(path)
     assert source.provenance.preprocessing == PREPROCESSING["keras"]
     assert source.layer_outputs is None
-    (note,) = source.notes
-    assert "'keras'" in note
-    assert "--preprocessing" in note
+    assert source.notes == ()
+    assert source.provenance.guess
     _assert_same_weights(source, "vgg16", _layers(features))
     images = np.random.default_rng(1).normal(scale=60, size=(2, 64, 64, 3)).astype(np.float32)
     ours = from_torch("vgg16", source.state_dict, precision="default")
@@ -185,7 +184,7 @@ def test_fine_tuned_model_with_frozen_layers(suffix: str, features: keras.Model,
     model.optimizer.build(model.trainable_variables)  # its moments have the shapes of kernels
     source = read_keras(_save(model, tmp_path / f"tuned{suffix}"))
     features.trainable = True
-    assert source.notes[0] == "the head 512-16-4 is not VGG's and is left out: features only"
+    assert source.notes[-1] == "the head 512-16-4 is not VGG's and is left out: features only"
     _assert_same_weights(source, "vgg16", _layers(features))
 
 
@@ -227,13 +226,13 @@ def test_vgg11_with_layers_of_its_own_names(tmp_path: Path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"activation": "tanh"}, r"conv2d\S* is tanh, where vgg11 has relu1_1"),
-        ({"activation": None}, "is max_pool, where vgg11 has relu1_1"),
-        ({"dilation_rate": 2}, r"conv2d\S* \(Conv2D\) has dilation_rate \[2, 2\]"),
-        ({"pooling": layers.AveragePooling2D}, "is AveragePooling2D, where vgg11 has pool1"),
+        ({"activation": "tanh"}, r"after conv1_1 comes tanh .*where vgg11 has a relu \(relu1_1\)"),
+        ({"activation": None}, r"comes max_pool .*where vgg11 has a relu \(relu1_1\)"),
+        ({"dilation_rate": 2}, r"conv1_1 .* has .*dilations \(2, 2\), not \(1, 1\)"),
+        ({"pooling": layers.AveragePooling2D}, "after relu1_1 comes AveragePooling2D"),
         ({"counts": (1, 2, 1, 2, 2)}, "where vgg11 has"),
-        ({"counts": (1, 1, 2, 2, 3)}, "it has 9 convolutions"),
-        ({"use_bias": False}, "must have a kernel and a bias"),
+        ({"counts": (1, 1, 2, 2, 3)}, "after relu5_2 comes conv"),
+        ({"activation": "relu6"}, "comes relu6"),
     ],
 )
 def test_another_network_is_refused(settings: dict, message: str, tmp_path: Path):
@@ -248,7 +247,7 @@ def test_batch_norm_is_refused(tmp_path: Path):
     for width in (64, 64):
         model.add(layers.Conv2D(width, 3, padding="same"))
         model.add(layers.BatchNormalization())
-    with pytest.raises(SourceError, match="BatchNormalization, and no VGG"):
+    with pytest.raises(SourceError, match="nothing says where among the conv"):
         read_keras(_save(model, tmp_path / "resnet.weights.h5"))
 
 

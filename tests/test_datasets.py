@@ -9,11 +9,14 @@ from PIL import Image
 from flaxvgg.datasets import (
     VOC_CLASSES,
     DatasetError,
+    LabelledImages,
     image_folder,
     label_file,
     pascal_voc,
     read_labelled,
 )
+from flaxvgg.finding import PassedOver
+from flaxvgg.streaming import find_source
 
 
 def _image(path):
@@ -134,7 +137,11 @@ def voc(tmp_path):
     }.items():
         _image(tmp_path / "JPEGImages" / f"{name}.jpg")
         (tmp_path / "Annotations").mkdir(exist_ok=True)
-        (tmp_path / "Annotations" / f"{name}.xml").write_text(_annotation(*objects))
+        text = _annotation(*objects)
+        if name == "000002":
+            size = "<size><width>40</width><height>32</height></size></annotation>"
+            text = text.replace("</annotation>", size)
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(text)
     sets = tmp_path / "ImageSets" / "Main"
     sets.mkdir(parents=True)
     (sets / "trainval.txt").write_text("000001\n000002\n")
@@ -150,6 +157,8 @@ def test_pascal_voc_as_it_is_published(voc):
     assert found.labels[0, dog] == found.labels[1, person] == 1
     assert found.labels[1, cat] == 0  # difficult
     # Counted from 0, the right and bottom no more part of it; older annotations have fractions.
+    assert found.sizes == (None, (32, 40))
+    assert found.of(np.array([1])).sizes == ((32, 40),)
     assert found.boxes == ({dog: ((0, 1, 20, 30), (5, 1, 40, 32))}, {person: ((2, 2, 9, 9),)})
     with pytest.raises(DatasetError, match="2 problems") as error:
         pascal_voc(voc, "test")
@@ -207,3 +216,120 @@ def test_held_out_images_are_drawn_class_by_class(tmp_path):
         found.split(1.0)
     with pytest.raises(ValueError, match="too few images"):
         found.of(np.array([15])).split(0.5)
+
+
+def _both(table):
+    """Classes and labels (N, K) of a table, which training and streaming read alike."""
+    training, streaming = label_file(table), find_source(table)
+    assert training.classes == streaming.classes
+    labels = streaming.labels
+    if labels.ndim == 1:
+        labels = labels[:, None] == np.arange(len(streaming.classes))
+    np.testing.assert_array_equal(training.labels, labels)
+    assert list(training.paths) == [table.parent / name for name in streaming.names]
+    return training.classes, [np.flatnonzero(row).tolist() for row in training.labels]
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "labels"),
+    [
+        ("image,labels\na.png,10\nb.png,2\n", tuple(map(str, range(11))), [[10], [2]]),
+        ("image, labels\na.png, 1\nb.png, 0\n", ("0", "1"), [[1], [0]]),
+        ("image,label\na.png,1.0\nb.png,0.0\n", ("0", "1"), [[1], [0]]),
+        ("image,labels\na.png,-1\nb.png,1\n", ("0", "1"), [[], [1]]),
+        ("image,labels\na.png,\nb.png,1\n,,\n\n", ("0", "1"), [[], [1]]),
+        ("image,labels\na.png,-1.0\nb.png,0;1\n", ("0", "1"), [[], [0, 1]]),
+        ("image,labels\na.png,7\nb.png,cat\n", ("7", "cat"), [[0], [1]]),
+        ('Image;Labels\na.png;"dog;cat"\nb.png;cat\n', ("cat", "dog"), [[0, 1], [0]]),
+        ("labels\timage\ncat\ta.png\ndog\tb.png\n", ("cat", "dog"), [[0], [1]]),
+        ('image, labels\na.png, "a; b"\nb.png , a\n', ("a", "b"), [[0, 1], [0]]),
+        ("image,labels\n.\\a.png,x\n.\\b.png,x\n", ("x",), [[0], [0]]),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_as_people_have_them(tmp_path, text, classes, labels, encoding):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "labels.csv").write_text(text, encoding)
+    assert _both(tmp_path / "labels.csv") == (classes, labels)
+
+
+def test_labels_in_parquet_are_those_of_csv(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    names = ["a.png", "b.png", "c.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    ten = tuple(map(str, range(11)))
+    for column, classes, labels in (
+        ([10, 2, -1], ten, [[10], [2], []]),
+        ([10.0, 2.0, None], ten, [[10], [2], []]),
+        ([10.0, 2.0, float("nan")], ten, [[10], [2], []]),
+        (["10", "2", ""], ten, [[10], [2], []]),
+        ([["dog", "cat"], [], ["cat"]], ("cat", "dog"), [[0, 1], [], [0]]),
+        ([True, False, None], ("False", "True"), [[1], [0], []]),
+    ):
+        table = pyarrow.table({"image": names, "label": column})
+        parquet.write_table(table, tmp_path / "labels.parquet")
+        assert _both(tmp_path / "labels.parquet") == (classes, labels)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"image,labels\na.png,0.5\n", "class 0.5: a class is a name, or a whole number"),
+        (b"image,labels\na.png,-2\n", "class -2: class numbers count from 0"),
+        (b"image,labels\na.png,99999\n", "class 99999: numbers are to be below 65536"),
+        (b"image\na.png\n", "no column `labels`"),
+        (
+            "image,labels\na.png,café\n".encode("latin-1"),
+            r"line 2 is no UTF-8 \(byte 0xe9\)\. .* iconv -f CP1252 -t UTF-8 labels.csv > utf8.csv",
+        ),
+        ("image,labels\na.png,cat\n".encode("utf-16-le"), "UTF-16 without its mark"),
+        ("image,labels\na.png,cat\n".encode("utf-32"), "it is UTF-32: save it as UTF-8"),
+        ("image,labels".encode("utf-16")[:-1], "damaged UTF-16"),
+        (b"PK\x03\x04 and so on", "a spreadsheet: save it as CSV, in UTF-8"),
+    ],
+)
+def test_tables_that_are_told_what_they_are(tmp_path, data, said):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "labels.csv").write_bytes(data)
+    with pytest.raises(DatasetError, match=said):
+        label_file(tmp_path / "labels.csv")
+
+
+def test_hidden_folders_are_no_classes_and_links_are(tmp_path):
+    _image(tmp_path / "elsewhere" / "a.png")
+    _image(tmp_path / "pets" / "cat" / "a.png")
+    for name in (".Trash-0", ".ipynb_checkpoints", "__MACOSX", "cat/.ipynb_checkpoints"):
+        _image(tmp_path / "pets" / name / "a.png")
+    (tmp_path / "pets" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "pets" / "cat" / "b.heic").touch()
+    with pytest.warns(PassedOver, match=r"pets: 1 file passed over: 1 \.heic"):
+        training = image_folder(tmp_path / "pets")
+    with pytest.warns(PassedOver, match=r"pets: 1 file passed over: 1 \.heic"):
+        streaming = find_source(tmp_path / "pets")
+    assert training.classes == streaming.classes == ("cat", "dog")
+    assert training.labels.argmax(1).tolist() == streaming.labels.tolist() == [0, 1]
+
+
+def test_class_numbers_with_gaps_are_trained_on_without(tmp_path):
+    for name in ("a.png", "b.png"):
+        _image(tmp_path / name)
+    (tmp_path / "labels.csv").write_text("image,labels\na.png,5\nb.png,2\n")
+    found = label_file(tmp_path / "labels.csv")
+    assert found.labels.argmax(1).tolist() == [5, 2]
+    trained = found.without_gaps()
+    assert trained.classes == ("2", "5")
+    np.testing.assert_array_equal(trained.labels, [[0, 1], [1, 0]])
+    test = label_file(tmp_path / "labels.csv", trained.classes)
+    np.testing.assert_array_equal(test.labels, trained.labels)
+    named = found.of(np.arange(2))
+    assert image_folder_like(named).without_gaps().classes == ("cat", "dog", "owl")
+
+
+def image_folder_like(images):
+    """The same images, of which none is of the class owl."""
+    labels = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
+    return LabelledImages(images.paths, labels, ("cat", "dog", "owl"))

@@ -20,8 +20,11 @@ from PIL import EpsImagePlugin, Image, ImageFile
 from torchvision.models import VGG16_Weights
 from torchvision.transforms import functional
 
+from flaxvgg.finding import PassedOver
+from flaxvgg.foreign import shown
 from flaxvgg.images import ImageError, find_images, fit_image, load_images, normalise, open_image
-from flaxvgg.provenance import PREPROCESSING
+from flaxvgg.provenance import PREPROCESSING, Provenance
+from helpers import tiny_vgg
 
 
 def _package_folder(name: str) -> Path:
@@ -503,3 +506,123 @@ def test_a_header_that_asks_for_all_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "open", ask)
     with pytest.raises(ImageError, match="asks for more memory than there is"):
         open_image(tmp_path / "a.jp2")
+
+
+# --- files in folders ----------------------------------------------------------------------------
+
+
+def test_hidden_folders_hold_no_images(tmp_path):
+    good = tmp_path / "cat" / "a.png"
+    hidden = [".git", ".ipynb_checkpoints", ".thumbnails", "__MACOSX", "cat/.ipynb_checkpoints"]
+    for folder in ("cat", *hidden):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "a.png").touch()
+    assert find_images(tmp_path) == [good]
+    # One that is named is meant.
+    assert find_images(tmp_path / ".git") == [tmp_path / ".git" / "a.png"]
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path):
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").touch()
+    (tmp_path / "photos" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "deep" / "loop").symlink_to(tmp_path / "photos")
+    (tmp_path / "elsewhere" / "self").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "gone.png").symlink_to(tmp_path / "nowhere")
+    names = [str(p.relative_to(tmp_path / "photos")) for p in find_images(tmp_path / "photos")]
+    assert names == ["gone.png", "link/a.png"]
+
+
+def test_what_looks_like_a_photo_is_counted_when_it_is_passed_over(tmp_path):
+    for name in ("a.HEIC", "b.heic", "deep/c.svg", "notes.txt", "d.PNG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    said = r"photos: 3 files passed over: 2 \.heic, 1 \.svg \(convert them to JPEG or PNG\)"
+    with pytest.warns(PassedOver, match=said.replace("photos", tmp_path.name)):
+        assert find_images(tmp_path) == [tmp_path / "d.PNG"]
+    (tmp_path / "d.PNG").unlink()
+    with pytest.warns(PassedOver):
+        assert "no image in this folder" in str(_error(find_images, tmp_path))
+
+
+def test_a_file_without_a_suffix_is_known_by_its_content(tmp_path):
+    _saved(tmp_path / "photo", CORNERS, format="PNG")
+    (tmp_path / "README").write_text("no image")
+    os.mkfifo(tmp_path / "pipe")
+    assert find_images(tmp_path) == [tmp_path / "photo"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (tmp_path / "a.png").touch()
+    scandir = os.scandir
+
+    def refuse(path):  # root may read what is closed
+        if path == str(closed):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert str(_error(find_images, tmp_path)) == (
+        f"{closed}: cannot be read: Permission denied: change its rights, or its folder's"
+    )
+
+
+def test_a_table_is_sent_to_a_store(tmp_path):
+    (tmp_path / "list.CSV").write_text("image\na.png\n")
+    assert "a table of images: it goes, alone, into a store (--out NAME.zarr)" in str(
+        _error(find_images, tmp_path / "list.CSV")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (256 * "n" + ".png", "cannot be read: File name too long"),
+        ("a\0b.png", "no path: a NUL character is in it"),
+        ("a.png/b.png", "cannot be read: Not a directory"),
+        ("loop", "cannot be read: Too many levels of symbolic links"),
+    ],
+)
+def test_names_that_lead_nowhere(tmp_path, name, said):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert _refused(tmp_path / name) == said
+    assert _error(find_images, tmp_path / name).problems == (f"{tmp_path / name}: {said}",)
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0", "a HEIC photo"),
+        (b"\xff\x0a\xfa", "a JPEG XL image"),
+        (b"\xef\xbb\xbf<svg xmlns=", "an SVG drawing"),
+        (b"%PDF-1.7", "a PDF"),
+    ],
+)
+def test_other_formats_under_the_name_of_an_image(tmp_path, start, kind):
+    (tmp_path / "a.jpg").write_bytes(start + bytes(100))
+    said = f"no image that Pillow reads but {kind}: save it as PNG or JPEG"
+    assert _refused(tmp_path / "a.jpg") == said
+
+
+def test_numpys_integers_are_a_size(tmp_path):
+    path = _saved(tmp_path / "a.png", CORNERS)
+    assert load_images(path, tuple(np.array([32, 64]))).shape == (1, 32, 64, 3)
+
+
+def test_a_model_loads_images_by_its_own_recipe(tmp_path):
+    path = _saved(tmp_path / "a.png", _noise(40, 50))
+    model = tiny_vgg()
+    for name, recipe in PREPROCESSING.items():
+        model.provenance = Provenance(preprocessing=recipe)
+        np.testing.assert_array_equal(
+            model.load_images(path, (32, 64)), load_images([path], (32, 64), name)
+        )
+
+
+def test_names_as_lines_of_text():
+    assert shown(os.fsdecode(b"caf\xe9 \xc3\xa9.png")) == "caf\\xe9 é.png"
+    assert shown("a\nb\x1b[1m\ud800") == "a\\nb\\x1b[1m\\ud800"

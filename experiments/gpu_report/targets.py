@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
-from convert.verify import MAX_RATIO
+from convert.verify import keeps_rule, limit
 from experiments.gpu_report import parity, speed
 from experiments.gpu_report.torch_side import NO_CUDA
 
@@ -50,9 +50,8 @@ def _target(what: str, bound: str, measured: float | None, holds: bool) -> Targe
 def _fidelity(rows: Mapping[str, list[dict[str, Any]]]) -> Iterator[Target]:
     exact = [row for row in rows.get("parity", []) if row["mode"] == "highest"]
     worst = max((row["ratio"] for row in exact), default=None)
-    limit = MAX_RATIO["PyTorch"]
-    ok = worst is not None and all(row["ratio"] <= limit for row in exact)
-    yield _target("highest: worst layer's error, in PyTorch's own", f"<= {limit}", worst, ok)
+    ok = all(keeps_rule(row["error"], row["peer_error"]) for row in exact)
+    yield _target("highest: worst layer's error, in PyTorch's own", limit(), worst, ok)
     for what, name in (
         ("flips that rounding does not explain", "unexplained"),
         ("negative values behind a ReLU", "negatives"),
@@ -65,8 +64,7 @@ def _maps(rows: Mapping[str, list[dict[str, Any]]]) -> Iterator[Target]:
     found = rows.get("maps", [])
     worst = max((row["ratio"] for row in found), default=None)
     ok = all(row["holds"] for row in found)
-    limit = MAX_RATIO["PyTorch"]
-    yield _target("maps: worst method's error, in PyTorch's own", f"<= {limit}", worst, ok)
+    yield _target("maps: worst method's error, in PyTorch's own", limit(), worst, ok)
 
 
 def _coarse(rows: Mapping[str, list[dict[str, Any]]]) -> Iterator[Target]:

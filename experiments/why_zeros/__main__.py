@@ -38,7 +38,7 @@ def _study(weights: str, out: Path) -> None:
     from convert.target import convert
     from experiments.why_zeros import figure, report, study
     from experiments.why_zeros.subject import Effort, Subject
-    from flaxvgg.checkpoint import write_atomically
+    from flaxvgg.replacing import write_atomically
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: choose a folder")

@@ -82,7 +82,7 @@ def channel_derivative(network: Network, images: Array, layer: str, linear: Laye
     scores, of_units = _of_units(network, outputs[linear.name], linear)
     kernel = network.kernel_by_place(linear)
 
-    def place(i: Array, total: Array) -> Array:
+    def place(i: int | Array, total: Array) -> Array:
         return total + as_float32(kernel[i])
 
     # A loop, because XLA's CPU backend takes 48 times as long for the sum over this axis.

@@ -17,9 +17,11 @@ from flaxvgg.cam.full_grad import bias_layers, full_grad
 from flaxvgg.cam.masking import ablation_weights, score_cam_weights
 from flaxvgg.cam.network import Network, as_float32, as_scores
 from flaxvgg.config import VGGConfig
+from flaxvgg.sharding import spread_by_xla
 
 # Raw maps (N, K, h, w) of one or several layers, the classes (N, K), and their scores (N, K).
-Found = tuple[tuple[Array, ...], Int[Array, "n k"], Float[Array, "n k"]]
+# These are None for a network without a head.
+Found = tuple[tuple[Array, ...], Int[Array, "n k"], Float[Array, "n k"] | None]
 
 _LARGEST = 256 * 2**20  # bytes of gradients that are held at once
 
@@ -38,24 +40,32 @@ def layer_maps(
 
     `stacks` are the model's two, without its provenance: other weights are no other program.
     """
-    network = Network(stacks, config)
-    if method in GRADIENT_METHODS:
-        return _by_gradients(network, images, classes, method, layers, convention)
-    if method == "full_grad":
-        return _full_grad(network, images, classes, convention)
-    if method == "eigen_cam":
-        return _eigen_cam(network, images, classes, layers)
-    return _by_weights(network, images, classes, method, layers, convention)
+
+    def found(images: Array, stacks: Any, classes: Array | None) -> Found:
+        network = Network(stacks, config)
+        if method in GRADIENT_METHODS:
+            return _by_gradients(network, images, classes, method, layers, convention)
+        if method == "full_grad":
+            return _full_grad(network, images, classes, convention)
+        if method == "eigen_cam":
+            return _eigen_cam(network, images, classes, layers)
+        return _by_weights(network, images, classes, method, layers, convention)
+
+    return spread_by_xla(found, images, stacks, classes)
 
 
 @jax.jit
 def maps_of_scores(score_maps: Float[Array, "n h w c"], classes: Int[Array, "n k"] | None) -> Found:
     """The wanted classes' part of the score maps of `flaxvgg.score_maps`."""
-    maps = jnp.moveaxis(as_float32(score_maps), -1, 1)
-    scores = as_scores(score_maps)
-    classes = _top(scores) if classes is None else classes
-    chosen = jnp.take_along_axis(maps, classes[:, :, None, None], axis=1, mode="clip")
-    return _found((chosen,), classes, scores)
+
+    def found(score_maps: Array, classes: Array | None) -> Found:
+        maps = jnp.moveaxis(as_float32(score_maps), -1, 1)
+        scores = as_scores(score_maps)
+        classes = _top(scores) if classes is None else classes
+        chosen = jnp.take_along_axis(maps, classes[:, :, None, None], axis=1, mode="clip")
+        return _found((chosen,), classes, scores)
+
+    return spread_by_xla(found, score_maps, classes)
 
 
 def _by_gradients(
@@ -109,8 +119,9 @@ def _for_classes(
         return maps_of(found.gradients(one_hot))
 
     of_one = sum(x.nbytes for x in found.activations.values())
-    at_once = max(1, _LARGEST // of_one)
-    if classes.shape[1] <= at_once:
+    is_known = isinstance(of_one, int)  # or the number of images is a symbol
+    at_once = max(1, _LARGEST // of_one) if is_known else 1
+    if is_known and classes.shape[1] <= at_once:
         maps = jax.vmap(of_class)(classes.T)
     else:
         maps = lax.map(of_class, classes.T, batch_size=at_once)
@@ -156,21 +167,20 @@ def _class_weights(network: Network, channels: int) -> Float[Array, "classes c"]
 def _eigen_cam(
     network: Network, images: Array, classes: Array | None, layers: tuple[str, ...]
 ) -> Found:
-    """The same map for every class; of a network without a head, for class -1 with score NaN."""
+    """The same map for every class; of a network without a head, for class -1."""
     output = [network.output] if network.config.head else []
     outputs = network.run(images, {*layers, *output})
-    if output:
-        scores = as_scores(outputs[network.output])
-        classes = _top(scores) if classes is None else classes
-    else:
-        scores = jnp.full((len(images), 1), jnp.nan)
-        classes = jnp.full((len(images), 1), -1)
+    scores = as_scores(outputs[network.output]) if output else None
+    if scores is None:
+        classes = jnp.full((images.shape[0], 1), -1, jnp.int32)
+    elif classes is None:
+        classes = _top(scores)
     maps = []
     for name in layers:
         component = principal_component(as_float32(outputs[name]))[:, None]
-        shape = len(images), classes.shape[1], *component.shape[2:]
+        shape = images.shape[0], classes.shape[1], *component.shape[2:]
         maps.append(jnp.broadcast_to(component, shape))
-    return tuple(maps), classes, _of_classes(scores, classes)
+    return tuple(maps), classes, None if scores is None else _of_classes(scores, classes)
 
 
 def _weigh(
@@ -180,7 +190,7 @@ def _weigh(
 
 
 def _top(scores: Float[Array, "n c"]) -> Int[Array, "n 1"]:
-    return scores.argmax(axis=-1, keepdims=True)
+    return scores.argmax(axis=-1, keepdims=True).astype(jnp.int32)
 
 
 def _of_classes(scores: Float[Array, "n c"], classes: Int[Array, "n k"]) -> Float[Array, "n k"]:

@@ -4,6 +4,8 @@ Both run many passes, for all classes at once, in chunks of a fixed size, so tha
 grow with the number of channels.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -35,7 +37,7 @@ def score_cam_weights(
     varies = channels.max(axis=(2, 3)) > channels.min(axis=(2, 3))
     order = jnp.argsort(~varies, axis=1, stable=True)  # channels that vary come first
     count = activations.shape[-1]
-    chunk = min(max(1, _CHUNK // n), count)
+    chunk = min(_at_once(n), count)
 
     def masks(channels: Array) -> Array:
         if convention.mask == "scale then resize":
@@ -44,7 +46,7 @@ def score_cam_weights(
         enlarged = resize(channels, (height, width), align_corners=convention.mask_corners)
         return scale(enlarged, convention.mask_eps)
 
-    def passes(i: Array, scores: Array) -> Array:
+    def passes(i: int | Array, scores: Array) -> Array:
         # The last chunk is moved back to fit, and does a few channels again.
         start = jnp.minimum(i * chunk, count - chunk)
         taken = lax.dynamic_slice_in_dim(order, start, chunk, axis=1)
@@ -56,8 +58,19 @@ def score_cam_weights(
     nothing = network.scores(jnp.zeros_like(images))
     scores = jnp.broadcast_to(nothing[:, None], (n, count, nothing.shape[-1]))
     needed = (varies.sum(axis=1).max() + chunk - 1) // chunk
-    scores = lax.fori_loop(0, needed, passes, scores)
+    # A loop of known length has a derivative.
+    scores = lax.fori_loop(
+        0,
+        -(-count // chunk),
+        lambda i, scores: lax.cond(i < needed, passes, lambda _, scores: scores, i, scores),
+        scores,
+    )
     return jax.nn.softmax(_of_classes(scores, classes), axis=-1)
+
+
+def _at_once(images: Any) -> int:
+    """How many inputs are made of each image for one pass; 1 where their number is a symbol."""
+    return max(1, _CHUNK // images) if isinstance(images, int) else 1
 
 
 def ablation_weights(
@@ -98,11 +111,11 @@ def _without_channels(
     """The scores without each channel, by running everything behind the layer again."""
     n, _, _, count = activations.shape
 
-    def without(channel: Array) -> Array:
+    def without(channel: int | Array) -> Array:
         kept = jnp.arange(count) != channel
         return network.scores(jnp.where(kept, activations, 0), after=layer)
 
-    found = lax.map(without, jnp.arange(count), batch_size=max(1, _CHUNK // n))
+    found = lax.map(without, jnp.arange(count), batch_size=_at_once(n))
     return jnp.moveaxis(found, 0, 1)
 
 
@@ -119,7 +132,7 @@ def _without_channels_linear(
     kernel = network.kernel_by_place(linear)
     vectors = as_float32(found["flatten"]).reshape(n, -1, count)
 
-    def place(i: Array, parts: Array) -> Array:
+    def place(i: int | Array, parts: Array) -> Array:
         return parts + vectors[:, i, :, None] * as_float32(kernel[None, i])
 
     nothing = jnp.zeros((n, *kernel.shape[1:]), vectors.dtype)

@@ -6,15 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from flaxvgg.cam.conventions import Convention
 from flaxvgg.cam.explanation import Explanation
 from flaxvgg.cam.formulas import GRADIENT_METHODS
 from flaxvgg.cam.maps import layer_maps, maps_of_scores
-from flaxvgg.config import VGGConfig
+from flaxvgg.config import VGGConfig, listed
 from flaxvgg.heads import score_maps
-from flaxvgg.model import VGG, AnyArray, check_images
+from flaxvgg.inputs import check_images
+from flaxvgg.model import VGG, AnyArray, Images
 
 METHODS = (
     "cam",
@@ -32,7 +33,7 @@ _POOLED = ("avg_pool", "global_avg_pool", "flatten", "windows")
 
 def explain(
     model: VGG,
-    images: Float[AnyArray, "n h w 3"],
+    images: Images,
     classes: Classes = None,
     method: str = "grad_cam",
     layer: str | Sequence[str] | None = None,
@@ -59,25 +60,31 @@ def explain(
     if method not in METHODS:
         raise ValueError(f"no method {method!r}: choose from {', '.join(METHODS)}")
     chosen = Convention.named(convention)
-    check_images(images)
+    images = check_images(images, model.preprocessing)
     if images.ndim != 4:
         raise ValueError(f"images must have shape (N, H, W, 3), not {images.shape}")
-    if not len(images):
+    if images.shape[0] == 0:
         raise ValueError("no images: the batch is empty")
     check_evaluating(model)
     layers = _layers(config, method, layer)
     if config.head or method != "eigen_cam":
-        classes = _classes(classes, len(images), config.head_output.outputs)
+        classes = _classes(classes, images.shape[0], config.head_output.outputs)
     images = jnp.asarray(images)
     if method == "fully_convolutional":
         found = maps_of_scores(score_maps(model, images), classes)
     else:
         stacks = model.conv_stack, model.head
         found = layer_maps(stacks, images, classes, config, method, layers, chosen)
-    return Explanation(*found, method, layers, convention, images.shape[1:3])
+    maps, classes, scores = found
+    if scores is None:  # not computed, so that jax_debug_nans does not take it for a mistake
+        with jax.debug_nans(False):
+            scores = jnp.full(classes.shape, jnp.nan, jnp.float32)
+    return Explanation(
+        maps, classes, jnp.asarray(scores), method, layers, convention, images.shape[1:3]
+    )
 
 
-def _classes(classes: Classes, images: int, count: int) -> Int[Array, "n k"] | None:
+def _classes(classes: Classes, images: Any, count: int) -> Int[Array, "n k"] | None:
     """The classes as an array (N, K), checked where their values are known; None stays None."""
     if classes is None:
         return None
@@ -122,7 +129,7 @@ def _layers(config: VGGConfig, method: str, layer: str | Sequence[str] | None) -
     else:
         choices = [x.name for x in maps]
         default = [[x.name for x in maps if x.kind == "relu"][-1]]
-    names = default if layer is None else [layer] if isinstance(layer, str) else list(layer)
+    names = default if layer is None else [layer] if isinstance(layer, str) else listed(layer)
     if not names:
         raise ValueError("no layer was given: pass at least one name")
     resolved = tuple(dict.fromkeys(config.resolve(name) for name in names))

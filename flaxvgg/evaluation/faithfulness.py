@@ -18,7 +18,8 @@ from scipy.ndimage import gaussian_filter1d
 from flaxvgg.cam.methods import check_evaluating
 from flaxvgg.cam.network import Network
 from flaxvgg.config import VGGConfig
-from flaxvgg.model import VGG, AnyArray, check_images
+from flaxvgg.inputs import check_images
+from flaxvgg.model import VGG, AnyArray
 
 _ACTIVATIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 _CHUNK = 32  # images in one pass
@@ -117,7 +118,7 @@ class _Inputs:
     def __init__(
         self, model: VGG, images: AnyArray, heatmaps: AnyArray, classes: AnyArray, activation: str
     ):
-        check_images(images)
+        images = check_images(images, model.preprocessing)
         if images.ndim != 4 or not len(images):
             raise ValueError(
                 f"images must have shape (N, H, W, 3), N at least 1, not {images.shape}"

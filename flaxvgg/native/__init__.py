@@ -99,14 +99,38 @@ def _operation(target: str, rule: str, shape: Callable[..., tuple[int, ...]]) ->
     return spread
 
 
-def conv3x3_shape(x, kernel, *_, pool: bool = False, **__) -> tuple[int, ...]:
-    """The shape of a convolution's result, for arrays or their types."""
+def conv3x3_shape(x, kernel, bias=None, *, pool: bool = False, **_: Any) -> tuple[Any, ...]:
+    """The shape of a convolution's result, for arrays or their types; ValueError if none fits.
+
+    A size may be a symbol of `jax.export`.
+    """
+    biases = () if bias is None else (bias,)
+    fits = x.ndim == kernel.ndim == 4 and kernel.shape[:3] == (3, 3, x.shape[3])
+    if not fits or any(b.shape != kernel.shape[3:] for b in biases):
+        _refuse("x (n, h, w, c), kernel (3, 3, c, o), bias (o)", x, kernel, *biases)
     n, h, w, _ = x.shape
     return (n, h // 2, w // 2, kernel.shape[3]) if pool else (n, h, w, kernel.shape[3])
 
 
+def by_kernel_shape(x, dy, **_: Any) -> tuple[Any, ...]:
+    """The shape of a kernel's derivative, likewise."""
+    if not x.ndim == dy.ndim == 4 or x.shape[:3] != dy.shape[:3]:
+        _refuse("x (n, h, w, c), dy (n, h, w, o)", x, dy)
+    return 3, 3, x.shape[3], dy.shape[3]
+
+
+def linear_shape(x, kernel, **_: Any) -> tuple[Any, ...]:
+    """The shape of a product, likewise."""
+    if not x.ndim == kernel.ndim == 2 or x.shape[1] != kernel.shape[0]:
+        _refuse("x (n, k), kernel (k, o)", x, kernel)
+    return x.shape[0], kernel.shape[1]
+
+
+def _refuse(wanted: str, *given: Any) -> None:
+    shapes = ", ".join(f"({', '.join(map(str, array.shape))})" for array in given)
+    raise ValueError(f"shapes do not fit: {shapes}, where {wanted} is wanted")
+
+
 _conv3x3 = _operation(_TARGETS[0], "n h w c, i j c o, o -> n p q o", conv3x3_shape)
-_by_kernel = _operation(
-    _TARGETS[1], "n h w c, n p q o -> i j c o", lambda x, dy: (3, 3, x.shape[3], dy.shape[3])
-)
-_linear = _operation(_TARGETS[2], "n k, k o -> n o", lambda x, k: (len(x), k.shape[1]))
+_by_kernel = _operation(_TARGETS[1], "n h w c, n p q o -> i j c o", by_kernel_shape)
+_linear = _operation(_TARGETS[2], "n k, k o -> n o", linear_shape)

@@ -18,6 +18,7 @@ enum {
   MOST_ROWS = 22 * ROWS,  // and
   MOST_COLUMNS = 128,     // of the result, for which it is transformed
   LEAST_BLOCKS = 4,       // of a span: fewer are not worth sums of their own
+  MOST_SUMS = 1 << 24,    // of all spans, 128 MB: with many threads, spans are longer
 };
 
 INLINE Doubles load_sums(const double *from) { return *(const Doubles *)from; }
@@ -53,6 +54,8 @@ static void plan(Loops *loops, int64_t workers) {
   int64_t ranges = call->row_ranges * call->panel_ranges;
   int64_t fair = ranges ? pieces(4 * workers, ranges) : 0;  // every worker finds some to do
   call->spans = least(fair, pieces(call->blocks, LEAST_BLOCKS));
+  int64_t most = ranges && call->sums ? MOST_SUMS / (ranges * call->sums) : 0;
+  if (call->spans > most && call->spans > 0) call->spans = most > 0 ? most : 1;
   loops->first_turns = call->spans * ranges;
   loops->second_turns = rows;
   loops->shared_floats = 2 * loops->first_turns * call->sums;

@@ -54,9 +54,11 @@ INLINE void store_some(float *to, Vector v, int64_t count) {
 }
 
 // product (ROWS, PANEL) = left (ROWS, depth) times right (depth, PANEL); `row` and `step` are the
-// floats from one row of the left matrix to the next, and from one column to the next.
+// floats from one row of the left matrix to the next, and from one column to the next. Without any
+// depth it is zero.
 INLINE void multiply(const float *left, int64_t row, int64_t step, const float *right,
                      int64_t depth, Vector product[ROWS][2]) {
+  for (int r = 0; depth == 0 && r < ROWS; r++) product[r][0] = product[r][1] = (Vector){0};
   for (int64_t group = 0; group < depth; group += GROUP) {
     Vector sum[ROWS][2];
     for (int64_t chain = group; chain < least(depth, group + GROUP); chain += CHAIN) {

@@ -7,7 +7,8 @@ import numpy as np
 
 from flaxvgg.cam.explanation import Flag
 from flaxvgg.cam_photos import FLAG_WORDS, ExplainedPhoto, PhotoMap, shown
-from flaxvgg.plotting.figures import draw_heat, new_figure, overlay
+from flaxvgg.foreign import plain
+from flaxvgg.plotting.figures import draw_heat, literal, new_figure, overlay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,8 +43,8 @@ def cam_figure(explained: ExplainedPhoto, title: str) -> "Figure":
         return ax
 
     def write(x: float, y: float, text: str, **kwargs) -> None:
-        kwargs = {"fontsize": 9, "linespacing": 1.1, "parse_math": False} | kwargs
-        figure.text(x / wide, 1 - y / high, text, **kwargs)
+        kwargs = {"fontsize": 9, "linespacing": 1.1} | kwargs
+        figure.text(x / wide, 1 - y / high, literal(text), **kwargs)
 
     small = {"fontsize": 8, "color": "0.35"}
     write(_LEFT, 0.3, _wrap(shown(explained.photo), 0.75 * wide, 1), fontsize=12)
@@ -91,4 +92,4 @@ def _draw(ax: "Axes", pixels: np.ndarray, heat: np.ndarray, found: PhotoMap) -> 
 def _wrap(text: str, inches: float, lines: int) -> str:
     """The text in so many lines at most, each no longer than so many inches of the small print."""
     width = max(8, int(inches * _PER_INCH))
-    return textwrap.fill(text, width, max_lines=lines, placeholder=" …")
+    return textwrap.fill(plain(text), width, max_lines=lines, placeholder=" …")

@@ -1,12 +1,14 @@
 """The picture of the demonstration."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from flaxvgg.plotting.figures import draw_heat, enlarge, new_figure
+from flaxvgg.foreign import plain
+from flaxvgg.plotting.figures import draw_heat, enlarge, literal, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +81,8 @@ def demo_figure(
     )
     grid = []
     for part, caption in zip(parts, captions, strict=False):
-        part.suptitle(caption, x=0.006, ha="left", fontsize=10, fontweight="bold")
+        told = literal(textwrap.fill(caption, int(12 * width)))
+        part.suptitle(told, x=0.006, ha="left", fontsize=10, fontweight="bold")
         axes = part.subplots(1, columns, squeeze=False)[0]
         for ax in axes:
             ax.set(xticks=[], yticks=[])
@@ -90,16 +93,16 @@ def demo_figure(
         size = picture.shape[:2]
         rgb = np.stack([enlarge(colours[i, ..., k], size) for k in range(3)], axis=-1)
         grid[0][i].imshow(picture)
-        grid[0][i].set_title(name[:18], fontsize=9)
+        grid[0][i].set_title(literal(_short(name)), fontsize=9)
         grid[1][i].imshow(np.clip(rgb, 0, 1))
         for axes, row in zip(grid[2:], maps, strict=True):
             draw_heat(axes[i], picture, row.heats[i])
             if row.titles:
-                axes[i].set_title(row.titles[i], fontsize=9)
+                axes[i].set_title(literal(row.titles[i]), fontsize=9)
     left, right = parts[-1].subplots(1, 2, width_ratios=[2.4, 1])
     _zeros_axes(left, names, zeros)
     _sums_axes(right, names[0], list(zeros)[-1], sums)
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(literal(title), fontsize=13)
     return figure
 
 
@@ -107,7 +110,7 @@ def _zeros_axes(ax, names: Sequence[str], zeros: Mapping[str, np.ndarray]) -> No
     layers = list(zeros)
     percent = 100 * np.array([zeros[layer] for layer in layers])
     for i, name in enumerate(names):
-        ax.plot(percent[:, i], color=f"C{i}", linewidth=1, alpha=0.7, label=name[:18])
+        ax.plot(percent[:, i], color=f"C{i}", linewidth=1, alpha=0.7, label=_short(name))
     mean = percent.mean(axis=1)
     label = "mean of all photos" if len(names) > 1 else None
     if label:
@@ -131,7 +134,9 @@ def _zeros_axes(ax, names: Sequence[str], zeros: Mapping[str, np.ndarray]) -> No
         loc="left",
     )
     ax.grid(axis="y", alpha=0.3)
-    ax.legend(fontsize=8, ncols=3, loc="lower right", frameon=False)
+    legend = ax.legend(fontsize=8, ncols=3, loc="lower right", frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _sums_axes(ax, name: str, layer: str, sums: Sequence[Sum]) -> None:
@@ -140,23 +145,19 @@ def _sums_axes(ax, name: str, layer: str, sums: Sequence[Sum]) -> None:
         ax.barh(i, share, color="0.75", height=0.5)
         ax.barh(i, 100 - share, left=share, color="C1", height=0.5)
         rest = one.values - one.zeros
-        ax.text(
-            0,
-            i - 0.33,
-            f"{one.name} pixels: {one.values:,} values",
-            fontsize=9,
-            va="bottom",
-            ha="left",
-        )
+        told = f"{one.name} pixels: {one.values:,} values, {rest:,} not zero"
+        ax.text(0, i - 0.33, told, fontsize=9, va="bottom")
         ax.text(2, i, f"{one.zeros:,} zero ({share:.1f} %)", fontsize=9, va="center")
-        ax.text(
-            100, i - 0.33, f"{rest:,} not zero", fontsize=9, va="bottom", ha="right", color="C1"
-        )
     ax.set(xlim=(0, 100), ylim=(len(sums) - 0.5, -0.7), yticks=[], xlabel="% of the values")
     ax.set_title(
-        f"{layer} of “{name[:18]}” at three sizes",
+        f"{layer} of “{literal(_short(name))}” at three sizes",
         fontsize=10,
         fontweight="bold",
         loc="left",
     )
     ax.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _short(name: str) -> str:
+    """A photo's name as far as there is room; a legend leaves out what begins with "_"."""
+    return plain(name).replace("_", " ")[:18]

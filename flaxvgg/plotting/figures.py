@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from flaxvgg.foreign import plain
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -18,6 +20,14 @@ def new_figure(**kwargs) -> "Figure":
     except ImportError:
         raise ValueError("pictures need matplotlib: pip install 'flaxvgg[plot]'") from None
     return Figure(**kwargs)
+
+
+def literal(text: str) -> str:
+    """A text that a figure shows as it is: matplotlib takes what is between dollars for a formula.
+
+    For every title and label that is not our own words alone; `parse_math` is to be True there.
+    """
+    return plain(text, lines=True).replace("$", r"\$")
 
 
 def enlarge(maps: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:

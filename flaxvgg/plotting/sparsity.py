@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from flaxvgg.answer import headline, percent
-from flaxvgg.plotting.figures import new_figure
+from flaxvgg.foreign import plain
+from flaxvgg.plotting.figures import literal, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +87,7 @@ def layers_figure(
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
     title = title or f"{report.arch}, {report.source}: {report.images:,} images"
-    figure.suptitle(title, fontsize=10, parse_math=False)
+    figure.suptitle(literal(title), fontsize=10)
     return figure
 
 
@@ -101,7 +102,7 @@ def maps_figure(examples: "Sequence[Example]", layer: str, title: str) -> "Figur
         maps = example.maps
         silent = int((maps == 0).all(axis=(0, 1)).sum())
         left.imshow(example.pixels)
-        left.set_title(_short(example.photo), fontsize=10, parse_math=False)
+        left.set_title(_short(example.photo), fontsize=10)
         right.imshow(sheet, interpolation="nearest")
         right.set_title(
             f"{layer}: {silent} of {maps.shape[-1]} maps are zero everywhere (blue), "
@@ -110,7 +111,7 @@ def maps_figure(examples: "Sequence[Example]", layer: str, title: str) -> "Figur
         )
         for ax in (left, right):
             ax.set_axis_off()
-    figure.suptitle(title, fontsize=10, parse_math=False)
+    figure.suptitle(literal(title), fontsize=10)
     return figure
 
 
@@ -125,7 +126,7 @@ def where_figure(examples: "Sequence[Example]", title: str) -> "Figure":
     *axes, bars = figure.subplots(count + 1, columns, height_ratios=[cell] * count + [0.1])
     for row, example in zip(axes, examples, strict=True):
         row[0].imshow(example.pixels)
-        row[0].set_title(_short(example.photo), fontsize=9, parse_math=False)
+        row[0].set_title(_short(example.photo), fontsize=9)
         for ax in row:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
@@ -141,7 +142,7 @@ def where_figure(examples: "Sequence[Example]", title: str) -> "Figure":
         figure.colorbar(images[0], cax=bar, orientation="horizontal")
         bar.tick_params(labelsize=8)
         bar.set_xlabel("channels at zero, %", fontsize=8)
-    figure.suptitle(title, fontsize=10, parse_math=False)
+    figure.suptitle(literal(title), fontsize=10)
     return figure
 
 
@@ -191,5 +192,5 @@ def places_picture(
 
 
 def _short(photo: Path) -> str:
-    """A photo's name as far as there is room; what is no text in it becomes question marks."""
-    return photo.stem[:18].encode("utf-8", "replace").decode()
+    """A photo's name as far as there is room."""
+    return literal(plain(photo.stem)[:18])

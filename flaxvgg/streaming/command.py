@@ -7,10 +7,10 @@ from pathlib import Path
 
 import jax
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from flaxvgg.answer import explanation
-from flaxvgg.console import console, errors
+from flaxvgg.console import Told, console, errors, say_left_out
 from flaxvgg.model import VGG
 from flaxvgg.streaming.jobs import read_localisation, read_sparsity, zeros_by_photo
 from flaxvgg.streaming.run import Job, Streamed, stream
@@ -50,8 +50,8 @@ def stream_shown(
     stop: Callable[[], bool],
 ) -> Streamed:
     """`stream`, with a bar that says how many images a second are done, and how many are broken."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    rate = TextColumn("{task.fields[told]}")
+    columns = Told("{task.description}"), BarColumn(), MofNCompleteColumn()
+    rate = Told("{task.fields[told]}")
     with Progress(
         *columns, rate, TimeRemainingColumn(), console=console, transient=True
     ) as progress:
@@ -79,6 +79,7 @@ def stream_shown(
             batch=setting.batch,
             stop=stop,
             advance=advance,
+            note=lambda line: errors.print(line, style="yellow"),
         )
     console.print(facts(store_facts(streamed.store) | {"now": _now(streamed)}), highlight=False)
     return streamed
@@ -90,7 +91,7 @@ def show_zeros(store: Store) -> None:
     caption = f"{report.arch}, {report.source}: {report.images} photos"
     console.print(sparsity_table(report, zeros_by_photo(store), caption))
     for sentence in explanation(report):
-        console.print(sentence, highlight=False, markup=False)
+        console.print(sentence, highlight=False)
 
 
 def show_localisation(store: Store) -> None:
@@ -101,10 +102,13 @@ def show_localisation(store: Store) -> None:
 def end(streamed: Streamed) -> None:
     """Say which images are broken, and end with the code that tells how it went."""
     broken = [f"{name}: {problem}" for name, problem in streamed.problems.items()]
-    for line in broken[:_SHOWN]:
-        errors.print(f"left out: {line}", style="red")
+    say_left_out(broken[:_SHOWN])
     if len(broken) > _SHOWN:
         errors.print(f"and {len(broken) - _SHOWN} more: `problem` in the store has all")
+    if broken:
+        errors.print(
+            "run it again to try those again that could not be read, or have been replaced by then"
+        )
     if streamed.left:
         errors.print(f"stopped: {streamed.left} photos are left: run it again")
         raise typer.Exit(130)
@@ -112,7 +116,7 @@ def end(streamed: Streamed) -> None:
         raise typer.Exit(1)
 
 
-def store_facts(store: Store) -> dict[str, str]:
+def store_facts(store: Store) -> dict[str, str | list[str]]:
     """What a store holds, for `flaxvgg.tables.facts`."""
     told, status = store.settings, store.status
     done, broken = int((status == DONE).sum()), int((status == BROKEN).sum())
@@ -122,7 +126,7 @@ def store_facts(store: Store) -> dict[str, str]:
         "store": str(store.path),
         "images": f"{done} done, {broken} broken, {store.images - done - broken} left, at {size}",
         "job": f"{told['job']} of {told['config']['arch']}, {told['weights']['source']}",
-        "arrays": "\n".join(arrays),
+        "arrays": arrays,
     }
 
 

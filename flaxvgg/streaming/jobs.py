@@ -56,7 +56,9 @@ def sparsity_job(model: VGG, layers: Iterable[str] | None) -> Job:
     def look(model: VGG, images: Float[Array, "n h w 3"], valid: Array, asked: Array) -> Looked:
         counts = count_images(model, images, names)
         totals = total_counts(model, counts, valid).totals
-        zeros = jnp.stack([layer.zeros.sum(axis=1) for layer in counts.values()], axis=1)
+        zeros = jnp.stack(
+            [layer.zeros.sum(axis=1, dtype=jnp.int32) for layer in counts.values()], axis=1
+        )
         values = [layer.values * layer.zeros.shape[1] for layer in counts.values()]
         sums = {
             "counts": totals.counts,
@@ -177,8 +179,7 @@ def localisation_job(model: VGG, source: Source, plan: Plan, size: tuple[int, in
         pairs = []
         for i, item in enumerate(items):
             for k, label in enumerate(sorted(given[item.row])):
-                corners = np.array(given[item.row][label])
-                boxes = fit_boxes(corners, item.size, size, recipe)
+                boxes = fit_boxes(source.boxes_on(item, label), item.size, size, recipe)
                 if len(boxes):
                     found["class"][i, k] = number[label]
                     pairs.append((i, k, boxes))
@@ -230,7 +231,9 @@ def _model_classes(model: VGG, source: Source) -> dict[int, int]:
         missing = [str(label) for label in wanted if label >= count]
         number = {label: label for label in wanted}
     else:
-        names = {name.lower(): i for i, name in enumerate(model.classes)}
+        # A class without a name of the model's may be one of its numbers.
+        names = {str(i): i for i in range(count)}
+        names |= {name.lower(): i for i, name in enumerate(model.classes)}
         missing = [source.classes[x] for x in wanted if source.classes[x].lower() not in names]
         number = {x: names.get(source.classes[x].lower(), 0) for x in wanted}
     if missing:

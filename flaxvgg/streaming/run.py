@@ -6,11 +6,12 @@ makes no difference to what a batch holds, and so none to the bits of what comes
 """
 
 import collections
+import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,24 +19,25 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from flaxvgg.checkpoint import difference
+from flaxvgg.fingerprint import UNKNOWN, model_digest
 from flaxvgg.images import AnyPath, normalise
-from flaxvgg.mapping import model_arrays
 from flaxvgg.model import VGG
 from flaxvgg.provenance import Preprocessing
 from flaxvgg.sharding import data_mesh, place
+from flaxvgg.streaming.opening import compare, image_settings, meet, open_store
 from flaxvgg.streaming.source import Item, Source
-from flaxvgg.streaming.store import BROKEN, DONE, TODO, Store, StoreError, axes, nothing
+from flaxvgg.streaming.store import BROKEN, DONE, TODO, Store, axes, nothing
 from flaxvgg.survey import versions
 
 _STEPS_AHEAD = 2  # given to the devices before the oldest result is asked for
 _UNITS_WRITING = 2  # at once, so that memory stays bounded
 _UNIT_BYTES = 64 * 2**20
 _UNIT_BATCHES = 32  # at most
+_PROGRAMS = 32  # compiled ones that are kept, one for each size of image: 2 to 4 MB each
+_TRACES = 256  # programs after which JAX forgets what else it keeps of each
 
 Rows = dict[str, np.ndarray]
 
@@ -93,15 +95,19 @@ def stream(
     batch: int | None = None,
     stop: Callable[[], bool] = lambda: False,
     advance: Callable[[int, int], None] = lambda done, broken: None,
+    note: Callable[[str], None] = warnings.warn,
 ) -> Streamed:
     """Do a job for all images, on all devices of this process, into the store at `path`.
 
-    A store that is there already is gone on with. In several processes of `jax.distributed`, which
-    see the same files, each takes its share of the units. `size` None leaves images at their own
-    sizes. `batch` is the number of images that a device takes at once: by default 8, on a GPU 64.
+    A store that is there already is gone on with, if its images are still the same; broken ones
+    that can be read by now, or have been replaced, are done again. In several processes of
+    `jax.distributed`, which see the same files, each takes its share of the units. `size` None
+    leaves images at their own sizes. `batch` is the number of images that a device takes at once:
+    by default 8, on a GPU 64.
     `stop` is asked after each step; `advance` is told how many images are done, and how many of
-    them broken: first those that were, then the others as they come. Raises StoreError for a store
-    of another job, and where there is no room.
+    them broken: first those that were, then the others as they come; `note` what cannot be checked.
+    Raises StoreError for a store of another job or of other images, and where there is no room,
+    LockedError while another run writes it.
     """
     devices = jax.local_devices()
     if batch is None:
@@ -109,20 +115,23 @@ def stream(
     if batch < 1:
         raise ValueError(f"batch must be at least 1, not {batch}")
     settings = _settings(job, source, size, batch)
-    store = _opened(Path(path), source, settings, _unit(job, size, batch))
-    status = store.status
-    advance(int((status != TODO).sum()), int((status == BROKEN).sum()))
-    mine = range(jax.process_index(), store.units, jax.process_count())
-    units = [unit for unit in mine if status[store.rows(unit).start] == TODO]
-    start, counted = time.perf_counter(), 0
-    program = _Program(job, batch, devices)
-    with _Writer(store, job.axes) as writer:
-        for unit in _finished_units(program, store, source, units, size, stop):
-            writer.put(unit)
-            counted += len(unit.here)
-            advance(len(unit.here), len(unit.problems))
-    seconds = time.perf_counter() - start
-    _meet("flaxvgg: all units are written")
+    with contextlib.ExitStack() as held:
+        unit_size = _unit(job, size, batch)
+        store = open_store(Path(path), source, settings, unit_size, note, held)
+        mine = range(jax.process_index(), store.units, jax.process_count())
+        compare(store, source, mine, note)
+        status = store.status
+        advance(int((status != TODO).sum()), int((status == BROKEN).sum()))
+        units = [unit for unit in mine if status[store.rows(unit).start] == TODO]
+        start, counted = time.perf_counter(), 0
+        program = _Program(job, batch, devices)
+        with _Writer(store, job.axes) as writer:
+            for unit in _finished_units(program, store, source, units, size, stop):
+                writer.put(unit)
+                counted += len(unit.here)
+                advance(len(unit.here), len(unit.problems))
+        seconds = time.perf_counter() - start
+        meet("flaxvgg: all units are written")
     left = int((store.status == TODO).sum())
     return Streamed(store, store.problems(), left, counted, seconds)
 
@@ -146,7 +155,10 @@ class _Program:
         # how many there are.
         specs = (whole, split, split, split)
         program = jax.shard_map(of_one, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
-        self._run = jax.jit(program)
+        self._jitted = jax.jit(program)
+        self._compiled: dict[tuple[int, ...], Callable[..., Looked]] = {}
+        self._met: collections.Counter[tuple[int, ...]] = collections.Counter()
+        self._count = 0
 
     def __call__(self, batches: Sequence[Sequence[Item]]) -> Looked:
         """The rows and sums of at most one batch for each device, as soon as they are there."""
@@ -162,7 +174,29 @@ class _Program:
         for i, item in zip(at, items, strict=True):
             pixels[i] = item.pixels
         given = jax.device_put((pixels, valid, asked), self._split)
-        return self._run(self._model, *given)
+        return self._program(given)(self._model, *given)
+
+    def _program(self, given: tuple[Array, ...]) -> Callable[..., Looked]:
+        """The program for images of this size.
+
+        A folder may have as many sizes as photos: of more than `_PROGRAMS` those stay that were met
+        most often. A program that is compiled again is the same, and so are its results.
+        """
+        size = given[0].shape
+        self._met[size] += 1
+        if size not in self._compiled:
+            if len(self._compiled) == _PROGRAMS:
+                # Of those met equally often the newest: sizes that come round in turn would
+                # otherwise drive each other out, every one of them just before it is wanted.
+                newest_first = reversed(self._compiled)
+                del self._compiled[min(newest_first, key=lambda known: self._met[known])]
+            self._compiled[size] = self._jitted.lower(self._model, *given).compile()
+            self._count += 1
+            # JAX keeps programs, and what they were traced from, until the process ends.
+            self._jitted.clear_cache()
+            if self._count % _TRACES == 0:
+                jax.clear_caches()
+        return self._compiled[size]
 
     def settle(self, looked: Looked, batches: Sequence[Sequence[Item]]) -> Iterator[tuple]:
         """What each batch gave, on the host: its items, their rows, its sums."""
@@ -183,7 +217,12 @@ class _Unit:
         self.number, self.here, self.left = number, here, len(here)
         self.status = np.full(len(here), DONE, np.uint8)
         self.problems: dict[int, str] = {}
-        self.rows: dict[str, Rows] = {"": {"size": nothing((len(here), 2), np.dtype(np.int32))}}
+        self.rows: dict[str, Rows] = {
+            "": {
+                "size": nothing((len(here), 2), np.dtype(np.int32)),
+                "content": np.full(len(here), UNKNOWN, np.uint64),
+            }
+        }
         if label is not None:
             dtype = np.dtype(bool if label else np.int32)
             self.rows[""]["label"] = nothing((len(here), *label), dtype)
@@ -192,6 +231,7 @@ class _Unit:
     def take(self, item: Item) -> None:
         """Note what is known of an image before anybody has looked at it."""
         row = item.row - self.here.start
+        self.rows[""]["content"][row] = item.content
         if item.label is not None:
             self.rows[""]["label"][row] = item.label
         if item.problem:
@@ -316,33 +356,6 @@ class _Writer:
                 future.result()
 
 
-def _opened(path: Path, source: Source, settings: dict[str, Any], unit: int) -> Store:
-    """The store, made by the first process where there is none."""
-    path = path.absolute()
-    if jax.process_index() == 0:
-        if path.exists():
-            store = Store(path)
-            store.sweep()
-        else:
-            if not path.parent.is_dir():
-                raise StoreError(f"{path.parent} is no directory: create it first")
-            store = Store.create(path, source, settings, unit)
-    _meet("flaxvgg: the store is there")
-    store = Store(path)
-    if store.settings != settings:
-        raise StoreError(
-            f"{path} is of another run: {difference(store.settings, settings)}; choose another "
-            "store, or delete this one"
-        )
-    return store
-
-
-def _meet(name: str) -> None:
-    """Wait for the other processes, if there are any."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
 def _unit(job: Job, size: tuple[int, int] | None, batch: int) -> int:
     """The images of a unit: a power of two of batches, whose rows are not too large."""
     height, width = size or (224, 224)
@@ -360,22 +373,14 @@ def _settings(job: Job, source: Source, size: tuple[int, int] | None, batch: int
     """All that the rows depend on, as a JSON value."""
     model = job.model
     conv = model.conv_stack.conv1_1
-    weights = hashlib.sha256()
-    for _, array in sorted(model_arrays(model).items()):
-        weights.update(np.ascontiguousarray(array).view(np.uint8).data)
-    names = hashlib.sha256()
-    for name in source.names:
-        names.update(name.encode("utf-8", "surrogateescape") + b"\0")
-    for array in () if source.labels is None else (source.labels,):
-        names.update(np.ascontiguousarray(array).view(np.uint8).data)
     settings = {
         "job": job.name,
         **job.settings,
         "size": list(size) if size else None,
         "batch": batch,
-        "images": {"count": len(source), "sha256": names.hexdigest()},
+        "images": image_settings(source, with_boxes=job.judge is not None),
         "classes": list(source.classes),
-        "weights": {"source": model.provenance.source, "sha256": weights.hexdigest()},
+        "weights": {"source": model.provenance.source, "sha256": model_digest(model)},
         "config": model.config.to_json(),
         "preprocessing": dataclasses.asdict(model.preprocessing),
         "arithmetic": {

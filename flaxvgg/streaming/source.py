@@ -11,11 +11,12 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from flaxvgg.datasets import Box, pascal_voc
-from flaxvgg.images import AnyPath, ImageError, find_images, fit_image, open_image, upright
+from flaxvgg.finding import TABLES
+from flaxvgg.fingerprint import UNKNOWN, content_of, content_of_file
+from flaxvgg.images import AnyPath, ImageError, find_images, fit_image, open_turned, upright
+from flaxvgg.orientation import orientation, upright_boxes
 from flaxvgg.provenance import Preprocessing
 from flaxvgg.streaming.manifest import read_manifest
-
-_MANIFESTS = (".csv", ".parquet")
 
 Labels = Int[np.ndarray, " n"] | Bool[np.ndarray, "n k"]
 
@@ -32,7 +33,9 @@ class RandomAccess(Protocol):
 class Item(NamedTuple):
     """One image as the network takes it, with its label; or without pixels, a `problem`.
 
-    `size` is the (height, width) that the image had before it was fitted.
+    `size` is the (height, width) that the image had before it was fitted, upright; `turned` the
+    orientation (EXIF, 1 to 8) that it was stored in. `content` is what `flaxvgg.fingerprint` makes
+    of its bytes: UNKNOWN where they could not be read, this time.
     """
 
     row: int
@@ -40,6 +43,8 @@ class Item(NamedTuple):
     size: tuple[int, int]
     label: Any
     problem: str
+    content: int
+    turned: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,8 @@ class Source:
 
     `images[i]` is a path below `root`, or what `Source.of_grain` says. `names` are unique. `labels`
     are class numbers (N,), or (N, K) with a column for each class, or None; `classes` their names,
-    where they are known. `boxes` has for each image those of each class, in pixels of the file.
+    where they are known. `boxes` has for each image those of each class, in pixels of the file,
+    `box_sizes` the (height, width) of the image that they are said to be of, where that is said.
     """
 
     images: RandomAccess
@@ -57,6 +63,7 @@ class Source:
     labels: Labels | None = None
     classes: tuple[str, ...] = ()
     boxes: Sequence[Mapping[int, tuple[Box, ...]]] | None = None
+    box_sizes: Sequence[tuple[int, int] | None] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,37 +101,66 @@ class Source:
 
     def read(self, row: int, size: tuple[int, int] | None, recipe: Preprocessing) -> Item:
         """One image at `size` = (H, W), or at its own for None."""
-        label = None if self.labels is None else self.labels[row]
-        element = self.images[row]
-        if self.root is not None:
-            element = self.root / element
-        elif isinstance(element, Mapping):
-            element, label = element["image"], element.get("label")
+        element, own_label = self._element(row)
+        label = own_label if self.labels is None else self.labels[row]
+        content = _content(element, own_label)
         try:
-            image = _opened(element)
+            image, turned = _opened(element)
             pixels = fit_image(image, size, recipe)
+            if content == UNKNOWN and isinstance(element, str | os.PathLike):
+                raise ImageError("cannot be read: it could be only for a moment")
         except ImageError as error:
             # The store has the name already, and is the same wherever the images lie.
-            problem = str(error).removeprefix(f"{element}: ")
-            return Item(row, np.zeros((0, 0, 3), np.uint8), (0, 0), label, problem)
-        return Item(row, pixels, (image.height, image.width), label, "")
+            prefix = "image" if isinstance(element, bytes) else element
+            problem = str(error).removeprefix(f"{prefix}: ")
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
+                content = UNKNOWN  # the system gave nothing, whatever is in the file
+            return Item(row, np.zeros((0, 0, 3), np.uint8), (0, 0), label, problem, content)
+        return Item(row, pixels, (image.height, image.width), label, "", content, turned)
+
+    def content(self, row: int) -> int:
+        """The content of an image as it is now, and of the label that comes with it."""
+        return _content(*self._element(row))
+
+    def _element(self, row: int) -> tuple[Any, Any]:
+        """What holds an image: a path, or what a data set gives, with the label given there."""
+        element = self.images[row]
+        if self.root is not None:
+            return self.root / element, None
+        if isinstance(element, Mapping):
+            return element["image"], element.get("label")
+        return element, None
+
+    def boxes_on(self, item: Item, label: int) -> Int[np.ndarray, "g 4"]:
+        """The boxes of a class in an image that was read, as they lie on it upright, unfitted."""
+        if self.boxes is None:
+            raise ValueError("there are no boxes")
+        said = None if self.box_sizes is None else self.box_sizes[item.row]
+        given = self.boxes[item.row]
+        # All of them at once: one alone may be in the stored image by chance.
+        all_boxes = np.array([box for found in given.values() for box in found])
+        turned = upright_boxes(all_boxes, item.size, item.turned, said)
+        return turned[[label == x for x, found in given.items() for _ in found]]
 
 
 def find_source(paths: AnyPath | Sequence[AnyPath]) -> Source:
     """The images of a folder, of a manifest, or of photos and folders of photos.
 
     A folder of folders gives labels: those at the top name the classes. A folder that has
-    `Annotations` and `JPEGImages` is Pascal VOC's (trainval), with boxes. A manifest is a .csv or
-    .parquet file (`flaxvgg.streaming.manifest`). Raises ImageError where there are no images,
-    DatasetError for a manifest that cannot be used.
+    `Annotations` and `JPEGImages` is Pascal VOC's (trainval), with boxes. A manifest is a .csv,
+    .tsv or .parquet file (`flaxvgg.label_tables`), which may hold the images itself. Raises
+    ImageError where there are no images, DatasetError for a manifest that cannot be used.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(p) for p in paths]
-    if len(given) > 1 or not given or given[0].suffix.lower() not in _MANIFESTS:
+    if len(given) > 1 or not given or given[0].suffix.lower() not in TABLES:
         return _photos(given)
     manifest = read_manifest(given[0])
     root = given[0].absolute().parent
     names = list(manifest.images)
-    return Source(names, names, root, manifest.labels, manifest.classes, manifest.boxes)
+    told = manifest.labels, manifest.classes, manifest.boxes
+    if manifest.inside is not None:
+        return Source(manifest.inside, names, None, *told)
+    return Source(names, names, root, *told)
 
 
 def _photos(given: list[Path]) -> Source:
@@ -135,9 +171,8 @@ def _photos(given: list[Path]) -> Source:
     if (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir():
         voc = pascal_voc(root)
         names = [path.name for path in voc.paths]
-        return Source(
-            names, names, root / "JPEGImages", voc.labels.astype(bool), voc.classes, voc.boxes
-        )
+        told = voc.labels.astype(bool), voc.classes, voc.boxes, voc.sizes
+        return Source(names, names, root / "JPEGImages", *told)
     names = [path.relative_to(root).as_posix() for path in find_images(root)]
     folders = [name.partition("/")[0] if "/" in name else None for name in names]
     if None in folders:
@@ -148,14 +183,36 @@ def _photos(given: list[Path]) -> Source:
     return Source(names, names, root, labels, classes)
 
 
-def _opened(image: Any) -> Image.Image:
-    """An upright RGB image of what a data set may hold."""
+def _content(element: Any, label: Any) -> int:
+    """The content of what holds an image; UNKNOWN where it cannot be read."""
+    try:
+        match element:
+            case np.ndarray() if element.dtype.hasobject:
+                return UNKNOWN
+            case bytes() | np.ndarray():
+                return content_of(element, label)
+            case Image.Image():
+                return content_of(np.asarray(_opened(element)[0]), label)
+            case str() | os.PathLike():
+                data = content_of_file(element).to_bytes(8, "little")
+                return content_of(data, label)
+    except (OSError, ValueError):  # among them ImageError, and names that can be none
+        pass
+    return UNKNOWN
+
+
+def _opened(image: Any) -> tuple[Image.Image, int]:
+    """An upright RGB image of what a data set may hold, and the orientation it was stored in."""
     match image:
         case np.ndarray():
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
                 raise ImageError(f"8-bit RGB (H, W, 3) is needed, not {image.dtype} {image.shape}")
-            return Image.fromarray(image)
+            return Image.fromarray(image), 1
         case Image.Image():
-            return upright(image.copy())
+            try:
+                turned = orientation(image)
+                return upright(image.copy()), turned
+            except OSError as error:
+                raise ImageError(f"damaged or truncated ({error}): get it again") from error
         case _:
-            return open_image(image)
+            return open_turned(image)

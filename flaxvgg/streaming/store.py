@@ -5,6 +5,7 @@
       status              (image,)            0 not done yet, 1 done, 2 broken: see problem
       problem             (image,)
       size                (image, 2)          height and width of the file
+      content             (image,)            of its bytes (flaxvgg.fingerprint); 0 if not read
       pool5, gap, ...     (image, ...)        NaN, or -1, where there is nothing
       375x1242/...                            instead, where images keep their own sizes
       sums/...            (unit, ...)         what was added up over a unit of images
@@ -14,27 +15,31 @@ temporary name and move it, so a chunk is whole or missing. The chunk of `status
 what has none is done again, to the same bytes.
 """
 
+import contextlib
+import glob
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 import zarr
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt64
 from zarr.errors import GroupNotFoundError
 
 from flaxvgg.checkpoint import first_line
+from flaxvgg.foreign import shown
+from flaxvgg.locking import alone
 from flaxvgg.streaming.source import Source
 
 TODO, DONE, BROKEN = range(3)
 _ATTRIBUTE = "flaxvgg"
 _FORMAT = 1
 _NAMES = 2**16  # texts in a chunk
-_OWN = {"size": ["height_width"], "label": ["label_class"]}
+_OWN = {"size": ["height_width"], "label": ["label_class"], "content": []}
 _CHUNK = 2**20  # bytes that are compressed together, about
 
 
@@ -59,14 +64,34 @@ class Store:
                     f"{path} has format {told['format']}; this flaxvgg reads {_FORMAT}"
                 )
             self.settings, self.unit, self.images = told["settings"], told["unit"], told["images"]
-        except (GroupNotFoundError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (
+            GroupNotFoundError,
+            KeyError,
+            TypeError,
+            RecursionError,
+            json.JSONDecodeError,
+        ) as error:
             raise StoreError(f"{path} is no store of flaxvgg: {first_line(error)}") from None
         self._arrays: dict[str, ts.TensorStore] = {}
 
     @classmethod
-    def create(cls, path: Path, source: Source, settings: Mapping[str, Any], unit: int) -> "Store":
-        """A new store without rows. Raises StoreError where it cannot be written."""
+    def create(
+        cls,
+        path: Path,
+        source: Source,
+        settings: Mapping[str, Any],
+        unit: int,
+        *,
+        held: bool = False,
+    ) -> "Store":
+        """A new store without rows. Raises StoreError where it cannot be written.
+
+        Who holds its lock removes half-made ones that killed runs have left beside it.
+        """
         path = path.absolute()
+        for left in path.parent.glob(f".{glob.escape(path.name)}.new-*") if held else ():
+            if left.is_dir() and left.suffix.removeprefix(".new-").isdecimal():
+                shutil.rmtree(left, ignore_errors=True)
         new = path.with_name(f".{path.name}.new-{os.getpid()}")
         told = {"format": _FORMAT, "images": len(source), "unit": unit, "settings": settings}
         try:
@@ -77,7 +102,7 @@ class Store:
                     name, shape=shape, chunks=(chunk,), dtype=str, dimension_names=("image",)
                 )
                 if name == "name":
-                    array[:] = np.array([_text(x) for x in source.names], object)
+                    array[:] = np.array([shown(x) for x in source.names], object)
             cls(new)._status()
             new.rename(path)
         except OSError as error:
@@ -85,6 +110,12 @@ class Store:
         finally:
             shutil.rmtree(new, ignore_errors=True)
         return cls(path)
+
+    @staticmethod
+    def lock(path: Path) -> contextlib.AbstractContextManager[bool]:
+        """The lock of a store, for one run at a time: `flaxvgg.locking.alone`, beside it."""
+        path = path.absolute()
+        return alone(path, path.with_name(f".{path.name}.lock"))
 
     @property
     def units(self) -> int:
@@ -103,6 +134,22 @@ class Store:
         except ValueError as error:
             raise StoreError(f"{self.path} is damaged: {first_line(error)}") from None
 
+    def contents(self) -> UInt64[np.ndarray, " n"]:
+        """The content of every image when it was read; 0 where that is not known."""
+        if "content" not in self._group:  # of a store that was made before there was one
+            return np.zeros(self.images, np.uint64)
+        return self.read("content")
+
+    def reopen(self, units: Iterable[int]) -> None:
+        """Let units count as not done. Raises StoreError where that cannot be written."""
+        for unit in units:
+            here = self.rows(unit)
+            try:
+                status = np.full(len(here), TODO, np.uint8)
+                self._status()[here.start : here.stop].write(status).result()
+            except (OSError, ValueError) as error:
+                raise StoreError(f"{self.path} cannot be written: {first_line(error)}") from None
+
     def problems(self) -> dict[str, str]:
         """What is wrong with the images that are broken, by name."""
         rows = np.flatnonzero(self.status == BROKEN)
@@ -115,7 +162,7 @@ class Store:
         """The shapes of what was made of the images, by name."""
         members = self._group.members(max_depth=None)
         found = {name: x.shape for name, x in members if isinstance(x, zarr.Array)}
-        ours = ("name", "status", "problem", "size", "label")
+        ours = ("name", "status", "problem", "size", "label", "content")
         return {
             name: shape
             for name, shape in sorted(found.items())
@@ -153,11 +200,19 @@ class Store:
         for unit in np.unique(np.flatnonzero(self.status == DONE) // self.unit):
             yield {name: np.asarray(array[unit]) for name, array in arrays.items()}
 
-    def sweep(self) -> None:
-        """Remove what a run that was killed has left half-written beside its chunks."""
-        for pattern in ("*.partial", "*.__lock"):
-            for path in self.path.rglob(pattern):
-                path.unlink(missing_ok=True)
+    def sweep(self, *, held: bool = False) -> None:
+        """Remove what a run that was killed has left half-written beside its chunks.
+
+        Raises LockedError while a run writes; who has the store's lock says that it is `held`.
+        """
+        with contextlib.nullcontext() if held else self.lock(self.path):
+            for pattern in ("*.partial", "*.__lock"):
+                for path in self.path.rglob(pattern):
+                    path.unlink(missing_ok=True)
+            with contextlib.suppress(
+                OSError
+            ):  # of images that are broken no longer, if it is empty
+                (self.path / "problem" / "c").rmdir()
 
     def write(
         self,
@@ -184,11 +239,11 @@ class Store:
             writing += [self._sums_array(name, x)[unit].write(x) for name, x in sums.items()]
             for written in writing:
                 written.result()
-            if problems:
-                texts = np.full(len(here), "", object)
-                for row, problem in problems.items():
-                    texts[row - here.start] = _text(problem)
-                self._group["problem"][place] = texts
+            # A unit that is done again may have fewer; one without any takes no room.
+            texts = np.full(len(here), "", object)
+            for row, problem in problems.items():
+                texts[row - here.start] = shown(problem)
+            self._group["problem"][place] = texts
             self._status()[place].write(status).result()
         except (OSError, ValueError) as error:
             raise StoreError(
@@ -275,8 +330,3 @@ def axes(name: str, count: int) -> list[str]:
     """Names of so many axes of an array; xarray wants one length for each name."""
     known = {1: ["unit"], 3: ["y", "x", "channel"]}
     return [f"{name}_{axis}" for axis in known.get(count, range(count))]
-
-
-def _text(text: str) -> str:
-    """What is no text in a file's name, Python keeps as lone surrogates."""
-    return text.encode("utf-8", "replace").decode()

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from flaxvgg.checkpoint import CheckpointError, difference, first_line
+from flaxvgg.checkpoint import ORBAX_DAMAGE, CheckpointError, difference, first_line
 from flaxvgg.training.trainer import TrainState
 
 _METRIC = "metric"
@@ -20,11 +20,15 @@ class Checkpoints:
     """The states of one run in a folder: the last one, and the `keep` of the highest metric.
 
     They are written in the background, each whole or not at all: a run that is killed at any moment
-    finds the last one that was finished.
+    finds the last one that was finished. `run` are its options, which have to be those of the
+    states that are there; `data` says what it learns from, for `data_of_last`.
     """
 
-    def __init__(self, folder: Path, run: Mapping[str, Any], keep: int):
+    def __init__(
+        self, folder: Path, run: Mapping[str, Any], keep: int, data: Mapping[str, Any] | None = None
+    ):
         self._run = json.loads(json.dumps(run))
+        self._data = json.loads(json.dumps(data))
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
@@ -51,7 +55,7 @@ class Checkpoints:
         if any(found.step == step for found in self._checkpointer.checkpoints):
             return
         metrics = None if metric is None else {_METRIC: metric}
-        told = {"run": self._run, "data": data}
+        told = {"run": self._run, "data": data, "learns_from": self._data}
         with self._writing():
             self._checkpointer.save_async(
                 step, _named(state, np.array), metrics=metrics, custom_metadata=told
@@ -61,6 +65,16 @@ class Checkpoints:
         """Wait until the last state is on disk. Raises CheckpointError where it could not be."""
         with self._writing():
             self._checkpointer.wait()
+
+    def data_of_last(self) -> Mapping[str, Any] | None:
+        """What the last state was learnt from: empty where it was not noted, None without one.
+
+        Raises CheckpointError where it cannot be read.
+        """
+        found = self._checkpointer.latest
+        if found is None:
+            return None
+        return (self._metadata(found.step).custom_metadata or {}).get("learns_from") or {}
 
     def last(self, template: TrainState) -> tuple[TrainState, Any] | None:
         """The last state and that of its data; None where there is none.
@@ -83,12 +97,10 @@ class Checkpoints:
             self._checkpointer.close()
 
     def _read(self, step: int, template: TrainState) -> tuple[TrainState, Any]:
-        where = f"{self._checkpointer.directory} at step {step}"
-        try:
-            metadata = self._checkpointer.metadata(step)
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{where} is damaged: {first_line(error)}") from None
-        told = metadata.custom_metadata or {}
+        where, metadata = self._where(step), self._metadata(step)
+        told = metadata.custom_metadata
+        if not isinstance(told, dict) or "data" not in told:
+            raise CheckpointError(f"{where} is damaged, or was not written by flaxvgg train")
         expected = _named(template, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
         stored = metadata.metadata
         if stored is None:  # which is what Orbax makes of a table of contents that it cannot read
@@ -109,10 +121,19 @@ class Checkpoints:
             # As NumPy arrays, which JAX adopts.
             like = _named(template, lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape))
             arrays = self._checkpointer.load(step, like)
-        except (OSError, ValueError, KeyError) as error:
+        except ORBAX_DAMAGE as error:
             raise CheckpointError(f"{where} is damaged: {first_line(error)}") from None
         leaves = [jax.numpy.asarray(arrays[name]) for name in expected]
         return jax.tree.unflatten(jax.tree.structure(template), leaves), told["data"]
+
+    def _where(self, step: int) -> str:
+        return f"{self._checkpointer.directory} at step {step}"
+
+    def _metadata(self, step: int) -> Any:
+        try:
+            return self._checkpointer.metadata(step)
+        except ORBAX_DAMAGE as error:
+            raise CheckpointError(f"{self._where(step)} is damaged: {first_line(error)}") from None
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 
 from flaxvgg.cam.network import as_scores
 from flaxvgg.config import VGGConfig
-from flaxvgg.model import VGG, AnyArray, check_images, run_layers
+from flaxvgg.inputs import check_images
+from flaxvgg.model import VGG, AnyArray, run_layers
 from flaxvgg.training.losses import LOSSES, resting_loss
 
 _CURE = (
@@ -94,7 +95,7 @@ def diagnose(
     """
     if loss not in LOSSES:
         raise ValueError(f"no loss {loss!r}: choose from {', '.join(LOSSES)}")
-    check_images(images)
+    images = check_images(images, model.preprocessing)
     expected = len(images), model.config.num_classes
     _ = model.config.head_output  # or what it raises
     if not len(images) or tuple(labels.shape) != expected:

@@ -1,6 +1,7 @@
 """What a training run is told, as data, and as the TOML file that it is written in."""
 
 import dataclasses
+import difflib
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from flax import nnx
 from flaxvgg.config import SMALLEST_IMAGE
 from flaxvgg.heads import with_gap, with_score_map
 from flaxvgg.model import VGG
+from flaxvgg.nesting import TOO_DEEP, shallow
 from flaxvgg.training.trainer import Optimisation
 
 
@@ -36,6 +38,8 @@ class Data:
             raise ValueError(f"batch must be at least 1, not {self.batch}")
         if min(self.size) < SMALLEST_IMAGE:
             raise ValueError(f"size must be at least {SMALLEST_IMAGE}, {SMALLEST_IMAGE}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out must be between 0 and 1, not {self.held_out}")
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop must be above 0 and at most 1, not {self.crop}")
 
@@ -107,6 +111,55 @@ for _room in (Data, Model, Optimisation, Run):
     _room.__pydantic_config__ = {"extra": "forbid"}  # a misspelt option is an error
 
 
+_ROOMS = {"data": Data, "model": Model, "training": Optimisation}
+# What a value has to be, by what it is not.
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text, in quotes",
+    "path": "a path, in quotes",
+    "tuple": "two whole numbers, [height, width]",
+    "dataclass": "a section, with a line for each option",
+}
+
+
+def _problem(error: dict[str, Any]) -> str:
+    """One error of pydantic as a line: which option, what is wrong with it, what to write."""
+    where, kind = [str(x) for x in error["loc"]], error["type"]
+    place = ".".join(where)
+    match kind:
+        case "missing" if place == "data":
+            return 'data is missing: write [data] and, below it, train = "FOLDER"'
+        case "missing" if len(where) > 2:
+            return f"{'.'.join(where[:2])} must be {_KINDS['tuple']}"
+        case "missing":
+            return f'{place} is missing: write {where[-1]} = "FOLDER" below [{where[0]}]'
+        case "unexpected_keyword_argument":
+            return f"{place} is no option: {_hint(where)}"
+        case "literal_error":
+            return f"{place} is {error['input']!r}: choose {error['ctx']['expected']}"
+        case "value_error":
+            return str(error["ctx"]["error"])
+    wanted = next((text for name, text in _KINDS.items() if kind.startswith(name)), "")
+    if kind == "too_long" or len(where) > 2 or kind.startswith("tuple"):
+        return f"{'.'.join(where[:2])} must be {_KINDS['tuple']}"
+    return f"{place} is {error['input']!r}: it must be {wanted or error['msg'].lower()}"
+
+
+def _hint(where: list[str]) -> str:
+    """Where an unknown option belongs, which one was meant, or which there are."""
+    rooms = {"": Run} | _ROOMS
+    options = {room: [x.name for x in dataclasses.fields(kind)] for room, kind in rooms.items()}
+    *section, name = where
+    here = section[0] if section else ""
+    for room, names in options.items():
+        if name in names and room != here:
+            return f"it belongs {f'below [{room}]' if room else 'above the first [section]'}"
+    near = difflib.get_close_matches(name, options[here], n=1)
+    return f"did you mean {near[0]}?" if near else f"choose from {', '.join(options[here])}"
+
+
 def read_run(path: Path) -> Run:
     """The run that a TOML file describes; its paths are relative to it.
 
@@ -122,15 +175,19 @@ def read_run(path: Path) -> Run:
     """
     import pydantic
 
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file: --config names a TOML file, as in the README")
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = shallow(tomllib.loads(path.read_text("utf-8")))
+    except ValueError as error:  # of TOML, of UTF-8, of nesting
         raise ValueError(f"{path} is no TOML file: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is no TOML file: {TOO_DEEP}") from None
     try:
         run = pydantic.TypeAdapter(Run).validate_python(values)
     except pydantic.ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'run'}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"{path}: " + "; ".join(lines)) from None
+        told = dict.fromkeys(_problem(dict(x)) for x in error.errors())  # each once
+        raise ValueError(f"{path}: " + "; ".join(told)) from None
     here = path.absolute().parent
     test = None if run.data.test is None else here / run.data.test
     data = dataclasses.replace(run.data, train=here / run.data.train, test=test)

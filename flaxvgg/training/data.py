@@ -1,6 +1,7 @@
 """The batches of a run through Grain: the same ones in the same order, from any step on."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -9,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from flaxvgg.datasets import LabelledImages
-from flaxvgg.images import fit_image, open_image
+from flaxvgg.images import ImageError, fit_image, open_image
 from flaxvgg.provenance import Preprocessing
 from flaxvgg.training.config import Data
 
@@ -45,7 +46,7 @@ def batches(
         )
 
     def load(index: int, random: np.random.Generator) -> dict[str, Any]:
-        pixels = _seen(open_image(images.paths[index]), data, recipe, random)
+        pixels = _read(images.paths[index], data, recipe, random)
         return {"pixels": pixels, "labels": images.labels[index]}
 
     source = grain.MapDataset.range(len(images)).seed(seed).shuffle()
@@ -65,6 +66,21 @@ def reading(dataset: grain.MapDataset) -> grain.DatasetIterator:
     """Read batches in threads; the iterator's state is the number of the next one."""
     options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=_AHEAD)
     return iter(dataset.to_iter_dataset(options))
+
+
+def check_photo(path: Path, data: Data, recipe: Preprocessing) -> None:
+    """Raise ImageError for an image that cannot be trained on."""
+    _read(path, data, recipe, np.random.default_rng(0))
+
+
+def _read(
+    path: Path, data: Data, recipe: Preprocessing, random: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
+    image = open_image(path)
+    try:
+        return _seen(image, data, recipe, random)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
 
 
 def _seen(

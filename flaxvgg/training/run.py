@@ -2,24 +2,28 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from flaxvgg.checkpoint import save
-from flaxvgg.console import console, errors, step
+from flaxvgg.checkpoint import CheckpointError, save
+from flaxvgg.console import Told, console, errors, step
 from flaxvgg.datasets import LabelledImages, read_labelled
 from flaxvgg.evaluation.classification import mean_average_precision
 from flaxvgg.extraction import map_photos
+from flaxvgg.fingerprint import model_digest
 from flaxvgg.folders import check_folder, png, write_bytes
 from flaxvgg.images import normalise
+from flaxvgg.locking import alone
 from flaxvgg.model import VGG
 from flaxvgg.plotting.training import curves_figure
 from flaxvgg.sharding import Device, data_mesh, place, shard_batch
@@ -27,9 +31,19 @@ from flaxvgg.training.checkpoints import Checkpoints
 from flaxvgg.training.collapse import cannot_be_negative, diagnose
 from flaxvgg.training.config import Run
 from flaxvgg.training.data import batches, reading
+from flaxvgg.training.inventory import (
+    Entry,
+    differences,
+    digest,
+    read_csv,
+    take_inventory,
+    to_csv,
+)
 from flaxvgg.training.log import Log, Row
 from flaxvgg.training.losses import LOSSES
 from flaxvgg.training.trainer import Trainer, TrainState
+
+_DATA = "data.csv"
 
 
 class TrainingError(ValueError):
@@ -47,7 +61,7 @@ class Trained:
 
 def read_images(run: Run) -> tuple[LabelledImages, LabelledImages]:
     """The images to train and to test on. Raises ValueError where they do not fit the run."""
-    train = read_labelled(run.data.train)
+    train = read_labelled(run.data.train).without_gaps()
     if run.data.test is None:
         train, test = train.split(run.data.held_out, run.training.seed)
     else:
@@ -58,6 +72,12 @@ def read_images(run: Run) -> tuple[LabelledImages, LabelledImages]:
         raise ValueError(f"no image to train on is of class {', '.join(empty)}")
     if run.training.loss == "softmax" and (train.labels.sum(1) != 1).any():
         raise ValueError('loss "softmax" needs one label for each image: choose "multilabel"')
+    if (train.labels == train.labels[0]).all():
+        names = [name for name, there in zip(train.classes, train.labels[0], strict=True) if there]
+        raise ValueError(
+            f"every image to train on is of class {', '.join(names)}: there is nothing to learn; "
+            "add images of another class, or of none (in a CSV file, with empty labels)"
+        )
     return train, test
 
 
@@ -71,12 +91,16 @@ def train(
     """Train a new head on the model that `load` gives, and write what comes of it into `out`.
 
     That is checkpoints/ (a run that was killed goes on from the last one and ends in the same
-    parameters, bit for bit on as many devices), metrics.csv, tensorboard/, curves.png, and, at the
-    end, model/: the best by the test metric, for `flaxvgg.load`. The metric is the mean average
-    precision, with "softmax" the accuracy. `stop` is asked after each step. Batches are shared by
-    `devices`, by default all, or by as many of them as divide a batch; a run may go on on another
-    number, to the same within rounding. Raises TrainingError where training cannot go on, with the
-    reason and the cure; ValueError for what does not fit, and in one of several processes.
+    parameters, bit for bit on as many devices), data.csv (the images, and their contents),
+    metrics.csv, tensorboard/, curves.png, and, at the end, model/: the best by the test metric, for
+    `flaxvgg.load`. All images are decoded once before the first step. A run goes on only with the
+    images, labels and weights that it began with, and one at a time in `out`. The metric is the
+    mean average precision, with "softmax" the accuracy. `stop` is asked after each step. Batches
+    are shared by `devices`, by default all, or by as many of them as divide a batch; a run may go
+    on on another number, to the same within rounding. Raises TrainingError where training cannot go
+    on, with the reason and the cure; DatasetError with all broken images; CheckpointError where
+    something else was trained in `out`; LockedError while another run writes there; ValueError for
+    what does not fit, and in one of several processes.
     """
     if jax.process_count() > 1:
         raise ValueError(
@@ -86,6 +110,19 @@ def train(
     mesh = _mesh(jax.local_devices() if devices is None else devices, run.data.batch)
     check_folder(out)
     images, test = read_images(run)
+    with alone(out, out / ".lock"):
+        return _train(load, run, out, stop, mesh, images, test)
+
+
+def _train(
+    load: Callable[[], VGG],
+    run: Run,
+    out: Path,
+    stop: Callable[[], bool],
+    mesh: Mesh,
+    images: LabelledImages,
+    test: LabelledImages,
+) -> Trained:
     loaded = load()
     model = run.model.with_head(loaded, len(images.classes), run.training.seed)
     model.provenance = dataclasses.replace(
@@ -97,11 +134,24 @@ def train(
     dataset = batches(
         images, run.data, model.preprocessing, epochs=run.epochs, seed=run.training.seed
     )
+    before = read_csv(out / _DATA)
+    entries = take_inventory(run, images, test, model.preprocessing, before)
+    data = {
+        "images": digest(entries),
+        "classes": images.classes,
+        "weights": model_digest(loaded, ["conv_stack"]),
+        "preprocessing": dataclasses.asdict(model.preprocessing),
+    }
     trainer = Trainer.of(model, run.training, steps=len(dataset))
     state, iterator = trainer.start(model), reading(dataset)
-    with contextlib.closing(Checkpoints(out / "checkpoints", run.to_json(), run.keep)) as kept:
+    with contextlib.closing(
+        Checkpoints(out / "checkpoints", run.to_json(), run.keep, data)
+    ) as kept:
+        _check_data(kept, data, before, entries, run, out)
         found = kept.last(state)
+        write_bytes(out / _DATA, to_csv(entries))
         if found is None:
+            _say_untested(test, metric_name(run))
             _warn(model, run, dataset[0])
         else:
             state, position = found
@@ -117,6 +167,55 @@ def train(
                 save(trainer.model(kept.best(state)), out / "model")
                 told.append(str(out / "model"))
     return Trained(int(state.step), len(dataset), log.rows)
+
+
+def _check_data(
+    kept: Checkpoints,
+    data: Mapping[str, Any],
+    before: Sequence[Entry],
+    entries: Sequence[Entry],
+    run: Run,
+    out: Path,
+) -> None:
+    """Raise CheckpointError where a run would go on with other images or weights."""
+    noted, now = kept.data_of_last(), json.loads(json.dumps(data))
+    if noted is None or noted == now:
+        return
+    if not noted:
+        errors.print(
+            f"the checkpoints in {out} are of an earlier flaxvgg, which noted neither images nor "
+            "weights: whether they are still the same cannot be checked",
+            style="yellow",
+        )
+        return
+    problems = []
+    if noted.get("images") != now["images"]:
+        known = before if digest(before) == noted.get("images") else ()
+        told = differences(known, entries) if known else f"which, {_DATA} does not tell any more"
+        problems.append(f"the images differ: {told or 'they come in another order'}")
+    if noted.get("classes") != now["classes"]:
+        names = [", ".join(x) for x in (noted.get("classes") or [], now["classes"])]
+        problems.append(f"the classes were {names[0]}, and are {names[1]}")
+    if noted.get("weights") != now["weights"]:
+        problems.append(f"{run.model.weights} has other weights")
+    if noted.get("preprocessing") != now["preprocessing"]:
+        problems.append("the weights want another preprocessing")
+    raise CheckpointError(
+        f"{out} is of a run on other data: {'; '.join(problems)}: restore them, or choose another "
+        "folder (--out)"
+    )
+
+
+def _say_untested(test: LabelledImages, metric: str) -> None:
+    """Say which classes no image to test on has."""
+    counts = zip(test.classes, test.labels.sum(0), strict=True)
+    names = [name for name, count in counts if not count]
+    if names:
+        errors.print(
+            f"no image to test on is of class {', '.join(names)}: the {metric} does not tell how "
+            "well it is found; add images of it",
+            style="yellow",
+        )
 
 
 def _mesh(devices: Sequence[Device], batch: int) -> Mesh:
@@ -235,8 +334,8 @@ def _line(run: Run, row: Mapping[str, float | int]) -> str:
 @contextlib.contextmanager
 def _progress(what: str, done: int, of: int) -> Iterator[Callable[[int, float], None]]:
     """A bar that is told how many steps are done, and the loss."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    loss = TextColumn("loss {task.fields[loss]}")
+    columns = Told("{task.description}"), BarColumn(), MofNCompleteColumn()
+    loss = Told("loss {task.fields[loss]}")
     with Progress(
         *columns,
         TimeRemainingColumn(),

@@ -1,6 +1,7 @@
 """One step of training as a pure function of a state that can be stored and sharded."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -10,12 +11,12 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from flaxvgg.cam.network import as_scores
-from flaxvgg.model import VGG, run_layers
+from flaxvgg.model import VGG, AnyArray, check_images, run_layers
 from flaxvgg.provenance import Preprocessing
-from flaxvgg.training.losses import LOSSES
+from flaxvgg.training.losses import LOSSES, check_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +54,10 @@ class Optimisation:
                 raise ValueError(
                     f"no {name} {getattr(self, name)!r}: choose from {', '.join(choices)}"
                 )
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
-        for name in ("stack_rate", "clip", "weight_decay", "warmup"):
-            if getattr(self, name) < 0:
+        for name in ("stack_rate", "clip", "weight_decay", "warmup", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("momentum", "average"):
             if not 0 <= getattr(self, name) < 1:
@@ -143,6 +144,7 @@ class Trainer:
     optimisation: Optimisation
     structure: nnx.GraphDef
     preprocessing: Preprocessing
+    classes: int
     steps: int | None = None
     after: str | None = None
 
@@ -166,7 +168,9 @@ class Trainer:
         if after in inside and optimisation.stack_rate:
             raise ValueError(f"the convolutions before {after} cannot be trained from its outputs")
         structure, _, _ = _split(model, optimisation)
-        trainer = cls(optimisation, structure, model.preprocessing, steps, after)
+        trainer = cls(
+            optimisation, structure, model.preprocessing, model.config.num_classes, steps, after
+        )
         trainer.learning_rate(0)  # or what it raises
         return trainer
 
@@ -191,13 +195,25 @@ class Trainer:
         )
 
     def step(
-        self, state: TrainState, images: Float[Array, "n ..."], labels: Float[Array, "n k"]
+        self,
+        state: TrainState,
+        images: Shaped[AnyArray, "..."],
+        labels: Shaped[AnyArray, "..."],
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         """The next state, and the metrics of the batch: (N, H, W, 3) images and (N, K) labels.
 
-        The old state's memory is used for the new one, on the same devices. Metrics are the `loss`
-        and `gradient_norm` before the step, and `largest_score`, the largest magnitude of a score.
+        The old state's memory is used for the new one, on the same devices. Labels are 0 or 1, or
+        between; with "softmax" those of an image add up to 1. Metrics are the `loss` and
+        `gradient_norm` before the step, and `largest_score`, the largest magnitude of a score.
+        Raises ValueError, with the old state as it was, for images that the model does not take,
+        labels of another shape, and, outside of a transformation, other values.
         """
+        images = jnp.asarray(images)
+        self._check(images)
+        check_labels(labels, (len(images), self.classes), self.optimisation.loss)
+        labels = jnp.asarray(labels)
+        if not jnp.issubdtype(labels.dtype, jnp.floating):
+            labels = labels.astype(jnp.float32)
         shardings = tuple(_sharding(array) for array in jax.tree.leaves(state))
         return self._step(shardings, state, images, labels)
 
@@ -240,8 +256,12 @@ class Trainer:
         return _laid(following, shardings), metrics
 
     @partial(jax.jit, static_argnums=0)
-    def scores(self, state: TrainState, images: Float[Array, "n ..."]) -> Float[Array, "n k"]:
-        """The scores (N, K) in evaluation mode, by the moving average where there is one."""
+    def scores(self, state: TrainState, images: Shaped[AnyArray, "..."]) -> Float[Array, "n k"]:
+        """The scores (N, K) in evaluation mode, by the moving average where there is one.
+
+        Raises ValueError for images that the model does not take.
+        """
+        self._check(images)
         return self._scores(self.model(state), images, None)
 
     def model(self, state: TrainState, *, average: bool = True) -> VGG:
@@ -253,6 +273,18 @@ class Trainer:
         model = nnx.merge(self.structure, trained, state.kept)
         model.eval()
         return model
+
+    def _check(self, images: AnyArray) -> None:
+        """Raise ValueError for what is no batch of images, or of the outputs of layer `after`."""
+        shape = tuple(images.shape)
+        if self.after is None:
+            check_images(images)
+            if len(shape) != 4:
+                raise ValueError(f"a batch of images has shape (N, H, W, 3), not {shape}")
+        elif not jnp.issubdtype(images.dtype, jnp.floating) or 0 in shape:
+            raise ValueError(
+                f"outputs of {self.after} are floats of shape (N, ...), not {images.dtype} {shape}"
+            )
 
     def _scores(self, model: VGG, images: Array, key: Array | None) -> Float[Array, "n k"]:
         output = model.config.head_output.name

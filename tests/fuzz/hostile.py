@@ -174,7 +174,7 @@ def _odd_tensors() -> Iterator[dict[str, Any]]:
     yield state | {name: _quantised(weight)}
     yield state | {f"module.{name}": 2 * weight}
     yield {7: weight}
-    yield {"state_dict": {"state_dict": state}}
+    yield {"state_dict": state, "ema": {name: 2 * x for name, x in state.items()}}
 
 
 def _quantised(tensor: torch.Tensor) -> torch.Tensor:

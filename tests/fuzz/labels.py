@@ -77,21 +77,35 @@ def _true_manifest(data: bytes, path: Path, whole: bytes) -> Arrays:
     if path.suffix == ".parquet":
         rows = parquet.read_table(io.BytesIO(whole)).to_pylist()
     else:
-        head, *lines = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-        rows = [dict(itertools.zip_longest(head, line, fillvalue="")) for line in lines if line]
+        rows = _csv_rows(data)
     # `labels` may be damaged to a name that is none: then there are no labels.
-    given = [[x.strip() for x in (row.get("labels") or "").split(";")] for row in rows]
+    key = "labels" if rows and "labels" in rows[0] else "label"
+    given = [[x.strip() for x in (row.get(key) or "").split(";")] for row in rows]
     named = [set(labels) - {""} for labels in given]
     classes = sorted(set().union(*named))
     several = np.array([[c in row for c in classes] for row in named], bool)
     one = all(len(row) == 1 for row in named)
-    if rows and "labels" not in rows[0]:
+    if rows and key not in rows[0]:
         several, classes = np.zeros(0, bool), []
     elif classes and all(name.isdecimal() for name in classes):
         raise AssertionError("class numbers: not compared")
     labels = several.argmax(1).astype(np.int32) if one and classes else several
-    names = [row["image"] for row in rows]
+    names = [_path(path.parent, row["image"]) for row in rows]
     return {"labels": labels, "images": _text(*names), "classes": _text(*classes)}
+
+
+def _csv_rows(data: bytes) -> list[dict[str, str]]:
+    if data.startswith(b"PAR1"):  # whatever the suffix
+        return parquet.read_table(io.BytesIO(data)).to_pylist()
+    text = io.StringIO(data.decode("utf-8-sig"), newline="")
+    head, *lines = filter(any, csv.reader(text, skipinitialspace=True))
+    head = [name.strip().lower() for name in head]
+    return [dict(itertools.zip_longest(head, line, fillvalue="")) for line in lines]
+
+
+def _path(folder: Path, name: str) -> str:
+    """Windows has other separators, and spaces around a name are not of it."""
+    return name if os.path.lexists(folder / name) else name.strip().replace("\\", "/")
 
 
 def _text(*lines: str) -> np.ndarray:
@@ -105,13 +119,13 @@ def _read_table(path: Path) -> Arrays:
 
 
 def _true_table(data: bytes, path: Path, whole: bytes) -> Arrays:
-    head, *rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-    rows = [dict(itertools.zip_longest(head, row, fillvalue="")) for row in rows if row]
-    labels = [{x.strip() for x in row["labels"].split(";")} - {""} for row in rows]
+    rows = _csv_rows(data)
+    key = "labels" if "labels" in rows[0] else "label"
+    labels = [{x.strip() for x in row[key].split(";")} - {""} for row in rows]
     classes = sorted(set().union(*labels))
     table = np.array([[float(c in row) for c in classes] for row in labels], np.float32)
     names = [
-        os.path.relpath(path.parent / name, path.parent) for row in rows for name in [row["image"]]
+        os.path.relpath(path.parent / _path(path.parent, row["image"]), path.parent) for row in rows
     ]
     return {"labels": table, "paths": _text(*names), "classes": _text(*classes)}
 

@@ -29,6 +29,7 @@ from tests.fuzz.files import (
 # isort: split
 from convert.source import SourceError
 from convert.sources import read_source
+from flaxvgg.file_kinds import file_kind
 from flaxvgg.mapping import MappingError, arrays_from_torch, config_for, entries
 
 
@@ -41,7 +42,12 @@ def weight_targets() -> list[Target]:
     shared = torch.cat([tensor.ravel() for tensor in tensors.values()])
     parts = shared.split([tensor.numel() for tensor in tensors.values()])
     views = {n: part.view(tensors[n].shape) for n, part in zip(tensors, parts, strict=True)}
-    pickles = [tensors, training, views]
+    nested = {"a": {"b": {f"model._orig_mod.{n}": x for n, x in tensors.items()}}}
+    steps = {n: x.transpose(0, -1).contiguous().transpose(0, -1) for n, x in tensors.items()}
+    repeated = steps | {
+        "features.0.bias": torch.tensor(0.5).expand(tensors["features.0.bias"].shape)
+    }
+    pickles = [tensors, training, views, nested, repeated]
     kinds = {
         ".safetensors": [
             Seed("weights.safetensors", safetensors_file(random_weights())),
@@ -75,18 +81,19 @@ def _read_weights(path: Path) -> Arrays:
 
 
 def _true_weights(data: bytes, path: Path, whole: bytes) -> Arrays:
-    match path.suffix:
-        case ".safetensors":
+    kind = file_kind(path)
+    match kind:
+        case "safetensors":
             found = _true_safetensors(data)
-        case ".pth":
+        case "torch":
             found = _true_torch(data)
-        case ".ckpt":
+        case "arrays":
             found = true_arrays(data)
-        case ".onnx":
+        case "onnx":
             found = _true_onnx(data)
         case _:
             found = _true_keras(data)
-    return {name.removeprefix("module."): array for name, array in found.items()}
+    return {name[name.find("features.") :]: array for name, array in found.items()}
 
 
 def _true_safetensors(data: bytes) -> Arrays:
@@ -111,6 +118,7 @@ def _true_torch(data: bytes) -> Arrays:
             assert archive.testzip() is None, "a wrong checksum"
     value = torch.load(io.BytesIO(data), "cpu", weights_only=True)
     value = value.get("state_dict", value)
+    value = value["a"]["b"] if "a" in value else value
     return {
         name: tensor.detach().contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         if tensor.dtype == torch.bfloat16

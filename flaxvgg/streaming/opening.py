@@ -1,0 +1,178 @@
+"""The store that a run writes into: made, or gone on with where it holds the same images.
+
+A store notes the content of every image that it has rows of. Before a run goes on, these images
+are looked at again: rows of others would stay beside those that are still to come.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from flaxvgg.checkpoint import difference
+from flaxvgg.fingerprint import UNKNOWN, Known, in_threads, what_differs
+from flaxvgg.locking import LockedError
+from flaxvgg.streaming.source import Source
+from flaxvgg.streaming.store import BROKEN, DONE, Store, StoreError
+
+_NAMED = 3
+_SAME_NAMES = "the same names, with other labels or in another order"
+_MANY = 100_000  # images after which comparing takes long enough to be said
+
+Note = Callable[[str], None]
+
+
+def image_settings(source: Source, *, with_boxes: bool) -> dict[str, Any]:
+    """What stands for all images of a source in a store's settings: names, labels and boxes."""
+    names, boxes = hashlib.sha256(), hashlib.sha256()
+    for name in source.names:
+        names.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    for array in () if source.labels is None else (source.labels,):
+        names.update(np.ascontiguousarray(array).view(np.uint8).data)
+    given = source.boxes if with_boxes else None
+    for found in given or ():
+        boxes.update(repr([(k, list(map(tuple, found[k]))) for k in sorted(found)]).encode())
+    return {
+        "count": len(source),
+        "sha256": names.hexdigest(),
+        "boxes": None if given is None else boxes.hexdigest(),
+    }
+
+
+def open_store(
+    path: Path,
+    source: Source,
+    settings: Mapping[str, Any],
+    unit: int,
+    note: Note,
+    held: contextlib.ExitStack,
+) -> Store:
+    """The store, made by the first process where there is none; locked until `held` is closed.
+
+    Raises StoreError and LockedError, in all processes alike.
+    """
+    path = path.absolute()
+    refused: ValueError | None = None
+    if jax.process_index() == 0:
+        try:
+            if not path.parent.is_dir():
+                raise StoreError(f"{path.parent} is no directory: create it first")
+            is_locked = held.enter_context(Store.lock(path))
+            if path.exists():
+                Store(path).sweep(held=is_locked)
+            else:
+                Store.create(path, source, settings, unit, held=is_locked)
+        except (StoreError, LockedError) as error:
+            refused = error
+    if _total(refused is not None):
+        raise refused or StoreError(f"{path}: another process could not open it, and says why")
+    store = Store(path)
+    _check_settings(store, source, settings, note)
+    return store
+
+
+def _check_settings(store: Store, source: Source, settings: Mapping[str, Any], note: Note) -> None:
+    stored = store.settings
+    of_old = "boxes" not in stored["images"]
+    images = {name: settings["images"][name] for name in stored["images"] if name != "boxes"}
+    boxes = stored["images"].get("boxes", settings["images"]["boxes"])
+    told = []
+    if images != {name: stored["images"][name] for name in images}:
+        now = {_text(name): Known(UNKNOWN, ()) for name in source.names}
+        before = {str(name): Known(UNKNOWN, ()) for name in store.read("name")}
+        told.append(what_differs(before, now) or _SAME_NAMES)
+    elif boxes != settings["images"]["boxes"]:
+        told.append("their boxes")
+    if stored["classes"] != settings["classes"]:
+        names = [", ".join(x) or "none" for x in (stored["classes"], settings["classes"])]
+        told.append(f"the classes were {names[0]}, and are {names[1]}")
+    cure = "choose another store, or delete this one"
+    if told:
+        raise StoreError(f"{store.path} is of other images: {'; '.join(told)}; {cure}")
+    others = {name: value for name, value in settings.items() if name != "images"}
+    if {name: value for name, value in stored.items() if name != "images"} != others:
+        raise StoreError(f"{store.path} is of another run: {difference(stored, others)}; {cure}")
+    if of_old and boxes is not None:
+        note(
+            f"{store.path} was made by an earlier flaxvgg, which did not note boxes: whether they "
+            "are still the same cannot be checked"
+        )
+
+
+class _Compared(NamedTuple):
+    """Rows that have changed, how many contents were not noted, or are gone; units to do again."""
+
+    changed: list[int]
+    not_noted: int
+    gone: int
+    again: list[int]
+
+
+def compare(store: Store, source: Source, units: Sequence[int], note: Note) -> None:
+    """See that the images that are done in these units are still the same.
+
+    Broken ones that can be read by now, or have been replaced, are done again, with their unit.
+    Raises StoreError where others have changed, in all processes alike.
+    """
+    found = _compared(store, source, units, note)
+    changed = _total(len(found.changed))
+    if changed:
+        names = [str(source.names[row]) for row in found.changed[:_NAMED]]
+        more = ", ..." if len(found.changed) > _NAMED else ""
+        named = f" ({', '.join(names)}{more})" if names else ""
+        labels = "" if source.root is not None else ", or their labels,"
+        raise StoreError(
+            f"{store.path} is of other images: {changed} of those that are done{labels} have "
+            f"changed since{named}; restore them, choose another store, or delete this one"
+        )
+    if found.not_noted:
+        note(
+            f"{found.not_noted} images in {store.path} were done by an earlier flaxvgg, which did "
+            "not note what is in them: whether they are still the same cannot be checked"
+        )
+    if found.gone:
+        note(f"{found.gone} images that are done cannot be read any more, and were not compared")
+    store.reopen(found.again)
+
+
+def _compared(store: Store, source: Source, units: Sequence[int], note: Note) -> _Compared:
+    status, contents = store.status, store.contents()
+    rows = [row for unit in units for row in store.rows(unit) if status[row] in (DONE, BROKEN)]
+    known = [row for row in rows if contents[row] != UNKNOWN or status[row] == BROKEN]
+    if len(known) > _MANY:
+        note(f"comparing {len(known)} images with what they were")
+    changed, gone, again = [], [], set()
+    for row, content in zip(known, in_threads(source.content, known), strict=True):
+        if status[row] == BROKEN:
+            if content not in (UNKNOWN, contents[row]):
+                again.add(row // store.unit)
+        elif content == UNKNOWN:
+            gone.append(row)
+        elif content != contents[row]:
+            changed.append(row)
+    # What is done and could not be done again stays.
+    again -= {row // store.unit for row in gone}
+    return _Compared(changed, len(rows) - len(known), len(gone), sorted(again))
+
+
+def meet(name: str) -> None:
+    """Wait for the other processes, if there are any."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _total(count: int) -> int:
+    """The sum over all processes, which wait for each other."""
+    if jax.process_count() == 1:
+        return int(count)
+    return int(np.sum(multihost_utils.process_allgather(np.array(count, np.int32))))
+
+
+def _text(name: str) -> str:
+    """A name as the store has it."""
+    return name.encode("utf-8", "replace").decode()
