@@ -20,7 +20,7 @@ from flaxvgg.model import flatten_chw
 from flaxvgg.provenance import PREPROCESSING
 from flaxvgg.samples import sample_photos
 from helpers import REAL_WEIGHTS, TUMOUR_WEIGHTS, assert_holds, torch_vgg
-from parity import LARGE_SIZES, SMALL_SIZES, Port, check, check_three_and_one, port
+from parity import SMALL_SIZES, Port, check, check_three_and_one, port
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,6 @@ def _photos(count: int, size: tuple[int, int], recipe: str = "torchvision") -> n
 @pytest.mark.parametrize("size", SMALL_SIZES, ids=str)
 def test_real_weights_keep_the_rule_on_photos(real_weights: Port, size: tuple[int, int]):
     check_three_and_one(real_weights, _photos(3, size))
-
-
-@pytest.mark.parametrize("size", LARGE_SIZES, ids=str)
-def test_real_weights_keep_the_rule_on_a_large_photo(real_weights: Port, size: tuple[int, int]):
-    check(real_weights, _photos(1, size))
 
 
 def test_feature_vector_of_a_1242_by_375_image_has_pytorch_size(real_weights: Port):
@@ -67,23 +62,24 @@ def test_onnx_runtime_agrees_on_an_export_where_there_is_no_pytorch(monkeypatch)
     assert tuple(x.layer for x in checks["ONNX Runtime"]) == model.config.layer_names
 
 
-# What PyTorch gave of the first photo, stretched to these sizes: the values of pool5 that are zero.
+# The question's numbers: the zeros among the features of the first photo, stretched to these sizes,
+# as measured once, here and in PyTorch. Elsewhere a few may flip, each of which `check` locates.
 COUNTS = {(224, 224): (21_273, 25_088), (512, 512): (113_758, 131_072)}
 COUNTS |= {(375, 1242): (186_201, 214_016)}
+FEW = 8
 
 
 @pytest.mark.parametrize("size", COUNTS, ids=str)
 def test_the_question_is_answered_with_its_own_numbers(real_weights: Port, size: tuple[int, int]):
     recipe = dataclasses.replace(PREPROCESSING["torchvision"], fit="stretch")
     images = np.asarray(load_images(sample_photos(1), size, recipe))
+    check(real_weights, images)  # every layer, every flip within rounding
     ours = jax.jit(lambda model, x: model.features(x))(real_weights.model, images)
-    features = np.asarray(flatten_chw(ours))
     tensor = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
     with torch.inference_mode():
-        theirs = torch.flatten(real_weights.networks[1].features(tensor), 1)
-    flips = int(((features == 0) != (theirs.numpy() == 0)).sum())
+        theirs = torch.flatten(real_weights.networks[1].features(tensor), 1).numpy()
     zeros, values = COUNTS[size]
-    assert features.size == values
-    # That flips are within rounding is checked above, layer by layer.
-    assert flips <= 8
-    assert abs(int((features == 0).sum()) - zeros) <= 8
+    for features in (np.asarray(flatten_chw(ours)), theirs):
+        assert features.size == values
+        found = int((features == 0).sum())
+        assert abs(found - zeros) <= FEW, found
