@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import random_images, random_model
 from PIL import Image
 
 import flaxvgg
+from networks import random_images, random_model
 
 _FUNCTIONS = [
     name

