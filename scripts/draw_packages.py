@@ -1,4 +1,4 @@
-"""python scripts/draw_packages.py: docs/packages.svg, the packages of flaxvgg and what each imports.
+"""python scripts/draw_packages.py: docs/packages.svg, the packages and what each imports.
 
 Drawn from the imports themselves. A package stands above all that it imports; an arrow that other
 arrows imply is left out. tests/test_contracts.py says when the picture is out of date.
