@@ -47,8 +47,8 @@ class Step:
 
     `kind` is a `flaxvgg.network.config.Kind`, or the file's own word where there is no such layer.
     `layout` names the axes of the output `tensor`: NCHW, NHWC, NU for units, or "" where it is
-    unknown; for a flattening it is the layout before. `weights` have PyTorch's names; those of a linear layer
-    are (inputs, outputs).
+    unknown; for a flattening it is the layout before. `weights` have PyTorch's names; those of a linear
+    layer are (inputs, outputs).
     """
 
     kind: str
