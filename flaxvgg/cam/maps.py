@@ -116,7 +116,8 @@ def _for_classes(
 
     def of_class(wanted: Int[Array, " n"]) -> tuple[Array, ...]:
         one_hot = jax.nn.one_hot(wanted, scores.shape[-1], dtype=scores.dtype)
-        return maps_of(found.gradients(one_hot))
+        # Zeros like the scores know over which devices these differ, within `jax.shard_map`.
+        return maps_of(found.gradients(one_hot + jnp.zeros_like(scores)))
 
     of_one = sum(x.nbytes for x in found.activations.values())
     is_known = isinstance(of_one, int)  # or the number of images is a symbol
