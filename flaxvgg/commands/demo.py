@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flaxvgg.commands.console import clear_errors
+from flaxvgg.commands.console import clear_errors, say_left_out
 from flaxvgg.commands.options import (
     Arch,
     Size,
@@ -24,8 +24,14 @@ def demo(
     size: Size = "224x224",
     out: Annotated[Path, typer.Option(help="The folder for what is made.")] = Path("demo"),
 ) -> None:
-    """Show what the network sees in a few photos: features, zeros by layer, and a picture."""
+    """Show what the network sees in a few photos: features, zeros by layer, and a picture.
+
+    Exit code 1 says that some could not be read.
+    """
     with clear_errors(f"{out} is as it was"):
         from flaxvgg.commands.demonstration import run_demo
 
-        run_demo(lambda: load_model(weights, arch), photos, parse_size(size), out)
+        problems = run_demo(lambda: load_model(weights, arch), photos, parse_size(size), out)
+        say_left_out(problems)
+        if problems:
+            raise typer.Exit(1)

@@ -13,7 +13,7 @@ from flaxvgg.commands.console import console, say_where, step
 from flaxvgg.commands.folders import Names, check_folder, make_folder, png, write_bytes
 from flaxvgg.commands.tables import sparsity_table
 from flaxvgg.heads.sample_head import packaged_head, with_sample_head
-from flaxvgg.images.batches import map_photos, save_npz
+from flaxvgg.images.batches import map_readable, save_npz
 from flaxvgg.images.loading import find_images, load_pixels
 from flaxvgg.images.samples import sample_photos
 from flaxvgg.network.model import VGG
@@ -24,24 +24,25 @@ from flaxvgg.sparsity.survey import zeros_by_photo
 
 def run_demo(
     load: Callable[[], VGG], photos: Sequence[Path] | None, size: tuple[int, int], out: Path
-) -> None:
+) -> list[str]:
     """Write features.npz, zeros.json and demo.png of the photos into the folder `out`.
 
-    Raises ValueError where there are no photos, `out` is no folder, or matplotlib is missing.
+    Gives a line for each photo that cannot be read and was left out. Raises ImageError where none
+    can, ValueError where there are no photos, `out` is no folder, or matplotlib is missing.
     """
     paths = find_images(photos) if photos else sample_photos()
     if not paths:
         raise ValueError("no photos: name some, or install scikit-image, which carries eight")
     check_folder(out)
     model = load()
-    names = list(map(Names(), paths))
     sampled = not model.config.head and not packaged_head().misfit(model)
     if sampled:
         model = with_sample_head(model)
     with step("looking at") as found:
-        look = _look_for_classes if sampled else _look
-        seen = map_photos(look, model, paths, size, "photos")
+        look, problems = _look_for_classes if sampled else _look, []
+        paths, seen = map_readable(look, model, paths, size, "photos", problems)
         found.append(f"{len(paths)} photos at {size[0]}x{size[1]}")
+    names = list(map(Names(), paths))
     counts = {layer: seen["counts"][layer] for layer in _counted(model)}
     zeros = zeros_by_photo(counts)
     title = f"{model.config.arch}, {model.provenance.source}"
@@ -66,6 +67,7 @@ def run_demo(
         write_bytes(out / "demo.png", figure)
         found += ["features.npz", "zeros.json", "demo.png"]
     say_where(out / "demo.png")
+    return problems
 
 
 def _look(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, Any]:

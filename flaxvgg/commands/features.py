@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flaxvgg.commands.console import clear_errors, console
+from flaxvgg.commands.console import clear_errors, console, say_left_out
 from flaxvgg.commands.options import (
     Arch,
     Batch,
@@ -66,7 +66,11 @@ def features(
         check_npz(out)
         paths = find_images(photos)
         model = load_model(weights, arch)
-        arrays = extract(model, paths, layers.split(","), parse_size(size))
+        problems: list[str] = []
+        arrays = extract(model, paths, layers.split(","), parse_size(size), problems)
         save_npz(out, arrays)
         console.print(features_table(model, arrays))
         console.print(f"written: {plain(str(out))}", highlight=False)
+        say_left_out(problems)
+        if problems:
+            raise typer.Exit(1)

@@ -62,7 +62,7 @@ def demo_figure(
         size = picture.shape[:2]
         rgb = np.stack([enlarge(colours[i, ..., k], size) for k in range(3)], axis=-1)
         axes[0, i].imshow(picture)
-        axes[0, i].set_title(_short(name), fontsize=9)
+        axes[0, i].set_title(literal(_short(name)), fontsize=9)
         axes[1, i].imshow(np.clip(rgb, 0, 1))
         for ax, row in zip(axes[2:, i], maps, strict=True):
             draw_heat(ax, picture, row.heats[i])
@@ -77,11 +77,6 @@ def demo_figure(
     _zeros_axes(bottom.subplots(), names, zeros)
     figure.suptitle(literal(f"{title}: what it sees in {columns} photos"), fontsize=12)
     return figure
-
-
-def _short(name: str) -> str:
-    """A photo's name as far as there is room."""
-    return literal(plain(name).replace("_", " ")[:18])
 
 
 def _zeros_axes(ax, names: Sequence[str], zeros: Mapping[str, np.ndarray]) -> None:
@@ -110,4 +105,4 @@ def _zeros_axes(ax, names: Sequence[str], zeros: Mapping[str, np.ndarray]) -> No
 
 def _short(name: str) -> str:
     """A photo's name as far as there is room; a legend leaves out what begins with "_"."""
-    return name.replace("_", " ")[:18]
+    return plain(name).replace("_", " ")[:18]

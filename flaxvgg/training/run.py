@@ -41,7 +41,7 @@ from flaxvgg.training.log import Log, Row
 from flaxvgg.training.losses import LOSSES
 from flaxvgg.training.settings import Run
 from flaxvgg.training.trainer import Trainer, TrainState
-from flaxvgg.weights.checkpoint import CheckpointError, save
+from flaxvgg.weights.checkpoint import CheckpointError, check_target, save
 
 _DATA = "data.csv"
 
@@ -109,6 +109,8 @@ def train(
         )
     mesh = _mesh(jax.local_devices() if devices is None else devices, run.data.batch)
     check_folder(out)
+    if out.is_dir():  # what is in the way is said now, and not behind the last step
+        check_target(out / "model")
     images, test = read_images(run)
     with alone(out, out / ".lock"):
         return _train(load, run, out, stop, mesh, images, test)
