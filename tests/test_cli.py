@@ -293,6 +293,4 @@ def test_demo_of_odd_names(tmp_path, weights, photos):
     assert "Warning" not in result.output
     assert sorted(os.listdir(tmp_path / "out")) == ["demo.png", "features.npz", "zeros.json"]
     zeros = json.loads((tmp_path / "out" / "zeros.json").read_text())["zero_fraction"]
-    names = {str(odd / "caf\\xe9.png"), str(odd / "c\\nd.png"), str(odd / "a $^$ [red]b.png")}
-    names |= {str(odd / "写真.png"), str(odd / "deep" / "写真.png")}
-    assert set(zeros["pool5"]) == names
+    assert set(zeros["pool5"]) == {"caf_", "c_d", "a $^$ [red]b", "写真", "写真-2"}

@@ -63,11 +63,12 @@ def features(
         from flaxvgg.images.batches import check_npz, extract, save_npz
         from flaxvgg.images.loading import find_images
 
+        hw = parse_size(size)
         check_npz(out)
         paths = find_images(photos)
         model = load_model(weights, arch)
         problems: list[str] = []
-        arrays = extract(model, paths, layers.split(","), parse_size(size), problems)
+        arrays = extract(model, paths, layers.split(","), hw, problems)
         save_npz(out, arrays)
         console.print(features_table(model, arrays))
         console.print(f"written: {plain(str(out))}", highlight=False)
