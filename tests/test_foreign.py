@@ -112,7 +112,7 @@ def test_lines_show_what_is_foreign_as_text(model, printed, tmp_path):
     for error in (0.0, 1.0):
         check = LayerCheck("relu[/]", "PyTorch", (1, 2), error, 0.1, 0, 0.0, 1, 1, (flip,))
         print_verification(console, {"PyTorch": [check]})
-    print_summary(console, model, [EVIL], Path(EVIL))
+    print_summary(console, model, Path(EVIL))
     with step("loading") as found:
         found += [EVIL]
     say_left_out([EVIL, EVIL])

@@ -14,6 +14,7 @@ from flaxvgg.cam.photos import ExplainedPhoto, PhotoMap, Plan, explain_photos
 from flaxvgg.commands.console import Shown
 from flaxvgg.files.arrays import save_npz
 from flaxvgg.files.folders import Names, write_bytes
+from flaxvgg.files.foreign import plain, shown
 from flaxvgg.images.loading import ImageError
 from flaxvgg.network.model import VGG
 from flaxvgg.plotting.cam import cam_figure
@@ -91,20 +92,20 @@ def _json(model: VGG, plan: Plan, written: Written) -> dict[str, Any]:
     pictures = {photo: picture.name for picture, photo in written.pictures.items()}
     return {
         "architecture": model.config.arch,
-        "source": model.provenance.source,
+        "source": plain(model.provenance.source),
         "sha256": model.provenance.sha256,
         "convention": plan.convention,
         "size": list(plan.size),
         "partial": written.left > 0,
         "photos_not_looked_at": written.left,
-        "problems": written.problems,
+        "problems": list(map(plain, written.problems)),
         "maps": [
             {
-                "photo": str(found.photo),
+                "photo": shown(found.photo),
                 "picture": pictures[found.photo],
                 "method": found.method,
                 "class": found.label,
-                "name": found.name,
+                "name": plain(found.name),
                 "score": found.score if math.isfinite(found.score) else None,
                 "flag": found.flag.name.lower(),
                 "peak": found.peak,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flaxvgg.commands.console import clear_errors
+from flaxvgg.commands.console import clear_errors, say_left_out
 from flaxvgg.commands.options import (
     Arch,
     Size,
@@ -26,9 +26,13 @@ def demo(
 ) -> None:
     """Show what the network sees in a few photos: features, zeros by layer, and a picture.
 
-    Without --weights it fetches torchvision's own convolutions, 64 MB, once.
+    Without --weights it fetches torchvision's own convolutions, 64 MB, once. Exit code 1 says that
+    some photos could not be read.
     """
     with clear_errors(f"{out} is as it was"):
         from flaxvgg.commands.demonstration import run_demo
 
-        run_demo(lambda: load_model(weights, arch), photos, parse_size(size), out)
+        problems = run_demo(lambda: load_model(weights, arch), photos, parse_size(size), out)
+        say_left_out(problems)
+        if problems:
+            raise typer.Exit(1)

@@ -17,7 +17,7 @@ from flaxvgg.commands.tables import sizes_table, sparsity_table
 from flaxvgg.files.arrays import save_npz
 from flaxvgg.files.folders import Names, check_folder, make_folder, write_bytes
 from flaxvgg.heads.sample_head import with_sample_head
-from flaxvgg.images.batches import map_photos
+from flaxvgg.images.batches import map_readable
 from flaxvgg.images.loading import find_images, load_pixels, normalise
 from flaxvgg.images.samples import sample_photos, title_of
 from flaxvgg.network.model import VGG
@@ -34,10 +34,11 @@ _EIGEN = "Eigen-CAM of {}: the first principal component of its activations, wha
 
 def run_demo(
     load: Callable[[], VGG], photos: Sequence[Path] | None, size: tuple[int, int], out: Path
-) -> None:
+) -> list[str]:
     """Write features.npz, zeros.json and demo.png of the photos into the folder `out`.
 
-    Raises ValueError where there are no photos, `out` is no folder, or matplotlib is missing.
+    Gives a line for each photo that cannot be read and was left out. Raises ImageError where none
+    can, ValueError where there are no photos, `out` is no folder, or matplotlib is missing.
     """
     paths = find_images(photos) if photos else sample_photos()
     if not paths:
@@ -45,15 +46,15 @@ def run_demo(
     check_drawing()
     check_folder(out)
     model = load()
-    names = list(map(Names(), paths))
     headed = None if model.config.head else _with_sample_head(model)
     sampled = headed is not None
     model = headed or model
     with step("looking at") as found:
-        look = _look_for_classes if sampled else _look
-        seen = map_photos(look, model, paths, size, "photos", Shown())
+        look, problems = _look_for_classes if sampled else _look, []
+        paths, seen = map_readable(look, model, paths, size, "photos", problems, Shown())
         sums = [_sum_of_zeros(model, paths[0], at) for at in SIZES]
         found.append(f"{len(paths)} photos at {size[0]}x{size[1]}")
+    names = list(map(Names(), paths))
     counts = {layer: seen["counts"][layer] for layer in _counted(model)}
     zeros = zeros_by_photo(counts)
     title = f"{model.config.arch}, {model.provenance.source}"
@@ -85,6 +86,7 @@ def run_demo(
         write_bytes(out / "demo.png", figure)
         found += ["features.npz", "zeros.json", "demo.png"]
     say_where(out / "demo.png")
+    return problems
 
 
 def _look(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, Any]:

@@ -85,7 +85,29 @@ def map_photos(
     watch: Watcher = Watcher(),
 ) -> Any:
     """The outputs of `stream_photos` for all photos, joined. Raises ImageError for broken ones."""
-    batches = stream_photos(function, model, photos, size, what, watch=watch)
+    return _joined(list(stream_photos(function, model, photos, size, what, watch=watch)))
+
+
+def map_readable(
+    function: Callable[[VGG, Float[Array, "n h w 3"]], Any],
+    model: VGG,
+    photos: Sequence[Path],
+    size: tuple[int, int],
+    what: str,
+    problems: list[str],
+    watch: Watcher = Watcher(),
+) -> tuple[list[Path], Any]:
+    """The photos that can be read, and the outputs of `stream_photos` for these, joined.
+
+    The others are noted in `problems`. Raises ImageError where none can be read.
+    """
+    batches = list(stream_photos(function, model, photos, size, what, problems, watch))
+    if not batches:
+        raise ImageError(*problems)
+    return [photo for batch in batches for photo in batch.photos], _joined(batches)
+
+
+def _joined(batches: Sequence[Batch]) -> Any:
     outputs = [batch.outputs for batch in batches]
     return jax.tree.map(lambda *rows: np.concatenate(rows), *outputs)
 
@@ -95,12 +117,14 @@ def extract(
     photos: Sequence[Path],
     names: Sequence[str],
     size: tuple[int, int],
+    problems: list[str],
     watch: Watcher = Watcher(),
 ) -> dict[str, np.ndarray]:
-    """The `outputs` for every photo, and "photos" beside them: their paths.
+    """The `outputs` for every photo that can be read, and "photos" beside them: their paths.
 
-    Raises ValueError for unknown layers, ImageError for bad photos.
+    The others are noted in `problems`. Raises ValueError for unknown layers, ImageError where no
+    photo can be read.
     """
-    wanted = check_outputs(model.config, names)
-    arrays = map_photos(partial(outputs, names=wanted), model, photos, size, "features", watch)
-    return arrays | {"photos": np.array([str(photo) for photo in photos])}
+    function = partial(outputs, names=check_outputs(model.config, names))
+    read, arrays = map_readable(function, model, photos, size, "features", problems, watch)
+    return arrays | {"photos": np.array([str(photo) for photo in read])}

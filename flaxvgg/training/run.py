@@ -39,7 +39,7 @@ from flaxvgg.training.losses import LOSSES
 from flaxvgg.training.settings import Run
 from flaxvgg.training.trainer import Trainer, TrainState
 from flaxvgg.watching import Watcher
-from flaxvgg.weights.checkpoint import CheckpointError, save
+from flaxvgg.weights.checkpoint import CheckpointError, check_target, save
 
 _DATA = "data.csv"
 
@@ -110,6 +110,8 @@ def train(
     devices = jax.local_devices() if devices is None else devices
     mesh = _mesh(devices, run.data.batch, watch)
     check_folder(out)
+    if out.is_dir():  # what is in the way is said now, and not behind the last step
+        check_target(out / "model")
     images, test = read_images(run)
     with alone(out, out / ".lock"):
         return _train(load, run, out, stop, mesh, images, test, watch)
