@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import flaxvgg
 from convert.__main__ import app
+from flaxvgg.commands import cli
 from flaxvgg.conversion.readers.torch import read_published
 from flaxvgg.conversion.reading import read_source
 from flaxvgg.conversion.source_weights import SourceError
@@ -109,6 +111,18 @@ def test_dtype_rounds_the_weights_and_verifies_with_them(tmp_path, source, conv_
     ours = flaxvgg.to_torch(flaxvgg.load(out))["features.0.weight"]
     expected = conv_weights["features.0.weight"].bfloat16().float().numpy()
     np.testing.assert_array_equal(ours.astype(np.float32), expected)
+
+
+def test_the_packages_own_command_is_the_same(tmp_path, source):
+    ours, script = typer.main.get_command(cli.app).commands["convert"], typer.main.get_command(app)
+    assert [option.opts for option in ours.params] == [option.opts for option in script.params]
+    out = tmp_path / "written.safetensors"
+    arguments = ["convert", str(source), "--out", str(out), "--dtype", "bfloat16", "--arch"]
+    result = CliRunner().invoke(cli.app, [*arguments, "vgg11_bn"])
+    assert result.exit_code == 0, result.stderr
+    assert flaxvgg.load(out).conv_stack.conv1_1.kernel[...].dtype == jax.numpy.bfloat16
+    out.unlink()
+    refused(CliRunner().invoke(cli.app, [*arguments, "vgg16"]), out, "a vgg11_bn, not a vgg16")
 
 
 def test_a_failed_verification_writes_nothing(tmp_path, source, monkeypatch):

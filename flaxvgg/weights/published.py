@@ -4,7 +4,6 @@ import dataclasses
 import enum
 import hashlib
 import importlib.resources
-import json
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from flaxvgg.files.nesting import parse_json
 from flaxvgg.network.provenance import PREPROCESSING, Provenance
 from flaxvgg.network.provenance import WeightsError as WeightsError
 from flaxvgg.weights.file_kinds import FileKind, UnknownKind, file_kind, weights_in
@@ -270,15 +270,21 @@ def read_weights(path: Path, *, arch: str | None = None, prefix: str = "") -> We
     are mapped, not read. Raises WeightsError for anything that is no weights file; no pickle is
     ever executed.
     """
-    files = _files(path)
+    files, wanted = _files(path)
     tensors: dict[str, Any] = {}
     released = []
     for file in files:
         found, release = _read_file(file)
+        if len(files) > 1 and not isinstance(found, dict):
+            raise WeightsError(f"{file} holds no state dict: the set is damaged")
         if len(files) > 1 and (twice := found.keys() & tensors.keys()):
             raise WeightsError(f"{path}: {min(twice)!r} is in two of its files")
         tensors = found if len(files) == 1 else tensors | found
         released.append(release)
+    if wanted and (missing := wanted.difference(tensors)):
+        raise WeightsError(
+            f"{path} names {min(missing)!r}, which none of its files has: download them again"
+        )
 
     def release(array: np.ndarray) -> None:
         for one in released:
@@ -291,8 +297,11 @@ def read_weights(path: Path, *, arch: str | None = None, prefix: str = "") -> We
     return WeightsFile(named.tensors, _sha256_of(files), release, named.notes)
 
 
-def _files(path: Path) -> list[Path]:
-    """The path itself, or the files of the set that it names."""
+_LONGEST = 255  # bytes of a file's name, on every file system
+
+
+def _files(path: Path) -> tuple[list[Path], set[str]]:
+    """The path itself, or the files of the set that it names, and the tensors that are in them."""
     try:
         kind = file_kind(path)
         if kind == "folder":
@@ -300,26 +309,27 @@ def _files(path: Path) -> list[Path]:
             kind = file_kind(path)
     except UnknownKind as error:
         raise WeightsError(f"{path} {error}") from None
-    return _indexed(path) if kind == "index" else [path]
+    return _indexed(path) if kind == "index" else ([path], set())
 
 
-def _indexed(path: Path) -> list[Path]:
-    """The files that an index names, which have to lie beside it."""
+def _indexed(path: Path) -> tuple[list[Path], set[str]]:
+    """The files that an index names, which have to lie beside it, and what it says is in them."""
     try:
-        names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        where = parse_json(path.read_bytes())["weight_map"]
+        names = sorted(set(where.values()))
         files = [path.parent / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise WeightsError(
             f"{path} is no index of weights: name the .safetensors or .pth file itself"
         ) from None
     for name, file in zip(names, files, strict=True):
         if Path(name).name != name:
             raise WeightsError(f"{path} names {name!r}, which is no file beside it")
-        if not file.is_file():
-            raise WeightsError(f"{path} names {name!r}, which is missing: download it too")
+        if len(name.encode(errors="replace")) > _LONGEST or not file.is_file():
+            raise WeightsError(f"{path} names {name!r:.300}, which is missing: download it too")
     if not files:
         raise WeightsError(f"{path} names no files")
-    return files
+    return files, set(where)
 
 
 def _read_file(path: Path) -> tuple[Any, Callable[[np.ndarray], None]]:
