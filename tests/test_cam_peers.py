@@ -82,7 +82,10 @@ def network() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def model(network: torch.nn.Module) -> VGG:
-    return flaxvgg.from_torch("vgg16", network.state_dict(), precision="default")
+    provenance = read_source(REAL_WEIGHTS).provenance  # photos as these weights expect them
+    return flaxvgg.from_torch(
+        "vgg16", network.state_dict(), precision="default", provenance=provenance
+    )
 
 
 Pair = tuple[torch.nn.Module, VGG]
