@@ -31,6 +31,7 @@ from flaxvgg.commands.cam_files import write_cams
 from flaxvgg.commands.cli import app
 from flaxvgg.commands.console import interruptible
 from flaxvgg.commands.tables import cam_table
+from flaxvgg.files.foreign import shown
 from flaxvgg.network.provenance import Provenance
 from flaxvgg.plotting.cam import cam_figure
 from flaxvgg.plotting.figures import overlay
@@ -225,19 +226,23 @@ def test_what_is_negative_everywhere_is_shown_where_it_is_not_cut_off(model, pho
 
 
 def test_a_broken_photo_among_good_ones(tmp_path, loaded, photos):
-    broken, out = tmp_path / "broken.jpg", tmp_path / "out"
+    broken, out = tmp_path / "b\udce9.jpg", tmp_path / "out"
     broken.write_bytes(b"no photo")
+    odd = (photos / "same.png").rename(photos / "caf\udce9.png")
     arguments = "--size", "32x64", "--method", "cam", "--out"
     result = run(broken, photos, *arguments, out)
     assert result.exit_code == 1, result.output
-    assert result.stderr.startswith(f"left out: {broken}: no image")
-    found = json.loads((out / "cam.json").read_text())
+    assert result.stderr.startswith(f"left out: {shown(broken)}: no image")
+    text = (out / "cam.json").read_text()
+    assert "\\ud" not in text  # half of a character, which others' readers of JSON refuse
+    found = json.loads(text)
+    assert shown(odd) in {row["photo"] for row in found["maps"]}
     assert found["problems"] == [result.stderr.strip().removeprefix("left out: ")]
     assert (found["partial"], found["photos_not_looked_at"]) == (False, 0)
     assert len({row["photo"] for row in found["maps"]}) == 3
     result = run(broken, *arguments, tmp_path / "none")
     assert result.exit_code == 2
-    assert str(broken) in result.stderr
+    assert shown(broken) in result.stderr
     assert not (tmp_path / "none").exists()
 
 

@@ -110,9 +110,9 @@ def maps(monkeypatch):
     """The rows of heat maps that the demo draws."""
     found = []
 
-    def draw(names, pictures, alike, maps, zeros, title):
+    def draw(names, pictures, alike, maps, zeros, sums, title):
         found.extend(maps)
-        return demo_figure(names, pictures, alike, maps, zeros, title)
+        return demo_figure(names, pictures, alike, maps, zeros, sums, title)
 
     monkeypatch.setattr("flaxvgg.commands.demonstration.demo_figure", draw)
     return found
@@ -122,9 +122,13 @@ def test_demo_names_what_is_in_photos_that_the_sample_head_knows(tmp_path, weigh
     result = run("demo", photos, "--weights", weights, "--out", tmp_path / "demo")
     assert result.exit_code == 0, result.output
     eigen, cams = maps
-    assert eigen.label == "Eigen-CAM\n(relu5_3)"
+    assert eigen.caption.startswith("Eigen-CAM of relu5_3")
+    assert "fitted to" not in cams.caption  # these are copies: whose photos they are is not known
     assert [title.split()[0] for title in cams.titles] == ["astronaut", "cat", "cup"]
-    assert all(float(title.split()[1]) > 0.5 for title in cams.titles)
+    sizes = json.loads((tmp_path / "demo" / "zeros.json").read_text())["sizes"]["astronaut"]
+    assert [size["values"] for size in sizes.values()] == [25_088, 131_072, 214_016]
+    assert list(sizes) == ["224x224", "512x512", "1242x375"]
+    assert all(0.8 < size["zeros"] / size["values"] < 0.9 for size in sizes.values())
     assert cams.heats.shape == (3, 224, 224)
     assert cams.heats.max() == pytest.approx(1)
 
@@ -140,7 +144,9 @@ def test_demo_of_a_gap_network_without_pool5(tmp_path, photos, maps):
     (photos / "chelsea.png").rename(photos / "more" / "coffee.png")
     result = run("demo", photos, "--weights", path, "--size", "64x64", "--out", out)
     assert result.exit_code == 0, result.output
-    assert [row.label for row in maps] == ["Eigen-CAM\n(relu5_2)"]  # the head is not the sample one
+    assert [row.caption.partition(":")[0] for row in maps] == [
+        "Eigen-CAM of relu5_2"
+    ]  # no sample head
     with np.load(out / "features.npz") as arrays:
         assert set(arrays) == {"relu6", "gap", "photos"}
         assert arrays["relu6"].shape == (3, 4, 4, 16)
@@ -190,6 +196,28 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, weights, photos)
     assert result.exit_code == 2
     assert broken.read_bytes() == b"no photo"
     assert run("info", broken).exit_code == 2
+
+
+def test_a_broken_photo_among_good_ones_is_left_out_and_named(tmp_path, photos):
+    weights, out = tmp_path / "vgg11.safetensors", tmp_path / "features.npz"
+    flaxvgg.save(small_model(), weights)
+    broken = photos / "b\udce9.png"
+    broken.write_bytes(b"no photo")
+    options = ["--weights", weights, "--size", "32x32", "--out"]
+    for command, written in ("features", out), ("demo", tmp_path / "demo"):
+        result = run(command, photos, *options, written)
+        assert result.exit_code == 1, result.output
+        assert result.stderr.startswith(f"left out: {photos}/b\\xe9.png: no image")
+        with np.load(out if written == out else written / "features.npz") as arrays:
+            names = [Path(path).name for path in arrays["photos"]]
+            assert names == ["astronaut.png", "chelsea.png", "coffee.png"]
+            assert len(arrays["gap"]) == 3
+    assert (tmp_path / "demo" / "demo.png").exists()
+    for command, written in ("features", tmp_path / "no.npz"), ("demo", tmp_path / "no"):
+        result = run(command, broken, *options, written)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"error: {photos}/b\\xe9.png: no image")
+        assert not written.exists()
 
 
 def test_demo_without_photos_says_what_to_do(tmp_path, weights, monkeypatch):
@@ -271,6 +299,4 @@ def test_demo_of_odd_names(tmp_path, weights, photos):
     assert "Warning" not in result.output
     assert sorted(os.listdir(tmp_path / "out")) == ["demo.png", "features.npz", "zeros.json"]
     zeros = json.loads((tmp_path / "out" / "zeros.json").read_text())["zero_fraction"]
-    names = {str(odd / "caf\\xe9.png"), str(odd / "c\\nd.png"), str(odd / "a $^$ [red]b.png")}
-    names |= {str(odd / "写真.png"), str(odd / "deep" / "写真.png")}
-    assert set(zeros["pool5"]) == names
+    assert set(zeros["pool5"]) == {"caf_", "c_d", "a $^$ [red]b", "写真", "写真-2"}

@@ -472,7 +472,7 @@ def test_sizes(function, size):
 def test_other_arguments():
     assert str(_error(load_images, [])) == "no paths were given: pass at least one image file"
     assert str(_error(load_images, "a.png", preprocessing="caffe")) == (
-        "no preprocessing 'caffe': choose from torchvision, features, keras"
+        "no preprocessing 'caffe': choose from torchvision, features, keras, unit, pixels"
     )
     assert str(_error(normalise, np.zeros((4, 4, 3), np.float32))) == (
         "pixels must be uint8 of shape (..., H, W, 3), not float32 of shape (4, 4, 3)"

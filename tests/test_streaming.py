@@ -515,6 +515,9 @@ def test_a_store_of_another_run_is_left_alone(model, folder, whole, tmp_path):
     refused("the classes were cats, dogs, and are none", source=find_source(folder / "cats"))
     turned = dataclasses.replace(source, labels=source.labels[::-1])
     refused("the same names, with other labels or in another order", source=turned)
+    renamed = shutil.copytree(folder, tmp_path / "photos")
+    (renamed / "cats").rename(renamed / "zebras")
+    refused("by content, classes cats -> zebras", source=find_source(renamed))
     with pytest.raises(StoreError, match="no store of flaxvgg"):
         stream(features_job(model, layers), source, folder)
     with pytest.raises(StoreError, match="is no directory"):

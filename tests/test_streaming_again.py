@@ -117,7 +117,7 @@ def test_what_could_not_be_read_or_was_replaced_is_tried_again(job, photos, tmp_
     whole = run(job, source, tmp_path / "whole.zarr").store
     out, apart = tmp_path / "again.zarr", tmp_path / "apart"
     apart.mkdir()
-    opened = reading.open_image
+    opened = reading.open_turned
 
     def full(path):
         if Path(path).name == "11.png":
@@ -129,7 +129,7 @@ def test_what_could_not_be_read_or_was_replaced_is_tried_again(job, photos, tmp_
     shutil.copy(photos / "36.png", apart)
     (photos / "36.png").write_bytes(b"damaged")
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "open_image", full)
+        patch.setattr(reading, "open_turned", full)
         first = run(job, source, out)
         assert list(first.problems) == ["02.png", "11.png", "36.png"]
         # Files that nobody has touched are as broken as they were.

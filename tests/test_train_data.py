@@ -52,19 +52,10 @@ def begun(tmp_path_factory):
 
 
 @pytest.fixture
-def again(begun, tmp_path, monkeypatch):
-    """The same photos and the same run, to be changed, under the name that it had."""
+def again(begun, tmp_path):
+    """The same photos and the same run elsewhere, to be changed: places make no difference."""
     for name in "photos", "run":
         shutil.copytree(begun / name, tmp_path / name)
-    options = Run.to_json
-    photos, before = str(tmp_path / "photos"), str(begun / "photos")
-
-    def to_json(self):
-        told = options(self)
-        told["data"]["train"] = told["data"]["train"].replace(photos, before)
-        return told
-
-    monkeypatch.setattr(Run, "to_json", to_json)
     return tmp_path
 
 
@@ -195,3 +186,11 @@ def test_one_run_at_a_time(again):
         train(load, a_run(again / "photos"), again / "run")
     assert train(load, a_run(again / "photos"), again / "run", lambda: True).steps == 0
     assert not (again / "run" / ".lock").exists()
+
+
+def test_what_is_in_the_way_of_the_model_is_said_before_the_first_step(again):
+    (again / "run" / "model").mkdir()
+    (again / "run" / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"run/model is a directory and no checkpoint"):
+        train(load, a_run(again / "photos"), again / "run")
+    assert (again / "run" / "model" / "notes.txt").read_text() == "mine"

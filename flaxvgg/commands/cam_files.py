@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from flaxvgg.cam.photos import ExplainedPhoto, PhotoMap, Plan, explain_photos
-from flaxvgg.commands.folders import Names, png, write_bytes
-from flaxvgg.images.batches import save_npz
+from flaxvgg.commands.console import Shown
+from flaxvgg.files.arrays import save_npz
+from flaxvgg.files.folders import Names, write_bytes
+from flaxvgg.files.foreign import plain, shown
 from flaxvgg.images.loading import ImageError
 from flaxvgg.network.model import VGG
 from flaxvgg.plotting.cam import cam_figure
+from flaxvgg.plotting.figures import png
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,9 @@ def write_cams(model: VGG, photos: Sequence[Path], plan: Plan, out: Path) -> Wri
     names = Names(".png")
     title = f"{model.config.arch}, {model.provenance.source}, convention {plan.convention!r}"
     try:
-        with contextlib.closing(explain_photos(model, photos, plan, problems)) as explained:
+        with contextlib.closing(
+            explain_photos(model, photos, plan, problems, Shown())
+        ) as explained:
             for found in explained:
                 picture = out / names(found.photo)
                 write_bytes(picture, png(cam_figure(found, title)))
@@ -87,20 +92,20 @@ def _json(model: VGG, plan: Plan, written: Written) -> dict[str, Any]:
     pictures = {photo: picture.name for picture, photo in written.pictures.items()}
     return {
         "architecture": model.config.arch,
-        "source": model.provenance.source,
+        "source": plain(model.provenance.source),
         "sha256": model.provenance.sha256,
         "convention": plan.convention,
         "size": list(plan.size),
         "partial": written.left > 0,
         "photos_not_looked_at": written.left,
-        "problems": written.problems,
+        "problems": list(map(plain, written.problems)),
         "maps": [
             {
-                "photo": str(found.photo),
+                "photo": shown(found.photo),
                 "picture": pictures[found.photo],
                 "method": found.method,
                 "class": found.label,
-                "name": found.name,
+                "name": plain(found.name),
                 "score": found.score if math.isfinite(found.score) else None,
                 "flag": found.flag.name.lower(),
                 "peak": found.peak,

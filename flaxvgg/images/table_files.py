@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxvgg.files.foreign import AnyPath
+from flaxvgg.images.finding import ImageError
 
 BOX = ("left", "top", "right", "bottom")
 _COLUMNS = {"image", "label", "labels", *BOX}
@@ -148,7 +149,8 @@ class ImagesInside:
     """Images that lie in a Parquet file themselves, by number, as the Hugging Face hub has them.
 
     `names` are unique: the paths beside the images, or numbers. An element is {"image": ...}: the
-    bytes of an image file, or its path. One group of rows is in memory at a time.
+    bytes of an image file, or its path; ImageError where its group of rows is damaged. One group is
+    in memory at a time.
     """
 
     def __init__(self, path: Path, table: Any, field: str):
@@ -181,10 +183,18 @@ class ImagesInside:
         return {"image": b"" if cell is None else cell}
 
     def _read(self, number: int) -> Any:
+        import pyarrow
         from pyarrow import parquet
 
-        with parquet.ParquetFile(self._path, page_checksum_verification=True) as file:
-            return file.read_row_group(number, columns=["image"]).column("image")
+        try:
+            with parquet.ParquetFile(self._path, page_checksum_verification=True) as file:
+                return file.read_row_group(number, columns=["image"]).column("image")
+        except (pyarrow.ArrowException, OSError) as error:
+            first, last = self._starts[number] + 1, self._starts[number + 1]
+            reason = str(error).splitlines()[0]
+            raise ImageError(
+                f"rows {first} to {last} of {self._path.name} are damaged ({reason}): get it again"
+            ) from error
 
 
 def _parquet(path: Path) -> TableFile:

@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from flaxvgg.files.foreign import shown
 from flaxvgg.files.locking import LockedError
+from flaxvgg.files.records import difference
 from flaxvgg.images.fingerprint import UNKNOWN, Known, in_threads, what_differs
 from flaxvgg.streaming.source import Source
 from flaxvgg.streaming.store import BROKEN, DONE, Store, StoreError
-from flaxvgg.weights.checkpoint import difference
 
 _NAMED = 3
 _SAME_NAMES = "the same names, with other labels or in another order"
@@ -83,9 +84,7 @@ def _check_settings(store: Store, source: Source, settings: Mapping[str, Any], n
     boxes = stored["images"].get("boxes", settings["images"]["boxes"])
     told = []
     if images != {name: stored["images"][name] for name in images}:
-        now = {_text(name): Known(UNKNOWN, ()) for name in source.names}
-        before = {str(name): Known(UNKNOWN, ()) for name in store.read("name")}
-        told.append(what_differs(before, now) or _SAME_NAMES)
+        told.append(what_differs(*_known(store, source)) or _SAME_NAMES)
     elif boxes != settings["images"]["boxes"]:
         told.append("their boxes")
     if stored["classes"] != settings["classes"]:
@@ -102,6 +101,25 @@ def _check_settings(store: Store, source: Source, settings: Mapping[str, Any], n
             f"{store.path} was made by an earlier flaxvgg, which did not note boxes: whether they "
             "are still the same cannot be checked"
         )
+
+
+def _known(store: Store, source: Source) -> tuple[dict[str, Known], dict[str, Known]]:
+    """By name, the images in the store and those to be streamed; for `what_differs`.
+
+    Where folders name the classes, files are looked into: that tells which class became which.
+    """
+    before, now = [str(x) for x in store.read("name")], list(map(shown, source.names))
+    contents = [np.full(len(x), UNKNOWN, np.uint64) for x in (before, now)]
+    classes = [set(x or ()) for x in (store.settings["classes"], source.classes)]
+    if all(classes) and classes[0] != classes[1] and source.root is not None:
+        contents = [store.contents(), list(in_threads(source.content, range(len(source))))]
+
+    def table(names: Sequence[str], contents: Sequence[int], classes: set[str]) -> dict[str, Known]:
+        folders = [name.partition("/")[0] for name in names]
+        labels = [(x,) if x in classes else () for x in folders]
+        return dict(zip(names, map(Known, map(int, contents), labels), strict=True))
+
+    return table(before, contents[0], classes[0]), table(now, contents[1], classes[1])
 
 
 class _Compared(NamedTuple):
@@ -171,8 +189,3 @@ def _total(count: int) -> int:
     if jax.process_count() == 1:
         return int(count)
     return int(np.sum(multihost_utils.process_allgather(np.array(count, np.int32))))
-
-
-def _text(name: str) -> str:
-    """A name as the store has it."""
-    return name.encode("utf-8", "replace").decode()

@@ -34,8 +34,8 @@ class Item(NamedTuple):
     """One image as the network takes it, with its label; or without pixels, a `problem`.
 
     `size` is the (height, width) that the image had before it was fitted, upright; `turned` the
-    orientation (EXIF, 1 to 8) that it was stored in. `content` is what `flaxvgg.images.fingerprint` makes
-    of its bytes: UNKNOWN where they could not be read, this time.
+    orientation (EXIF, 1 to 8) that it was stored in. `content` is what `flaxvgg.images.fingerprint`
+    makes of its bytes: UNKNOWN where they could not be read, this time.
     """
 
     row: int
@@ -96,13 +96,21 @@ class Source:
         """() for one class an image, (K,) for any of K classes, None for no labels."""
         if self.labels is not None:
             return self.labels.shape[1:]
-        first = None if self.root is not None else self.images[0].get("label")
+        try:
+            first = None if self.root is not None else self.images[0].get("label")
+        except ImageError:  # a table's, which has no labels there
+            return None
         return None if first is None else np.shape(first)
 
     def read(self, row: int, size: tuple[int, int] | None, recipe: Preprocessing) -> Item:
         """One image at `size` = (H, W), or at its own for None."""
-        element, own_label = self._element(row)
-        label = own_label if self.labels is None else self.labels[row]
+        nothing = np.zeros((0, 0, 3), np.uint8)
+        known = None if self.labels is None else self.labels[row]
+        try:
+            element, own_label = self._element(row)
+        except ImageError as error:  # of the file that holds many of them
+            return Item(row, nothing, (0, 0), known, str(error), UNKNOWN)
+        label = own_label if self.labels is None else known
         content = _content(element, own_label)
         try:
             image, turned = _opened(element)
@@ -115,12 +123,15 @@ class Source:
             problem = str(error).removeprefix(f"{prefix}: ")
             if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
                 content = UNKNOWN  # the system gave nothing, whatever is in the file
-            return Item(row, np.zeros((0, 0, 3), np.uint8), (0, 0), label, problem, content)
+            return Item(row, nothing, (0, 0), label, problem, content)
         return Item(row, pixels, (image.height, image.width), label, "", content, turned)
 
     def content(self, row: int) -> int:
         """The content of an image as it is now, and of the label that comes with it."""
-        return _content(*self._element(row))
+        try:
+            return _content(*self._element(row))
+        except ImageError:
+            return UNKNOWN
 
     def _element(self, row: int) -> tuple[Any, Any]:
         """What holds an image: a path, or what a data set gives, with the label given there."""

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from flaxvgg.files.records import difference, first_line
 from flaxvgg.training.trainer import TrainState
-from flaxvgg.weights.checkpoint import ORBAX_DAMAGE, CheckpointError, difference, first_line
+from flaxvgg.weights.checkpoint import ORBAX_DAMAGE, CheckpointError
 
 _METRIC = "metric"
 
@@ -112,8 +113,11 @@ class Checkpoints:
             for name, x in expected.items()
             if name in stored and tuple(stored[name].shape) != tuple(x.shape)
         ]
-        if problems or told.get("run") != self._run:
-            reason = problems[0] if problems else difference(told.get("run"), self._run)
+        run, ours = told.get("run"), self._run
+        if self._data and told.get("learns_from"):
+            run, ours = _without_places(run), _without_places(ours)
+        if problems or run != ours:
+            reason = problems[0] if problems else difference(run, ours)
             raise CheckpointError(
                 f"{where} is of another run: {reason}; choose another folder, or delete this one"
             )
@@ -145,6 +149,22 @@ class Checkpoints:
                 f"no checkpoint could be written to {folder} ({first_line(error)}): the last good "
                 "one is as it was; make room and run again"
             ) from None
+
+
+def _without_places(run: Any) -> Any:
+    """Options without where images and weights lie: their contents are compared.
+
+    What is no such table is left as it is.
+    """
+    if not isinstance(run, dict):
+        return run
+    places = {"data": {"train", "test"}, "model": {"weights"}}
+    return {
+        room: {name: x for name, x in options.items() if name not in places.get(room, ())}
+        if isinstance(options, dict)
+        else options
+        for room, options in run.items()
+    }
 
 
 def _named(state: TrainState, convert) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.provenance import Provenance
 from tests.fuzz import files as valid
+from tests.fuzz.array_pickles import hostile_pickles
 from tests.fuzz.cases import Arrays, Seed
 from tests.fuzz.mutations import crc
 
@@ -49,6 +50,8 @@ def _cases() -> Iterator[tuple[str, str, bytes, bool]]:
         yield ".safetensors", "odd.safetensors", data, refused
     for data in _checkpoints():
         yield "our .safetensors", "odd.safetensors", data, True
+    for data in hostile_pickles():
+        yield ".ckpt", "odd.ckpt", data, True
     for data in _onnx_files():
         yield ".onnx", "odd.onnx", data, True
     for data in _hdf5_files():

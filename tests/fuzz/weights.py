@@ -14,6 +14,7 @@ import torch
 from onnx import numpy_helper
 
 from tests.fuzz import inert
+from tests.fuzz.array_pickles import array_pickle, true_arrays
 from tests.fuzz.cases import Arrays, Seed, Target, in_place
 from tests.fuzz.files import (
     CONVS,
@@ -74,6 +75,7 @@ def weight_targets() -> list[Target]:
             Seed("weights.h5", keras_h5(True, config=keras_config(*KERAS_FRONTS[0]))),
         ],
         ".weights.h5": [Seed("vgg.weights.h5", keras_weights_h5())],
+        ".ckpt": [Seed("vgg16.ckpt", array_pickle())],
         ".keras": [
             Seed("vgg.keras", keras_archive()),
             *(Seed("vgg.keras", keras_archive(keras_config(*front))) for front in KERAS_FRONTS),
@@ -126,6 +128,8 @@ def _true_weights(data: bytes, path: Path, whole: bytes) -> Arrays:
             found = _true_safetensors(data)
         case "torch":
             found = _true_torch(data)
+        case "arrays":
+            found = true_arrays(data)
         case "onnx":
             found = _true_onnx(data)
         case _:
