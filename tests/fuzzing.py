@@ -128,7 +128,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="one input again, with a traceback")
-    parser.add_argument("--targets", default=_TARGETS, help=argparse.SUPPRESS)
+    parser.add_argument("--targets", default=_TARGETS, help="a module of some kinds")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -142,7 +142,7 @@ def main() -> int:
             print(case.target.kind, case.name, *judge(case, Path(scratch), True))
         return 0
     results, bad, started = [], 0, time.monotonic()
-    for result in fuzz(options.count, options.seed):
+    for result in fuzz(options.count, options.seed, targets=options.targets):
         results.append(result)
         if result.outcome not in OUTCOMES:
             bad += 1
