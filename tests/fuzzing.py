@@ -24,6 +24,7 @@ from pathlib import Path
 
 SECONDS = 20  # for one input, on a machine that has other things to do as well
 _STARTING = 300
+_LONGER = {"command": 180}  # which compiles, and draws pictures
 _TARGETS = "tests.fuzz.targets"
 MEMORY = 3 << 30  # bytes on top of what the libraries take
 OUTCOMES = ("read", "read with a warning", "refused")
@@ -61,7 +62,7 @@ def _watched(first: int, count: int, seed: int, seconds: float, targets: str) ->
         number, kind, lines = first, "?", b""
         try:
             while number < count:
-                allowed = _STARTING if kind == "?" else seconds
+                allowed = _STARTING if kind == "?" else max(seconds, _LONGER.get(kind, 0))
                 if not select.select([worker.stdout], [], [], allowed)[0]:
                     worker.kill()
                     worker.wait()
