@@ -24,6 +24,7 @@ from pathlib import Path
 
 SECONDS = 20  # for one input, on a machine that has other things to do as well
 _STARTING = 300
+_LONGER = {"command": 180}  # which compiles, and draws pictures
 _TARGETS = "tests.fuzz.targets"
 MEMORY = 3 << 30  # bytes on top of what the libraries take
 OUTCOMES = ("read", "read with a warning", "refused")
@@ -61,7 +62,7 @@ def _watched(first: int, count: int, seed: int, seconds: float, targets: str) ->
         number, kind, lines = first, "?", b""
         try:
             while number < count:
-                allowed = _STARTING if kind == "?" else seconds
+                allowed = _STARTING if kind == "?" else max(seconds, _LONGER.get(kind, 0))
                 if not select.select([worker.stdout], [], [], allowed)[0]:
                     worker.kill()
                     worker.wait()
@@ -128,7 +129,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="one input again, with a traceback")
-    parser.add_argument("--targets", default=_TARGETS, help=argparse.SUPPRESS)
+    parser.add_argument("--targets", default=_TARGETS, help="a module of some kinds")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -142,7 +143,7 @@ def main() -> int:
             print(case.target.kind, case.name, *judge(case, Path(scratch), True))
         return 0
     results, bad, started = [], 0, time.monotonic()
-    for result in fuzz(options.count, options.seed):
+    for result in fuzz(options.count, options.seed, targets=options.targets):
         results.append(result)
         if result.outcome not in OUTCOMES:
             bad += 1

@@ -1,10 +1,12 @@
 """Kill a run at any moment, go on, and compare: `python -m tests.kill_trials --count 50`.
 
-The first process forks a child for each run, which is ready at once: what takes long to import is
-there. JAX's devices and TensorStore, which do not survive a fork, it never touches.
+What is killed are a store that is streamed into, and with `--training` a training run. The first
+process forks a child for each run, which is ready at once: what takes long to import is there.
+JAX's devices and TensorStore, which do not survive a fork, it never touches.
 """
 
 import argparse
+import dataclasses
 import filecmp
 import os
 import random
@@ -13,21 +15,38 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import grain  # noqa: F401
 import zarr
 
 import flaxvgg.cam.photos
 import flaxvgg.evaluation.localisation
-import flaxvgg.sparsity.counting  # noqa: F401
+import flaxvgg.sparsity.counting
+import flaxvgg.training.run  # noqa: F401
+from tests.networks import TINY_GAP, coloured_photos, tiny_vgg
 from tests.streaming_jobs import Drawn, means_job
 
 _IMAGES = 400
 
 
-def child(out: Path, started: int) -> None:
+class Trial(NamedTuple):
+    """What is killed.
+
+    `child` does it into a path, and writes a byte when it begins; `done` counts what is on disk of
+    it, `differences` names what is not the same in two that have ended.
+    """
+
+    name: str
+    child: Callable[[Path, int], None]
+    done: Callable[[Path], int]
+    differences: Callable[[Path, Path], list[str]]
+
+
+def stream_child(out: Path, started: int) -> None:
     """Stream, and say when it begins."""
     from flaxvgg.streaming import Source, stream
 
@@ -36,14 +55,57 @@ def child(out: Path, started: int) -> None:
     stream(means_job(), source, out, size=(32, 32), batch=1, advance=lambda *_: begun())
 
 
-def run(out: Path, delay: float | None) -> tuple[bool, float]:
-    """Stream in a child, killed so many seconds after it began; whether it ended, and when."""
+def images_done(out: Path) -> int:
+    """The images that a store has; it is there whole or not at all."""
+    return int((zarr.open_group(out)["status"][:] != 0).sum()) if out.exists() else 0
+
+
+def train_child(photos: Path, out: Path, started: int) -> None:
+    """Train, say when it begins, and note the digest of the model that comes of it."""
+    from flaxvgg.images.fingerprint import model_digest
+    from flaxvgg.training import run as training
+    from flaxvgg.training.settings import Data, Model, Run
+    from flaxvgg.training.trainer import Optimisation
+
+    head = (*TINY_GAP[:-1], dataclasses.replace(TINY_GAP[-1], outputs=3))
+
+    def begin():
+        os.write(started, b"x")
+        return tiny_vgg(head, precision="default")
+
+    def save_and_note(model, path):
+        save(model, path)
+        (out / "digest").write_text(model_digest(model))
+
+    save, training.save = training.save, save_and_note
+    Model.with_head = lambda self, model, classes, seed: model
+    data = Data(photos, size=(32, 32), batch=4, crop=0.5)
+    options = Optimisation(learning_rate=1e-2, average=0.5)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    training.train(begin, Run(data, Model(), options, epochs=3, every=2), out)
+
+
+def step_done(out: Path) -> int:
+    """The last step that there is a checkpoint of."""
+    folder = out / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def other_run(a: Path, b: Path) -> list[str]:
+    """What is not the same of two runs: images, metrics, and the bits of the model."""
+    names = ["data.csv", "metrics.csv", "digest"]
+    return [name for name in names if (a / name).read_bytes() != (b / name).read_bytes()]
+
+
+def run(trial: Trial, out: Path, delay: float | None) -> tuple[bool, float]:
+    """Do it in a child, killed so many seconds after it began; whether it ended, and when."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if not pid:
         status = 1
         try:
-            child(out, theirs)
+            trial.child(out, theirs)
             status = 0
         finally:
             os._exit(status)
@@ -68,37 +130,43 @@ def differences(a: Path, b: Path) -> list[str]:
     return [*names, *(x for sub in found.common_dirs for x in differences(a / sub, b / sub))]
 
 
-def trials(count: int, seed: int, folder: Path) -> tuple[int, int]:
-    """Kill `count` runs; how many stores were finished that way, all the same, and units lost."""
+def trials(trial: Trial, count: int, seed: int, folder: Path) -> tuple[int, int]:
+    """Kill `count` runs; how many were, and how many ended, all the same, with nothing lost."""
     draw = random.Random(seed)
-    _, whole = run(folder / "whole.zarr", None)
-    kills = stores = 0
-    out, before = folder / "killed.zarr", 0
+    undisturbed, out = folder / "undisturbed", folder / "killed"
+    _, whole = run(trial, undisturbed, None)
+    kills = ends = before = 0
     while kills < count or out.exists():
-        ended = run(out, draw.uniform(0, whole) if kills < count else None)[0]
+        ended = run(trial, out, draw.uniform(0, whole) if kills < count else None)[0]
         kills += not ended
-        # A chunk of status is a unit that is done; the store itself is there whole or not at all.
-        done = int((zarr.open_group(out)["status"][:] != 0).sum()) if out.exists() else 0
+        done = trial.done(out)
         if done < before:
-            raise SystemExit(f"{before} images were done, and {done} are")
+            raise SystemExit(f"{before} were done, and {done} are")
         before = done
         if ended:
-            found = differences(folder / "whole.zarr", out)
+            found = trial.differences(undisturbed, out)
             if found:
                 raise SystemExit(f"not the same: {found}")
             shutil.rmtree(out)
-            stores, before = stores + 1, 0
-    return kills, stores
+            ends, before = ends + 1, 0
+    return kills, ends
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--training", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        kills, stores = trials(options.count, options.seed, Path(folder))
-    print(f"killed {kills} times; {stores} stores finished, each the same as one undisturbed")
+    with tempfile.TemporaryDirectory() as name:
+        trial = Trial("stores", stream_child, images_done, differences)
+        if options.training:
+            photos = Path(name, "photos")
+            photos.mkdir()
+            child = partial(train_child, coloured_photos(photos))
+            trial = Trial("runs", child, step_done, other_run)
+        kills, ends = trials(trial, options.count, options.seed, Path(name))
+    print(f"killed {kills} times; {ends} {trial.name} ended, each the same as one undisturbed")
 
 
 if __name__ == "__main__":

@@ -109,15 +109,16 @@ def _known(store: Store, source: Source) -> tuple[dict[str, Known], dict[str, Kn
     Where folders name the classes, files are looked into: that tells which class became which.
     """
     before, now = [str(x) for x in store.read("name")], list(map(shown, source.names))
-    contents = [np.full(len(x), UNKNOWN, np.uint64) for x in (before, now)]
+    contents = [[UNKNOWN] * len(x) for x in (before, now)]
     classes = [set(x or ()) for x in (store.settings["classes"], source.classes)]
     if all(classes) and classes[0] != classes[1] and source.root is not None:
-        contents = [store.contents(), list(in_threads(source.content, range(len(source))))]
+        found = in_threads(source.content, range(len(source)))
+        contents = [store.contents().tolist(), list(found)]
 
     def table(names: Sequence[str], contents: Sequence[int], classes: set[str]) -> dict[str, Known]:
         folders = [name.partition("/")[0] for name in names]
         labels = [(x,) if x in classes else () for x in folders]
-        return dict(zip(names, map(Known, map(int, contents), labels), strict=True))
+        return dict(zip(names, map(Known, contents, labels), strict=True))
 
     return table(before, contents[0], classes[0]), table(now, contents[1], classes[1])
 

@@ -87,8 +87,12 @@ def _read(root: Path) -> Arrays:
     said = result.output
     bad = {x for x in said if unicodedata.category(x) in ("Cc", "Cf", "Cs") and x != "\n"}
     assert not bad, (bad, said)
+    if not given:
+        assert result.exit_code == 2, said
+        assert "Missing argument" in said, said
+        raise _Refused(said)
     if result.exit_code == 2:
-        assert said.count("error: ") == 1 or not given, said
+        assert said.count("error: ") == 1, said
         assert all(x.startswith("  ") for x in result.stderr.split("error: ")[-1].splitlines()[1:])
         assert not out.exists(), said
         _check_reason(given, said)

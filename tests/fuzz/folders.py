@@ -114,9 +114,9 @@ def true_images(root: Path) -> list[Path]:
                 continue
             if os.path.isdir(path):
                 walk(path, above | {here})
-            elif os.path.splitext(name)[1].lower() in SUFFIXES or (
-                not os.path.splitext(name)[1] and is_whole(Path(path))
-            ):
+                continue
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in SUFFIXES or (not suffix and is_whole(Path(path))):
                 found.append(Path(path))
 
     walk(str(root), frozenset())
