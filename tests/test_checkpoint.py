@@ -20,8 +20,11 @@ import safetensors.torch
 import torch
 import torchvision
 from flax import nnx
+from typer.testing import CliRunner
 
 import flaxvgg
+from flaxvgg.commands.cli import app
+from flaxvgg.commands.tables import model_facts
 from flaxvgg.files import replacing
 from flaxvgg.files.replacing import write_atomically
 from flaxvgg.network.provenance import PREPROCESSING, Provenance
@@ -39,6 +42,8 @@ PROVENANCE = Provenance(
     preprocessing=PREPROCESSING["features"],
     classes=("cat", "dog, or “hound”"),
     versions=(("flaxvgg", "0.1.0"), ("torch", "2.0")),
+    notes=("a head is left out", "\x1b[31ma note of another's"),
+    guess="the file does not say it",
 )
 
 
@@ -109,6 +114,17 @@ def whole() -> tuple[dict[str, torch.Tensor], flaxvgg.VGG]:
     """A state dict with the classifier, and its model."""
     state_dict = torch_vgg("vgg11_bn", num_classes=3).state_dict()
     return state_dict, flaxvgg.from_torch("vgg11_bn", state_dict, dropout=0.25)
+
+
+def test_what_is_guessed_and_was_left_out_is_said(model, other, tmp_path):
+    flaxvgg.save(model, tmp_path / "model.safetensors")
+    shown = CliRunner().invoke(app, ["info", str(tmp_path / "model.safetensors")]).stdout
+    said = " ".join(shown.split())
+    assert "features (a guess: the file does not say it; python -m convert" in said
+    assert "a head is left out" in said
+    assert "\x1b" not in shown
+    assert other.provenance.guess == "a state dict does not say it"
+    assert "a guess: a state dict does not say it" in model_facts(other)["preprocessing"]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -487,7 +503,7 @@ def test_a_file_where_the_directory_is_to_be(model, tmp_path):
     with pytest.raises(CheckpointError, match="model is a file: choose another name"):
         flaxvgg.save(model, tmp_path / "model")
     assert (tmp_path / "model").read_text() == "notes"
-    _refused(tmp_path / "model", "is no safetensors file")
+    _refused(tmp_path / "model", "model is no weights file: flaxvgg reads")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -592,7 +608,7 @@ def test_a_truncated_safetensors_file(model, tmp_path):
         len(content) - 1,
     ):
         path.write_bytes(content[:length])
-        _refused(path, "is no safetensors file")
+        _refused(path, "is no safetensors file" if length else "is empty: download it again")
     path.write_bytes(content + b"\0")
     _refused(path, "is no safetensors file")
 

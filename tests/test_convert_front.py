@@ -187,8 +187,9 @@ def _onnx(state, path: Path, front, opset: int = 13, floats=TensorProto.FLOAT) -
         weights.append(numpy_helper.from_array(np.asarray(value, dtype), f"w{len(weights)}"))
         return weights[-1].name
 
-    def add(op: str, *inputs: str, **attributes) -> str:
-        nodes.append(helper.make_node(op, inputs, [f"t{len(nodes)}"], **attributes))
+    def add(op: str, *inputs: str, outputs: int = 1, **attributes) -> str:
+        made = [f"t{len(nodes)}", *(f"t{len(nodes)}.{i}" for i in range(1, outputs))]
+        nodes.append(helper.make_node(op, inputs, made, **attributes))
         return nodes[-1].output[0]
 
     x = front(add, constant, "image")
@@ -266,9 +267,27 @@ def _rounded(add, constant, x):
     return add("DequantizeLinear", add("QuantizeLinear", x, scale, zero), scale, zero)
 
 
-def test_quantised_activations_are_refused_by_that_word(state, tmp_path: Path):
+def _dynamic(add, constant, x):
+    """As ONNX Runtime quantises while it runs."""
+    whole = add("DynamicQuantizeLinear", x, outputs=3)
+    sums = add("ConvInteger", whole, constant(np.ones((3, 3, 1, 1)), np.uint8), f"{whole}.2")
+    return add("Mul", add("Cast", sums, to=TensorProto.FLOAT), f"{whole}.1")
+
+
+def _static(add, constant, x):
+    scale, zero = constant(0.1), constant(0, np.uint8)
+    kernel = constant(np.ones((3, 3, 1, 1)), np.uint8)
+    whole = add("QuantizeLinear", x, scale, zero)
+    whole = add("QLinearConv", whole, scale, zero, kernel, scale, zero, scale, zero)
+    return add("DequantizeLinear", whole, scale, zero)
+
+
+@pytest.mark.parametrize("front", [_rounded, _dynamic, _static])
+def test_quantised_activations_are_refused_by_that_word(front, state, tmp_path: Path):
+    path = _onnx(state, tmp_path / "vgg.onnx", front)
+    onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])  # a network that runs
     with pytest.raises(SourceError, match=r"is quantised: .*QuantizeLinear.* the float model"):
-        read_onnx(_onnx(state, tmp_path / "vgg.onnx", _rounded))
+        read_onnx(path)
 
 
 def test_weights_in_8_bits_are_dequantised(state, tmp_path: Path):

@@ -1,5 +1,6 @@
 """The Keras reader, against Keras itself with JAX underneath."""
 
+import json
 import os
 import zipfile
 from collections.abc import Iterator
@@ -16,10 +17,16 @@ import pytest
 from keras import layers
 
 from flaxvgg.conversion.readers.keras import read_keras
+from flaxvgg.conversion.readers.keras_file import LayerWeights
+from flaxvgg.conversion.readers.keras_graph import read_graph
+from flaxvgg.conversion.readers.keras_layers import read_model
+from flaxvgg.conversion.readers.keras_weights import Weights
+from flaxvgg.conversion.readers.recognition import recognise
 from flaxvgg.conversion.source_weights import Source, SourceError, sha256
+from flaxvgg.images.loading import normalise
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.provenance import PREPROCESSING
-from flaxvgg.weights.mapping import from_torch
+from flaxvgg.weights.mapping import config_for, from_torch
 
 # Keras's own, where it makes NumPy arrays of its variables.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -197,6 +204,192 @@ def test_bfloat16_weights(suffix: str, features: keras.Model, tmp_path: Path):
     source = read_keras(_save(half, tmp_path / f"half{suffix}"))
     assert source.state_dict["features.0.weight"].dtype == jnp.bfloat16
     _assert_same_weights(source, "vgg16", _layers(half))
+
+
+# The same network, built in other ways.
+
+
+def _built(
+    *, padding="same", pool="valid", norm=None, data_format="channels_last", size=32
+) -> keras.Sequential:
+    shape = (size, size, 3) if data_format == "channels_last" else (3, size, size)
+    model = keras.Sequential([keras.Input(shape)])
+    for layer in VGGConfig.features_only("vgg11", "").conv_stack:
+        if layer.kind == "conv":
+            if padding == "valid":
+                model.add(layers.ZeroPadding2D((1, 1), data_format=data_format))
+            settings = {"use_bias": norm is None, "data_format": data_format}
+            model.add(layers.Conv2D(layer.outputs, 3, padding=padding, **settings))
+            if norm:
+                axis = -1 if data_format == "channels_last" else 1
+                model.add(layers.BatchNormalization(axis=axis, **norm))
+            model.add(layers.ReLU())
+        elif layer.kind == "max_pool":
+            model.add(layers.MaxPooling2D(2, padding=pool, data_format=data_format))
+    return model
+
+
+def _output(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    return np.asarray(model(images, training=False))
+
+
+BUILT = {
+    "zero_padding": {"padding": "valid"},
+    "same_pooling": {"pool": "same"},
+    "channels_first": {"data_format": "channels_first"},
+    "batch_norm": {"norm": {"epsilon": 1.001e-5}},
+    "batch_norm_first": {"norm": {"scale": False}, "data_format": "channels_first"},
+}
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_the_same_network_built_in_other_ways(name: str, tmp_path: Path):
+    model = _built(**BUILT[name])
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            shape = layer.moving_variance.shape
+            layer.moving_variance.assign(np.random.default_rng(2).uniform(0.2, 2, shape))
+            layer.moving_mean.assign(np.random.default_rng(3).normal(size=shape))
+    source = read_keras(_save(model, tmp_path / "vgg.keras"))
+    assert source.arch == ("vgg11_bn" if "norm" in BUILT[name] else "vgg11")
+    images = np.random.default_rng(1).normal(scale=60, size=(2, 32, 32, 3)).astype(np.float32)
+    first = "data_format" in BUILT[name]
+    fed = images.transpose(0, 3, 1, 2) if first else images
+    expected = _output(model, fed)
+    ours = from_torch(source.arch, source.state_dict, precision="default")
+    _assert_close(
+        _pool5(ours, jnp.asarray(images)), expected.transpose(0, 2, 3, 1) if first else expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pool": "same", "size": 44}, r"pool3 .* has pads \(0, 0, 1, 1\)"),
+        ({"padding": "valid", "pool": "same", "size": 33}, r"pool1 .* has pads"),
+    ],
+)
+def test_pooling_that_differs_at_this_size_is_refused(settings, message, tmp_path: Path):
+    model = _built(**settings)
+    with pytest.raises(SourceError, match=message):
+        read_keras(_save(model, tmp_path / "vgg.keras"))
+
+
+def test_a_gap_head_is_kept(tmp_path: Path):
+    model = _built()
+    model.add(layers.GlobalAveragePooling2D())
+    model.add(layers.Dense(5, activation="softmax"))
+    source = read_keras(_save(model, tmp_path / "gap.keras"))
+    assert source.notes == ()
+    images = np.random.default_rng(1).normal(scale=60, size=(2, 32, 32, 3)).astype(np.float32)
+    ours = from_torch("vgg11", source.state_dict, precision="default")
+    assert ours.config.num_classes == 5
+    found = ours.activations(jnp.asarray(images), ["prob"])["prob"]
+    np.testing.assert_allclose(found, _output(model, images), atol=1e-5)
+
+
+def test_a_gap_head_on_a_sixth_convolution_is_kept(tmp_path: Path):
+    vgg = _built()
+    inside = keras.Sequential([keras.Input((32, 32, 3)), *vgg.layers[:-1]])  # no pool5
+    inside.add(layers.Conv2D(24, 3, padding="same", activation="relu"))
+    inside.add(layers.GlobalAveragePooling2D())
+    inside.add(layers.Dense(5))
+    source = read_keras(_save(inside, tmp_path / "gap.keras"))
+    images = np.random.default_rng(1).normal(scale=60, size=(2, 32, 32, 3)).astype(np.float32)
+    ours = from_torch(source.arch, source.state_dict, precision="default")
+    assert ours.config == VGGConfig.gap("vgg11", num_classes=5, channels=24)
+    found = ours.activations(jnp.asarray(images), ["fc"])["fc"]
+    _assert_close(found, _output(inside, images))
+
+
+def test_an_input_beside_the_images_belongs_to_the_head(tmp_path: Path):
+    vgg, image, age = _built(), keras.Input((32, 32, 3)), keras.Input((4,))
+    joined = layers.concatenate([layers.Flatten()(vgg(image)), age])
+    model = keras.Model([image, age], layers.Dense(2)(joined))
+    source = read_keras(_save(model, tmp_path / "two.keras"))
+    assert "Concatenate" in source.notes[-1]
+    assert "features only" in source.notes[-1]
+    _assert_same_weights(source, "vgg11", _layers(vgg))
+
+
+def test_two_networks_in_a_file_are_refused(tmp_path: Path):
+    pair = [keras.Input((32, 32, 3)) for _ in range(2)]
+    ends = [_built()(layers.Rescaling(2.0**i)(x)) for i, x in enumerate(pair)]
+    with pytest.raises(SourceError, match="has 2 inputs: save the network of one"):
+        read_keras(_save(keras.Model(pair, ends), tmp_path / "two.keras"))
+
+
+def test_vgg_faces_classifier_of_convolutions():
+    """Zero padding and valid convolutions, and 7x7, 1x1 and 1x1 as fc6, fc7 and fc8."""
+    model = keras.Sequential(list(_built(padding="valid", size=224).layers), name="face")
+    for units, k in ((4096, 7), (4096, 1), (11, 1)):
+        model.add(layers.Conv2D(units, k, activation=None if units == 11 else "relu"))
+        model.add(layers.Dropout(0.5))
+    model.add(layers.Flatten())
+    model.add(layers.Activation("softmax"))
+    graph = read_graph("face", {"class_name": "Sequential", "config": model.get_config()})
+    arrays, inputs = [], 3
+    for layer in model.layers:
+        if isinstance(layer, layers.Conv2D):
+            k = layer.kernel_size[0]
+            taps = np.arange(k * k, dtype=np.float32).reshape(k, k, 1, 1)
+            kernel = np.broadcast_to(taps, (k, k, inputs, layer.filters))  # no memory for 400 MB
+            bias = np.full(layer.filters, len(arrays), np.float32)
+            arrays.append(LayerWeights(layer.name, [kernel, bias], layer.name))
+            inputs = layer.filters
+    weights = Weights("face", arrays, {call.layer for call in graph.calls})
+    found = recognise("face", read_model(graph, weights)[1])
+    assert found.notes == []
+    assert list(found.head) == ["fc6", "relu6", "fc7", "relu7", "fc8", "prob"]
+    assert config_for("vgg11", found.state)[0] == VGGConfig.classifier("vgg11", num_classes=11)
+    fc6 = found.state["classifier.0.weight"]
+    assert fc6.shape == (4096, 512, 7, 7)
+    np.testing.assert_array_equal(fc6[5, 6], np.arange(49).reshape(7, 7))
+    assert [found.state[f"classifier.{i}.bias"][0] for i in (0, 3, 6)] == [8, 9, 10]
+
+
+_SLICE = {"start": None, "stop": None, "step": -1}
+SPECS = {
+    "list": [{"class_name": "__ellipsis__"}, _SLICE],
+    "tuple": {"class_name": "__tuple__", "items": [{"class_name": "__ellipsis__"}, _SLICE]},
+}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_operations_as_keras_2_wrote_them(spec: str, tmp_path: Path):
+    """preprocess_input in a graph: SlicingOpLambda and TFOpLambda."""
+    model = _built()
+    config = model.get_config()["layers"][1:]
+    own = {"name": "input_1", "batch_input_shape": [None, 32, 32, 3]}
+    nodes = [{"class_name": "InputLayer", "config": own, "name": "input_1", "inbound_nodes": []}]
+    last = "input_1"
+
+    def operation(kind: str, name: str, function: str, **options) -> None:
+        nonlocal last
+        own = {"name": name, "trainable": True, "dtype": "float32", "function": function}
+        called = [[last, 0, 0, options]]
+        nodes.append({"class_name": kind, "config": own, "name": name, "inbound_nodes": called})
+        last = name
+
+    operation("SlicingOpLambda", "get", "__operators__.getitem", slice_spec=SPECS[spec])
+    means = [-103.939, -116.779, -123.68]
+    operation("TFOpLambda", "tf.nn.bias_add", "nn.bias_add", bias=means)
+    operation("TFOpLambda", "tf.math.truediv", "math.truediv", y=127.5, name=None)
+    for layer in config:
+        name = layer["config"]["name"]
+        nodes.append(layer | {"name": name, "inbound_nodes": [[[last, 0, 0, {}]]]})
+        last = name
+    ends = {"input_layers": [["input_1", 0, 0]], "output_layers": [[last, 0, 0]]}
+    path = _save(model, tmp_path / "two.h5")
+    with h5py.File(path, "a") as file:
+        whole = {"class_name": "Functional", "config": {"name": "m", "layers": nodes} | ends}
+        file.attrs["model_config"] = json.dumps(whole, default=str)
+    source = read_keras(path)
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 32, 32, 3)).astype(np.uint8)
+    fed = (pixels[..., ::-1] + np.array(means, np.float32)) / np.float32(127.5)
+    ours = from_torch("vgg11", source.state_dict, precision="default")
+    found = _pool5(ours, normalise(pixels, source.provenance.preprocessing))
+    _assert_close(found, _output(model, fed))
 
 
 # What is no VGG, and what is no Keras file.

@@ -134,7 +134,11 @@ def test_arithmetic_of_vgg16():
 
 
 def test_objects_have_names_that_imagenet_knows():
-    names = (Path(flaxvgg.__file__).parent / "weights" / "imagenet_classes.txt").read_text().splitlines()
+    names = (
+        (Path(flaxvgg.__file__).parent / "weights" / "imagenet_classes.txt")
+        .read_text()
+        .splitlines()
+    )
     numbers = study.known_classes(tuple(names))
     for item, number in zip(OBJECTS, numbers, strict=True):
         assert (names[number] if number >= 0 else "") == item.imagenet

@@ -30,10 +30,10 @@ from flaxvgg.commands.console import (
     say_where,
     step,
 )
-from flaxvgg.commands.folders import Names
 from flaxvgg.commands.tables import cam_table, facts, features_table, model_facts, sparsity_table
-from flaxvgg.conversion.report import print_summary, print_verification
+from flaxvgg.commands.verification import print_summary, print_verification
 from flaxvgg.conversion.verify import Flip, LayerCheck
+from flaxvgg.files.folders import Names
 from flaxvgg.files.foreign import plain
 from flaxvgg.images.loading import ImageError
 from flaxvgg.network.provenance import Provenance

@@ -114,6 +114,12 @@ def test_with_gap_keeps_the_convolutions(model: VGG, channels: int | None):
         assert gap.gap(images).shape == (1, 64)
 
 
+def test_without_rngs_a_head_is_that_of_seed_0(model: VGG):
+    found, expected = flaxvgg.with_gap(model, 3), flaxvgg.with_gap(model, 3, rngs=nnx.Rngs(0))
+    assert np.array_equal(found.head.fc.kernel[...], expected.head.fc.kernel[...])
+    assert np.array_equal(found.head.fc.bias[...], expected.head.fc.bias[...])
+
+
 def test_a_gap_model_is_cut_off_from_later_updates(model: VGG):
     gap = flaxvgg.with_gap(model, 2, rngs=nnx.Rngs(0))
     before = np.asarray(model.conv_stack.conv1_1.bias[...])

@@ -499,7 +499,7 @@ def abstract() -> VGG:
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32, jnp.bool_])
 def test_images_that_are_no_floats(abstract, dtype):
     name = jnp.dtype(dtype).name
-    message = rf"^images are {name}: the network takes normalised floats \(flaxvgg.load_images\)$"
+    message = rf"^images are {name}: the network takes normalised floats \(model.load_images\)$"
     with pytest.raises(ValueError, match=message):
         _activations(abstract, (1, 32, 32, 3), dtype)
 

@@ -31,7 +31,7 @@ from flaxvgg.network.model import VGG
 from flaxvgg.network.provenance import PREPROCESSING
 from flaxvgg.sparsity.counting import measure_sparsity
 from flaxvgg.weights.mapping import build, model_arrays
-from helpers import REAL_WEIGHTS, random_model
+from helpers import TUMOUR_WEIGHTS, random_model
 
 # Keras's own, where it makes NumPy arrays of its variables.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -49,7 +49,7 @@ FEW = 300  # flips; with other weights or images there would be millions
 @pytest.fixture(scope="module")
 def real_weights() -> VGG:
     """Real convolutions, at precision "default", which compiles faster and is float32 as well."""
-    model = convert(read_source(REAL_WEIGHTS))
+    model = convert(read_source(TUMOUR_WEIGHTS))
     return build(model.config, model_arrays(model), precision="default")
 
 

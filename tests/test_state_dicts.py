@@ -103,7 +103,7 @@ def test_what_is_no_part_of_it_is_left_out_with_a_note():
 
 
 @pytest.mark.parametrize(
-    "names", [("classifier", (1, 4, 6)), ("classifier", (0, 2, 4)), ("fc", "678")]
+    ("room", "numbers"), [("classifier.", (1, 4, 6)), ("classifier.", (0, 2, 4)), ("fc", "678")]
 )
 def test_a_classifier_by_other_names(room, numbers):
     sizes = ((25088, 4096), (4096, 4096), (4096, 7))
@@ -288,6 +288,10 @@ def test_one_kind_under_anothers_name_and_sets_of_files(tmp_path):
     for path in (index, folder):
         found = read_weights(path).tensors
         assert all(np.array_equal(found[name], x.numpy()) for name, x in state.items())
+    where = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": where | {"classifier.9.weight": files[0]}}))
+    with pytest.raises(WeightsError, match=r"names 'classifier\.9\.weight', which none of its"):
+        read_weights(folder)
     (folder / files[1]).unlink()
     with pytest.raises(WeightsError, match=r"names '2-of-2\.safetensors', which is missing"):
         read_weights(folder)

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ import flaxvgg
 from flaxvgg.cam.methods import METHODS
 from flaxvgg.ops import native
 from flaxvgg.ops.convolution import conv3x3, conv3x3_block
+from flaxvgg.sparsity.counting import count_images
 from helpers import TINY_GAP, random_images, tiny_vgg
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -44,6 +46,13 @@ def assert_close(found, expected) -> None:
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         bound = 2e-5 * max(1, np.abs(other).max())
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=0, atol=bound)
+
+
+def quickly(names: Iterable[str], *chosen: str) -> list:
+    """The names as parameters; only those that are `chosen` run in the quick suite."""
+    return [
+        name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names
+    ]
 
 
 ROWWISE = {
@@ -72,16 +81,26 @@ def test_every_way_gives_the_same_logits(name: str, model: flaxvgg.VGG, logits: 
 
 
 def test_modes_of_differentiation_agree(model: flaxvgg.VGG):
-    x = jnp.asarray(IMAGES[:1])
-
     def loss(x: jax.Array) -> jax.Array:
         return (model(x) ** 2).sum()
 
-    gradient = jax.grad(loss)(x)
-    assert_close(jax.grad(jax.checkpoint(loss))(x), gradient)
-    y, push = jax.linearize(model, x)
-    assert_close(jax.linear_transpose(push, x)(2 * y)[0], gradient)
-    assert_close(jax.jvp(loss, (x,), (x,))[1], (gradient * x).sum())
+    @jax.jit
+    def found(x: jax.Array) -> tuple[jax.Array, ...]:
+        y, push = jax.linearize(model, x)
+        transposed = jax.linear_transpose(push, x)(2 * y)[0]
+        return jax.grad(jax.checkpoint(loss))(x), transposed, jax.jvp(loss, (x,), (x,))[1]
+
+    x = jnp.asarray(IMAGES[:1])
+    gradient = jax.jit(jax.grad(loss))(x)
+    assert_close(found(x), (gradient, gradient, (gradient * x).sum()))
+
+
+@pytest.mark.slow
+def test_second_derivatives_agree(model: flaxvgg.VGG):
+    def loss(x: jax.Array) -> jax.Array:
+        return (model(x) ** 2).sum()
+
+    x = jnp.asarray(IMAGES[:1])
     _, product = jax.jvp(jax.grad(loss), (x,), (x,))
     assert_close(jax.grad(lambda x: (jax.grad(loss)(x) * IMAGES[:1]).sum())(x), product)
 
@@ -107,19 +126,37 @@ SETTINGS: dict[str, Callable] = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_every_setting(name: str, model: flaxvgg.VGG, logits: np.ndarray):
-    images = jnp.asarray(IMAGES)
-    expected = maps(model, images), flaxvgg.measure_sparsity(model, images)
+# The whole suite runs with strict dtypes and ranks.
+@pytest.mark.parametrize("name", quickly(SETTINGS, "no jit", "no NaN", "no transfers"))
+def test_maps_in_every_setting(name: str, model: flaxvgg.VGG, logits: np.ndarray):
+    images, classes = jax.device_put((IMAGES[:1], np.array([[1, 3]])))
+    expected = flaxvgg.explain(model, images, classes, "grad_cam").maps
     with SETTINGS[name]():
-        assert_close(model(images), logits)
-        if name != "no transfers":  # of the list of classes
-            assert_close(maps(model, images), expected[0])
-        report = flaxvgg.measure_sparsity(model, images)
-        if name != "no transfers":
-            jax.grad(lambda model: model(images).sum())(model)
-    assert report.totals.counts.dtype == jnp.int32
-    assert_close(report.totals.counts, expected[1].totals.counts)
+        assert_close(model(images), logits[:1])
+        assert_close(flaxvgg.explain(model, images, classes, "grad_cam").maps, expected)
+
+
+@pytest.mark.parametrize("name", quickly(SETTINGS, "64 bits"))
+def test_zeros_in_every_setting(name: str, model: flaxvgg.VGG):
+    images = jnp.asarray(IMAGES)
+    expected = flaxvgg.measure_sparsity(model, images).totals.counts
+    with SETTINGS[name]():
+        found = flaxvgg.measure_sparsity(model, images).totals.counts
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_gradients_in_every_setting(name: str, model: flaxvgg.VGG):
+    images = jnp.asarray(IMAGES[:1])
+
+    def gradient(model: flaxvgg.VGG) -> flaxvgg.VGG:
+        return jax.grad(lambda model: model(images).max())(model)
+
+    expected = gradient(model)
+    with SETTINGS[name]():
+        assert_close(gradient(model), expected)
 
 
 def test_nan_that_marks_a_missing_score_is_no_mistake():
@@ -129,10 +166,15 @@ def test_nan_that_marks_a_missing_score_is_no_mistake():
     assert (np.asarray(found.classes) == -1).all()
 
 
-def test_score_cam_without_jit_and_its_derivative(model: flaxvgg.VGG):
-    expected = maps(model, IMAGES, "score_cam")
+@pytest.mark.slow
+def test_score_cam_without_jit(model: flaxvgg.VGG):
+    expected = maps(model, IMAGES[:1], "score_cam")
     with jax.disable_jit():
-        assert_close(maps(model, IMAGES, "score_cam"), expected)
+        assert_close(maps(model, IMAGES[:1], "score_cam"), expected)
+
+
+@pytest.mark.slow
+def test_score_cam_has_a_derivative(model: flaxvgg.VGG):
     found = jax.grad(lambda x: maps(model, x, "score_cam").sum())(jnp.asarray(IMAGES))
     assert np.isfinite(found).all()
     assert np.abs(found).max() > 0
@@ -155,16 +197,7 @@ FUNCTIONS = {
 }
 
 
-def quickly(names: Iterable[str], *chosen: str) -> list:
-    """The names as parameters; only those that are `chosen` run in the quick suite."""
-    return [
-        name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names
-    ]
-
-
-@pytest.mark.parametrize(
-    "name", quickly(FUNCTIONS, "logits", "gradient", "zeros", "grad_cam", "score_cam")
-)
+@pytest.mark.parametrize("name", quickly(FUNCTIONS, "logits", "gradient", "grad_cam"))
 def test_export_with_any_number_of_images(name: str, model: flaxvgg.VGG):
     def function(x: jax.Array) -> jax.Array:
         return FUNCTIONS[name](model, x)
@@ -179,7 +212,7 @@ def test_export_for_every_platform(model: flaxvgg.VGG, logits: np.ndarray):
     assert_close(exported(model, shape, "cpu", "cuda", "tpu")(IMAGES), logits)
 
 
-@pytest.mark.parametrize("method", quickly(WITH_LAYERS, "cam", "score_cam", "full_grad"))
+@pytest.mark.parametrize("method", quickly(WITH_LAYERS, "cam", "grad_cam", "score_cam"))
 @pytest.mark.parametrize("context", [False, True])
 def test_maps_on_a_mesh_with_explicit_axes(method: str, context: bool):
     if context and method not in ("grad_cam", "score_cam"):
@@ -199,7 +232,14 @@ def test_maps_on_a_mesh_with_explicit_axes(method: str, context: bool):
     assert_close(found, expected)
 
 
-def test_a_model_on_a_mesh_with_explicit_axes(model: flaxvgg.VGG, logits: np.ndarray):
+RULES = {
+    "replicated": flaxvgg.replicated,
+    "fully sharded": lambda *a: flaxvgg.fully_sharded(*a, least=1),
+}
+
+
+@pytest.mark.parametrize("rule", quickly(RULES, "fully sharded"))
+def test_a_model_on_a_mesh_with_explicit_axes(rule: str, model: flaxvgg.VGG, logits: np.ndarray):
     def loss(model: flaxvgg.VGG, images: jax.Array) -> jax.Array:
         return (model(images) ** 2).sum()
 
@@ -207,19 +247,33 @@ def test_a_model_on_a_mesh_with_explicit_axes(model: flaxvgg.VGG, logits: np.nda
     images = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
     expected = jax.grad(loss)(model, IMAGES)
     counts = flaxvgg.measure_sparsity(model, IMAGES).totals.counts
-    for rule in (flaxvgg.replicated, lambda *a: flaxvgg.fully_sharded(*a, least=1)):
-        placed = flaxvgg.place(model, mesh, rule)
-        assert_close(placed(images), logits)
-        with jax.set_mesh(mesh):
-            assert_close(jax.jit(jax.grad(loss))(placed, images), expected)
-            assert_close(flaxvgg.measure_sparsity(placed, images).totals.counts, counts)
+    placed = flaxvgg.place(model, mesh, RULES[rule])
+    assert_close(placed(images), logits)
+    with jax.set_mesh(mesh):
+        assert_close(jax.jit(jax.grad(loss))(placed, images), expected)
+        assert_close(flaxvgg.measure_sparsity(placed, images).totals.counts, counts)
 
 
-def test_shard_map(model: flaxvgg.VGG):
+SHARDED = {
+    **{
+        method: lambda model, x, method=method: maps(model, x, method)
+        for method in WITH_LAYERS
+        if method != "cam"
+    },
+    "best class": lambda model, x: flaxvgg.explain(model, x).maps,
+    "logits": FUNCTIONS["logits"],
+    "gradient": FUNCTIONS["gradient"],
+    "zeros": lambda model, x: [counts.zeros for counts in count_images(model, x).values()],
+}
+
+
+@pytest.mark.parametrize("name", quickly(SHARDED, "grad_cam", "hires_cam", "gradient", "zeros"))
+def test_shard_map(name: str, model: flaxvgg.VGG):
     spec = PartitionSpec("data")
     mesh = flaxvgg.data_mesh()
-    mapped = jax.shard_map(lambda x: maps(model, x), mesh=mesh, in_specs=spec, out_specs=spec)
-    assert_close(jax.jit(mapped)(IMAGES), maps(model, IMAGES))
+    function = partial(SHARDED[name], model)
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
+    assert_close(jax.jit(mapped)(IMAGES), function(jnp.asarray(IMAGES)))
 
 
 def test_flops_are_those_of_xlas_own_operations(model: flaxvgg.VGG):
@@ -237,7 +291,8 @@ def test_flops_are_those_of_xlas_own_operations(model: flaxvgg.VGG):
 
 
 def test_tabulate_shows_every_layer_and_breaks_nothing(model: flaxvgg.VGG, logits: np.ndarray):
-    table = nnx.tabulate(model, IMAGES, compute_flops=True)
+    wide = {"width": 200}  # or names are cut off to a terminal's
+    table = nnx.tabulate(model, IMAGES, compute_flops=True, console_kwargs=wide)
     for layer in ("conv1_1", "conv2_1", "fc6", "fc8"):
         assert layer in table
     assert_close(model(IMAGES), logits)

@@ -400,7 +400,7 @@ def test_verify_takes_the_source_s_own_outputs(state_dict, images, with_torch, m
     networks = torch_networks(CONFIG, state_dict)
     outputs = {r.layer: r.output for r in torch_references(CONFIG, networks, images)}
     del outputs["relu1_1"]  # a runtime may not give every layer
-    monkeypatch.setattr(verify_module, "_has_torch", lambda: with_torch)
+    monkeypatch.setattr(verify_module, "_has", lambda *names: with_torch)
     checks = verify(model, _source(state_dict, layer_outputs=lambda images: outputs), images)
     assert list(checks) == ["PyTorch", "ONNX Runtime"][not with_torch :]
     assert [check.layer for check in checks["ONNX Runtime"]] == list(outputs)
@@ -409,6 +409,6 @@ def test_verify_takes_the_source_s_own_outputs(state_dict, images, with_torch, m
 
 
 def test_verify_without_anything_to_verify_against(state_dict, images, monkeypatch):
-    monkeypatch.setattr(verify_module, "_has_torch", lambda: False)
+    monkeypatch.setattr(verify_module, "_has", lambda *names: False)
     with pytest.raises(SourceError, match="nothing to verify against: install torch"):
         verify(from_torch("vgg11", state_dict), _source(state_dict), images)

@@ -20,8 +20,9 @@ from experiments.bench.steps import Row, Section, Step, Study
 from experiments.bench.tools import PICTURES, Tools
 from experiments.timing import machine
 from flaxvgg.commands.console import console
-from flaxvgg.commands.folders import png, write_bytes
+from flaxvgg.files.folders import write_bytes
 from flaxvgg.network.config import check_arch
+from flaxvgg.plotting.figures import png
 
 # `start` and `memory` come first: they need little, or a process that holds little.
 SECTIONS: Mapping[str, Section] = {

@@ -15,7 +15,8 @@ import flaxvgg
 from experiments.bench_cam import ours, report
 from experiments.timing import Case, Report, machine, measure
 from flaxvgg.commands.console import clear_errors, console, step
-from flaxvgg.commands.folders import check_folder, png, write_bytes
+from flaxvgg.files.folders import check_folder, write_bytes
+from flaxvgg.plotting.figures import png
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 TOOLS = {"flaxvgg": "highest", "flaxvgg default": "default"}

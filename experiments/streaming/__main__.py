@@ -14,7 +14,7 @@ from experiments.streaming.report import readme, table
 from experiments.streaming.study import Plan, disk, memory_of, speed
 from experiments.timing import machine
 from flaxvgg.commands.console import clear_errors, console, step
-from flaxvgg.commands.folders import write_bytes
+from flaxvgg.files.folders import write_bytes
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 import flaxvgg
-from flaxvgg.images.batches import outputs
 from flaxvgg.images.loading import find_images, load_pixels, normalise, open_image
 from flaxvgg.images.samples import sample_photos
+from flaxvgg.network.outputs import outputs
 from flaxvgg.streaming import features_job, find_source, maps_job, sparsity_job, stream
 
 BATCH = 8

@@ -29,8 +29,8 @@ def readme(results: dict[str, Any]) -> str:
         f"`{results['weights']}` ({results['preprocessing']} preprocessing) on "
         f"{len(results['photos'])} photos that scikit-image carries: "
         f"{', '.join(results['photos'])}. At 224x224 pixels, unless a table says otherwise; zeros "
-        "are exact zeros, counted by `flaxvgg.sparsity.counting.count_images` in float32; ± is one standard "
-        "deviation.",
+        "are exact zeros, counted by `flaxvgg.sparsity.counting.count_images` in float32; ± is one "
+        "standard deviation.",
         _HOW.strip(),
     ]
     for letter, explanation in EXPLANATIONS.items():

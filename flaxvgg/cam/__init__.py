@@ -1,1 +1,1 @@
-"""Class activation maps: `explain`, the methods' formulas, and the conventions they come in."""
+"""Class activation maps: `explain`, formulas and conventions."""

@@ -34,7 +34,8 @@ def derivative(network: Network, images: Array, layers: Sequence[str]) -> Deriva
         return _through_pooling(network, images, layers[0], linear)
     named = [name for name in layers if name]
     shapes = jax.eval_shape(lambda x: network.run(x, named), images)
-    shifts = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
+    # Like the images, of which every device has its own within `jax.shard_map`.
+    shifts = {name: lax.full_like(images, 0, x.dtype, x.shape) for name, x in shapes.items()}
     if "" in layers:
         shifts[""] = jnp.zeros_like(images)
 

@@ -17,7 +17,7 @@ from flaxvgg.cam.full_grad import bias_layers, full_grad
 from flaxvgg.cam.masking import ablation_weights, score_cam_weights
 from flaxvgg.cam.network import Network, as_float32, as_scores
 from flaxvgg.network.config import VGGConfig
-from flaxvgg.network.sharding import spread_by_xla
+from flaxvgg.ops.sharding import spread_by_xla
 
 # Raw maps (N, K, h, w) of one or several layers, the classes (N, K), and their scores (N, K).
 # These are None for a network without a head.
@@ -116,7 +116,8 @@ def _for_classes(
 
     def of_class(wanted: Int[Array, " n"]) -> tuple[Array, ...]:
         one_hot = jax.nn.one_hot(wanted, scores.shape[-1], dtype=scores.dtype)
-        return maps_of(found.gradients(one_hot))
+        # Zeros like the scores know over which devices these differ, within `jax.shard_map`.
+        return maps_of(found.gradients(one_hot + jnp.zeros_like(scores)))
 
     of_one = sum(x.nbytes for x in found.activations.values())
     is_known = isinstance(of_one, int)  # or the number of images is a symbol

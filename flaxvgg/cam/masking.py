@@ -135,7 +135,7 @@ def _without_channels_linear(
     def place(i: int | Array, parts: Array) -> Array:
         return parts + vectors[:, i, :, None] * as_float32(kernel[None, i])
 
-    nothing = jnp.zeros((n, *kernel.shape[1:]), vectors.dtype)
+    nothing = lax.full_like(vectors, 0, shape=(n, *kernel.shape[1:]))
     parts = lax.fori_loop(0, vectors.shape[1], place, nothing)
     whole = found[linear.name]
     remaining = whole[:, None] - parts.astype(whole.dtype)

@@ -55,6 +55,10 @@ def explain(
 
     Raises ValueError for an unknown method, layer, class or convention, for "cam" without a GAP
     head, for a layer behind the pooling, and for no images.
+
+    >>> explanation = flaxvgg.explain(model, images, classes=[0, 2], method="grad_cam++")
+    >>> explanation.maps.shape, explanation.heatmaps((64, 64)).shape
+    ((2, 2, 4, 4), (2, 2, 64, 64))
     """
     config = model.config
     if method not in METHODS:

@@ -11,16 +11,15 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
-from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from flaxvgg.cam.explanation import Explanation, Flag
 from flaxvgg.cam.methods import METHODS, explain
 from flaxvgg.cam.network import as_scores
-from flaxvgg.commands.console import Told, console, interruptible
 from flaxvgg.files.foreign import plain
 from flaxvgg.images.loading import ImageError, load_pixels, normalise
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
+from flaxvgg.watching import Watcher
 
 # What is said of a map that is no map to trust.
 FLAG_WORDS = {
@@ -184,23 +183,24 @@ def plan_maps(
 
 
 def explain_photos(
-    model: VGG, photos: Sequence[Path], plan: Plan, problems: list[str]
+    model: VGG,
+    photos: Sequence[Path],
+    plan: Plan,
+    problems: list[str],
+    watch: Watcher = Watcher(),
 ) -> Iterator[ExplainedPhoto]:
-    """Each photo with its maps, as soon as they are there, with a progress bar.
+    """Each photo with its maps, as soon as they are there.
 
     One program for each method serves all photos. Photos that cannot be read are left out and noted
-    in `problems`. Ctrl-C is heard while a map is computed.
+    in `problems`. `watch` runs what takes long, and is told of each map.
     """
     passes = [_PASSES.get(method, _OTHER_PASSES) for method in plan.methods]
-    columns = Told("{task.description}"), BarColumn(), Told("{task.percentage:>3.0f} %")
-    times = TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, *times, console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(photos) * sum(passes))
-        watched = _watched(model, partial(progress.advance, task))
+    with watch.bar("", len(photos) * sum(passes)) as bar:
+        watched = _watched(model, bar.advance)
         best = jax.jit(best_classes, static_argnames="count")
         for i, photo in enumerate(photos):
             done = i * sum(passes)
-            progress.update(task, completed=done, description=shown(photo))
+            bar.show(done, what=shown(photo))
             try:
                 pixels = load_pixels(photo, plan.size, model.preprocessing)
             except ImageError as error:
@@ -211,19 +211,18 @@ def explain_photos(
             if isinstance(plan.classes, tuple):
                 classes = np.array([plan.classes])
             elif model.config.head:
-                classes = interruptible(partial(best, model, images, count=plan.classes))
+                classes = watch.run(partial(best, model, images, count=plan.classes))
             layers, raw, heatmaps, maps = {}, {}, {}, {}
             for method, cost in zip(plan.methods, passes, strict=True):
-                text = f"{method} of {shown(photo)}"
-                progress.update(task, completed=done, description=text)
+                bar.show(done, what=f"{method} of {shown(photo)}")
                 network = watched if method in _PASSES else model
-                found = interruptible(partial(_look, network, images, classes, plan, method))
+                found = watch.run(partial(_look, network, images, classes, plan, method))
                 layers[method] = found.explanation.layers
                 raw |= _raw(found.explanation)
                 heatmaps[method] = found.heatmaps
                 maps[method] = _describe(photo, found, model.classes)
                 done += cost
-            progress.update(task, completed=done)
+            bar.show(done)
             yield ExplainedPhoto(photo, pixels, layers, raw, heatmaps, maps)
 
 

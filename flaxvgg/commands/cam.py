@@ -93,13 +93,15 @@ def cam(
         from flaxvgg.cam.conventions import Convention
         from flaxvgg.cam.photos import parse_methods, plan_maps
         from flaxvgg.commands.cam_files import write_cams
-        from flaxvgg.commands.folders import check_apart, check_folder
         from flaxvgg.commands.tables import cam_table
+        from flaxvgg.files.folders import check_apart, check_folder
         from flaxvgg.images.loading import find_images
+        from flaxvgg.plotting.figures import check_drawing
 
         hw, methods = parse_size(size), parse_methods(method)
         layers = tuple(layer.split(",")) if layer is not None else None
         Convention.named(convention)
+        check_drawing()
         check_folder(out)
         paths = find_images(photos)
         check_apart(out, paths)

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from flaxvgg.cam.photos import ExplainedPhoto, PhotoMap, Plan, explain_photos
-from flaxvgg.commands.folders import Names, png, write_bytes
+from flaxvgg.commands.console import Shown
+from flaxvgg.files.arrays import save_npz
+from flaxvgg.files.folders import Names, write_bytes
 from flaxvgg.files.foreign import plain, shown
-from flaxvgg.images.batches import save_npz
 from flaxvgg.images.loading import ImageError
 from flaxvgg.network.model import VGG
 from flaxvgg.plotting.cam import cam_figure
+from flaxvgg.plotting.figures import png
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,9 @@ def write_cams(model: VGG, photos: Sequence[Path], plan: Plan, out: Path) -> Wri
     names = Names(".png")
     title = f"{model.config.arch}, {model.provenance.source}, convention {plan.convention!r}"
     try:
-        with contextlib.closing(explain_photos(model, photos, plan, problems)) as explained:
+        with contextlib.closing(
+            explain_photos(model, photos, plan, problems, Shown())
+        ) as explained:
             for found in explained:
                 picture = out / names(found.photo)
                 write_bytes(picture, png(cam_figure(found, title)))

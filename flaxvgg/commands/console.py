@@ -17,11 +17,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import TextColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track,
+)
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from flaxvgg.files.foreign import plain
+from flaxvgg.watching import Bar, Watcher
 
 if TYPE_CHECKING:
     from multiprocessing.pool import AsyncResult
@@ -252,3 +260,38 @@ def _abandon(running: "AsyncResult") -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(130)
+
+
+class Shown(Watcher):
+    """Shows on the console what the library tells: bars while they are of use, and lines."""
+
+    def each(self, items: Iterable[T], what: str, of: int) -> Iterator[T]:
+        yield from track(items, what, total=of, console=console, transient=True)
+
+    @contextlib.contextmanager
+    def bar(self, what: str, of: float, done: float = 0) -> Iterator[Bar]:
+        columns = Told("{task.description}"), BarColumn(), Told("{task.percentage:>3.0f} %")
+        times = TimeElapsedColumn(), TimeRemainingColumn(), Told("{task.fields[told]}")
+        with Progress(*columns, *times, console=console, transient=True) as progress:
+            yield _ShownBar(progress, progress.add_task(what, total=of, completed=done, told=""))
+
+    def say(self, text: str) -> None:
+        console.print(text, highlight=False)
+
+    def warn(self, text: str) -> None:
+        errors.print(text, style="yellow")
+
+    def run(self, function: Callable[[], T]) -> T:
+        return interruptible(function)
+
+
+class _ShownBar(Bar):
+    def __init__(self, progress: Progress, task: Any):
+        self._progress, self._task = progress, task
+
+    def show(self, done: float | None = None, *, what: str = "", told: str = "") -> None:
+        fields = {"told": told} if told else {}
+        self._progress.update(self._task, completed=done, description=what or None, **fields)
+
+    def advance(self, by: float) -> None:
+        self._progress.advance(self._task, by)

@@ -72,8 +72,8 @@ def _convert(
     prefix: str,
     verify: bool,
 ) -> bool:
+    from flaxvgg.commands.verification import print_summary, print_verification
     from flaxvgg.conversion.reading import read_source
-    from flaxvgg.conversion.report import print_summary, print_verification
     from flaxvgg.conversion.target import check_out, write
     from flaxvgg.conversion.target import convert as to_model
     from flaxvgg.network.config import check_arch

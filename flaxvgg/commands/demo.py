@@ -19,14 +19,15 @@ def demo(
     photos: Annotated[
         list[Path] | None, typer.Argument(help="Photos; by default those in scikit-image.")
     ] = None,
-    weights: Weights = "IMAGENET1K_V1",
+    weights: Weights = "IMAGENET1K_V1_CONVOLUTIONS",
     arch: Arch = "vgg16",
     size: Size = "224x224",
     out: Annotated[Path, typer.Option(help="The folder for what is made.")] = Path("demo"),
 ) -> None:
     """Show what the network sees in a few photos: features, zeros by layer, and a picture.
 
-    Exit code 1 says that some could not be read.
+    Without --weights it fetches torchvision's own convolutions, 64 MB, once. Exit code 1 says that
+    some photos could not be read.
     """
     with clear_errors(f"{out} is as it was"):
         from flaxvgg.commands.demonstration import run_demo

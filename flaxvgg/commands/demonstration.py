@@ -1,25 +1,35 @@
 """The demonstration: a few photos through the network, and what can be seen of it."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from flaxvgg.cam.methods import explain
-from flaxvgg.commands.console import console, say_where, step
-from flaxvgg.commands.folders import Names, check_folder, make_folder, png, write_bytes
-from flaxvgg.commands.tables import sparsity_table
-from flaxvgg.heads.sample_head import packaged_head, with_sample_head
-from flaxvgg.images.batches import map_readable, save_npz
-from flaxvgg.images.loading import find_images, load_pixels
-from flaxvgg.images.samples import sample_photos
+from flaxvgg.commands.console import Shown, console, say_where, step
+from flaxvgg.commands.tables import sizes_table, sparsity_table
+from flaxvgg.files.arrays import save_npz
+from flaxvgg.files.folders import Names, check_folder, make_folder, write_bytes
+from flaxvgg.heads.sample_head import with_sample_head
+from flaxvgg.images.batches import map_readable
+from flaxvgg.images.loading import find_images, load_pixels, normalise
+from flaxvgg.images.samples import sample_photos, title_of
 from flaxvgg.network.model import VGG
-from flaxvgg.plotting.demo import Maps, demo_figure
+from flaxvgg.plotting.demo import Maps, Sum, demo_figure
+from flaxvgg.plotting.figures import check_drawing, png
 from flaxvgg.sparsity.counting import count_images, total_counts
 from flaxvgg.sparsity.survey import zeros_by_photo
+
+# (H, W): what torchvision's recipe gives, a larger square, and a wide photo from a car.
+SIZES = ((224, 224), (512, 512), (375, 1242))
+
+_EIGEN = "Eigen-CAM of {}: the first principal component of its activations, whatever the class"
 
 
 def run_demo(
@@ -33,35 +43,44 @@ def run_demo(
     paths = find_images(photos) if photos else sample_photos()
     if not paths:
         raise ValueError("no photos: name some, or install scikit-image, which carries eight")
+    check_drawing()
     check_folder(out)
     model = load()
-    sampled = not model.config.head and not packaged_head().misfit(model)
-    if sampled:
-        model = with_sample_head(model)
+    headed = None if model.config.head else _with_sample_head(model)
+    sampled = headed is not None
+    model = headed or model
     with step("looking at") as found:
         look, problems = _look_for_classes if sampled else _look, []
-        paths, seen = map_readable(look, model, paths, size, "photos", problems)
+        paths, seen = map_readable(look, model, paths, size, "photos", problems, Shown())
+        sums = [_sum_of_zeros(model, paths[0], at) for at in SIZES]
         found.append(f"{len(paths)} photos at {size[0]}x{size[1]}")
     names = list(map(Names(), paths))
     counts = {layer: seen["counts"][layer] for layer in _counted(model)}
     zeros = zeros_by_photo(counts)
     title = f"{model.config.arch}, {model.provenance.source}"
     console.print(sparsity_table(total_counts(model, counts), zeros, title))
+    last_map = model.config.resolve("features")
+    console.print(sizes_table(sums, f"{last_map} of {paths[0].name}, resized (width x height)"))
     with step("drawing"):  # everything before the first file is written
         by_photo = {
             layer: dict(zip(names, map(float, z), strict=True)) for layer, z in zeros.items()
         }
-        text = json.dumps({"zero_fraction": by_photo}, indent=1)
+        by_size = {x.name: {"zeros": x.zeros, "values": x.values} for x in sums}
+        record = {"zero_fraction": by_photo, "sizes": {names[0]: by_size}}
+        text = json.dumps(record, indent=1)
         pictures = [load_pixels(path, size, model.preprocessing) for path in paths]
         middle, last = _mapped(model)
-        maps = [Maps(f"Eigen-CAM\n({last})", seen["eigen"])]
+        maps = [Maps(_EIGEN.format(last), seen["eigen"])]
         if sampled:
             titles = _answers(seen["logits"], model.classes)
-            maps.append(Maps("CAM\n(sample head)", seen["cams"], titles))
-        figure = png(demo_figure(names, pictures, (middle, seen["middle"]), maps, zeros, title))
+            maps.append(Maps(_head_caption(model, paths), seen["cams"], titles))
+        shown = [title_of(path) for path in paths]
+        title = f"{model.config.arch.upper()}: {model.provenance.source}"
+        features = middle, seen["middle"]
+        figure = png(demo_figure(shown, pictures, features, maps, zeros, sums, title))
     with step("writing") as found:
         make_folder(out)
-        kept = {model.config.resolve("features"): seen["features"], "gap": seen["gap"]}
+        kept = {last_map: seen["features"], "gap": seen["gap"]}
         save_npz(out / "features.npz", kept | {"photos": np.array([str(path) for path in paths])})
         write_bytes(out / "zeros.json", text.encode())
         write_bytes(out / "demo.png", figure)
@@ -89,10 +108,44 @@ def _look_for_classes(model: VGG, images: Float[Array, "n h w 3"]) -> dict[str, 
     return _look(model, images) | {"cams": found.heatmaps()[:, 0], "logits": model(images)}
 
 
+def _with_sample_head(model: VGG) -> VGG | None:
+    try:
+        return with_sample_head(model)
+    except ValueError:  # there is none for these convolutions
+        return None
+
+
+def _head_caption(model: VGG, paths: Sequence[Path]) -> str:
+    """What the maps of the sample head show, and what it knows of these photos."""
+    caption = (
+        f"CAM of the sample head's likeliest class and its probability; it knows "
+        f"{len(model.classes)} things"
+    )
+    if set(paths) & set(sample_photos()):
+        return f"{caption}, each learnt from a part of one photo, and these are among them"
+    return f"{caption}: {', '.join(model.classes)}"
+
+
+def _sum_of_zeros(model: VGG, photo: Path, size: tuple[int, int]) -> Sum:
+    """The zeros of the last feature map of a photo that is resized, and not cropped, to a size."""
+    recipe = dataclasses.replace(model.preprocessing, fit="stretch")
+    images = normalise(load_pixels(photo, size, recipe)[None], recipe)
+    zeros, values = _count_zeros(model, images)
+    return Sum(size, int(zeros), int(values))
+
+
+@jax.jit
+def _count_zeros(model: VGG, images: Float[Array, "1 h w 3"]) -> tuple[jax.Array, jax.Array]:
+    features = model.features(images)
+    return (features == 0).sum(), jnp.asarray(features.size)
+
+
 def _answers(logits: Float[np.ndarray, "n classes"], names: Sequence[str]) -> list[str]:
     """The likeliest class of each photo and its probability, of which all may be low."""
-    tops = [(row.max(), names[row.argmax()]) for row in logits.astype(np.float64)]
-    return [f"{name} {1 / (1 + np.exp(-top)):.2f}" for top, name in tops]
+    tops = [
+        (1 / (1 + np.exp(-row.max())), names[row.argmax()]) for row in logits.astype(np.float64)
+    ]
+    return [f"{name} {p:.0%}" if p >= 0.5 else f"none ({name} {p:.0%})" for p, name in tops]
 
 
 def _counted(model: VGG) -> list[str]:

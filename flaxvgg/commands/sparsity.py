@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flaxvgg.commands.console import (
+    Shown,
     clear_errors,
     console,
     errors,
@@ -76,10 +77,11 @@ def sparsity(
             show_zeros(streamed.store)
             end(streamed)
             return
-        from flaxvgg.commands.folders import check_folder
         from flaxvgg.commands.sparsity_files import write_survey
         from flaxvgg.commands.tables import sparsity_table
+        from flaxvgg.files.folders import check_folder
         from flaxvgg.images.loading import find_images
+        from flaxvgg.plotting.figures import check_drawing
         from flaxvgg.sparsity.summary import explanation
         from flaxvgg.sparsity.survey import survey_photos
 
@@ -88,10 +90,11 @@ def sparsity(
         hw = parse_size(size)
         paths = find_images(photos)
         if out is not None:
+            check_drawing()
             check_folder(out)
         model = load_model(weights, arch)
         with stoppable() as stop:
-            survey = survey_photos(model, paths, names, hw, stop.is_set)
+            survey = survey_photos(model, paths, names, hw, stop.is_set, Shown())
         console.print(sparsity_table(survey.report, survey.zeros, survey.title))
         for sentence in explanation(survey.report):
             console.print(sentence, highlight=False)

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from flaxvgg.commands.folders import png, write_bytes
+from flaxvgg.files.folders import write_bytes
+from flaxvgg.plotting.figures import png
 from flaxvgg.plotting.sparsity import layers_figure, maps_figure, where_figure
 from flaxvgg.plotting.webpage import survey_page
 from flaxvgg.sparsity.survey import Survey

@@ -17,6 +17,7 @@ from flaxvgg.files.foreign import plain
 from flaxvgg.network.config import ARCHITECTURES
 from flaxvgg.network.model import VGG
 from flaxvgg.network.provenance import PREPROCESSING, Provenance
+from flaxvgg.plotting.demo import Sum
 from flaxvgg.sparsity.report import SparsityReport
 from flaxvgg.sparsity.summary import headline, percent
 from flaxvgg.weights.mapping import model_arrays
@@ -153,6 +154,17 @@ def sparsity_table(report: SparsityReport, zeros: Mapping[str, np.ndarray], capt
             f"{layer.dead.sum()}",
             f"{layer.channels}",
         )
+    return table
+
+
+def sizes_table(sums: Sequence[Sum], title: str) -> Table:
+    """How many features of one photo are zero at several sizes, and how many are not."""
+    table = Table(title=plain(title), box=box.SIMPLE)
+    for name in ("size", "values", "zero", "not zero", "zeros"):
+        table.add_column(name, justify="right")
+    for one in sums:
+        rest, share = one.values - one.zeros, percent(one.zeros / one.values)
+        table.add_row(one.name, f"{one.values:,}", f"{one.zeros:,}", f"{rest:,}", share)
     return table
 
 

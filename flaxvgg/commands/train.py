@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flaxvgg.commands.console import clear_errors, errors, say_where, stoppable
+from flaxvgg.commands.console import Shown, clear_errors, errors, say_where, stoppable
 from flaxvgg.commands.options import (
     load_model,
 )
@@ -28,8 +28,13 @@ def train(
     Ctrl-C stops behind the step and keeps it. All devices of the machine share each batch.
     """
     with clear_errors(f"the checkpoints in {out} are as they were"):
+        from flaxvgg.files.folders import write_bytes
+        from flaxvgg.plotting.figures import check_drawing, png
+        from flaxvgg.plotting.training import curves_figure
         from flaxvgg.training.run import train as train_run
         from flaxvgg.training.settings import read_run
+
+        check_drawing()
 
         run = read_run(config)
         model = run.model
@@ -40,7 +45,8 @@ def train(
             )
 
         with stoppable() as stop:
-            trained = train_run(load, run, out, stop.is_set)
+            trained = train_run(load, run, out, stop.is_set, watch=Shown())
+        write_bytes(out / "curves.png", png(curves_figure(trained.rows, trained.metric)))
         say_where(out / "curves.png")
         if trained.steps < trained.of:
             errors.print(f"stopped behind step {trained.steps} of {trained.of}: run it again")

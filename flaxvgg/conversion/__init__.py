@@ -1,1 +1,1 @@
-"""Weights of others: readers, the way into a model, and the proof layer by layer."""
+"""Weights of others: readers, and the proof layer by layer."""

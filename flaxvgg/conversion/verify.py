@@ -9,12 +9,14 @@ which activations are zero, the true pre-activation is within rounding of zero.
 import dataclasses
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxvgg.conversion.onnx_export import run_conv_stack
 from flaxvgg.conversion.source_weights import CannotRunError, Source, SourceError
 from flaxvgg.images.loading import load_images, normalise
 from flaxvgg.images.samples import sample_photos
@@ -346,8 +348,9 @@ def verify(model: VGG, source: Source, images: np.ndarray) -> dict[str, list[Lay
 
     `source` is read anew: what is compared is what the file says, not what became of it. Returns
     the checks by the name of the framework; PyTorch takes part where torch and torchvision are
-    installed, ONNX Runtime where the source is an ONNX file. One that does not run the source is
-    left out where another does, with a line in `source.notes`. Raises SourceError where none can.
+    installed, ONNX Runtime where the source is an ONNX file, and, without PyTorch, on an export of
+    weights that have no classifier. One that does not run the source is left out where another
+    does, with a line in `source.notes`. Raises SourceError where none can.
     """
     config = model.config
     parameters = {path: np.asarray(value) for path, value in model_arrays(model).items()}
@@ -359,14 +362,18 @@ def verify(model: VGG, source: Source, images: np.ndarray) -> dict[str, list[Lay
         checks[peer] = list(compare(config, parameters, images, dict(ours), peer, references))
 
     truth: dict[str, np.ndarray] = {}
-    if _has_torch():
+    if _has("torch", "torchvision"):
         rounded = _rounded(source.state_dict, parameters["conv_stack", "conv1_1", "kernel"].dtype)
         references = list(torch_references(config, torch_networks(config, rounded), images))
         truth = {reference.layer: reference.truth for reference in references}
         check("PyTorch", references)
-    if source.layer_outputs is not None:
+    run = source.layer_outputs
+    if run is None and not checks and not config.head and _has("onnx", "onnxruntime"):
+        rounded = _rounded(source.state_dict, parameters["conv_stack", "conv1_1", "kernel"].dtype)
+        run = partial(run_conv_stack, config, rounded)
+    if run is not None:
         try:
-            outputs = source.layer_outputs(images)
+            outputs = run(images)
         except CannotRunError as error:
             if not checks:
                 raise SourceError(f"{error}, and torch and torchvision are missing too") from None
@@ -377,14 +384,14 @@ def verify(model: VGG, source: Source, images: np.ndarray) -> dict[str, list[Lay
             check("ONNX Runtime", [Reference(name, truth[name], outputs[name]) for name in layers])
     if not checks:
         raise SourceError(
-            "nothing to verify against: install torch and torchvision, "
-            "or onnxruntime for ONNX files"
+            "nothing to verify against: install torch and torchvision, or onnx and onnxruntime for "
+            "ONNX files and for weights without a classifier"
         )
     return checks
 
 
-def _has_torch() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
+def _has(*packages: str) -> bool:
+    return all(importlib.util.find_spec(name) for name in packages)
 
 
 def _rounded(state_dict: Mapping[str, Any], dtype: np.dtype) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""How good scores and maps are: classification, localisation, and faithfulness to the network.
+"""How good scores and maps are, by the published evaluations.
 
 What runs the network is compiled; the rest is NumPy, in float64. Values are checked, so none of it
 can be traced.

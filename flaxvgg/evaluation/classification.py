@@ -16,6 +16,10 @@ def average_precision(
     does not interpolate. A class without positives has none: NaN, where scikit-learn gives 0.
 
     Raises ValueError for other shapes, for none, for scores that are not finite and other labels.
+
+    >>> scores, labels = np.array([[0.9], [0.8], [0.1]]), np.array([[1], [0], [1]])
+    >>> flaxvgg.average_precision(scores, labels).round(3)
+    array([0.833])
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if scores.ndim != 2 or scores.shape != labels.shape or not scores.size:
@@ -39,6 +43,10 @@ def mean_average_precision(
 
     scikit-learn's average="macro", which counts classes without positives as 0. Raises ValueError
     where `average_precision` does, and where no class has a positive.
+
+    >>> scores, labels = np.array([[0.9, 0.2], [0.8, 0.7]]), np.array([[1, 0], [0, 1]])
+    >>> flaxvgg.mean_average_precision(scores, labels)
+    1.0
     """
     found = average_precision(scores, labels)
     if np.isnan(found).all():

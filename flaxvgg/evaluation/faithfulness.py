@@ -46,6 +46,10 @@ def deletion(
     Runs N (steps + 1) images through the network, 32 at a time. Raises ValueError for other
     shapes, no images, heat maps or scores that are not finite, unknown classes, steps or
     activations, a model without a head, and one in training mode.
+
+    >>> heat = flaxvgg.explain(model, images, classes=0).heatmaps((64, 64))[:, 0]
+    >>> flaxvgg.deletion(model, images, heat, jnp.array([0, 0])).shape
+    (2,)
     """
     inputs = _Inputs(model, images, heatmaps, classes, activation)
     finish = jnp.zeros_like(inputs.images) if baseline is None else inputs.like_images(baseline)
@@ -67,6 +71,10 @@ def insertion(
     `deletion` the other way round: `baseline` gives way to the images. By default it is the images
     blurred as in the published evaluation: by a Gaussian with a standard deviation of 5 pixels in a
     window of 11, what would lie outside folded back into it, and zeros around the image.
+
+    >>> heat = flaxvgg.explain(model, images, classes=0).heatmaps((64, 64))[:, 0]
+    >>> flaxvgg.insertion(model, images, heat, jnp.array([0, 0])).shape
+    (2,)
     """
     inputs = _Inputs(model, images, heatmaps, classes, activation)
     start = _blurred(inputs.images) if baseline is None else inputs.like_images(baseline)
@@ -89,6 +97,10 @@ def average_drop(
     Chattopadhay et al. 2018 (Grad-CAM++, arXiv:1710.11063).
 
     Raises ValueError where `deletion` does, and for heat maps outside [0, 1].
+
+    >>> heat = flaxvgg.explain(model, images, classes=0).heatmaps((64, 64))[:, 0]
+    >>> bool(flaxvgg.average_drop(model, images, heat, jnp.array([0, 0])) >= 0)
+    True
     """
     before, after = _confidences(_Inputs(model, images, heatmaps, classes, activation))
     drop = np.maximum(before - after, 0)
@@ -107,6 +119,10 @@ def average_increase(
 
     The percentage of images with y < o, in the terms of `average_drop`; Chattopadhay et al. call it
     "% increase in confidence". Raises ValueError where `average_drop` does.
+
+    >>> heat = flaxvgg.explain(model, images, classes=0).heatmaps((64, 64))[:, 0]
+    >>> 0 <= float(flaxvgg.average_increase(model, images, heat, jnp.array([0, 0]))) <= 1
+    True
     """
     before, after = _confidences(_Inputs(model, images, heatmaps, classes, activation))
     return float(100 * (before < after).mean())

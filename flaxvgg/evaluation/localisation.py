@@ -35,6 +35,10 @@ def pointing_game(
     The paper's figure (arXiv:1608.00507) is the mean over classes of this fraction. Raises
     ValueError for other shapes, for no maps, for an image without a target, for a box that is empty
     or not inside the image, and for a negative tolerance.
+
+    >>> heat, boxes = np.eye(8)[None], [np.array([[0, 0, 3, 3]])]
+    >>> flaxvgg.pointing_game(heat, boxes)
+    1.0
     """
     maps = _maps(heatmaps)
     if not tolerance >= 0:
@@ -66,6 +70,10 @@ def max_box_acc(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> float:
 
     Raises ValueError for other shapes, no maps, values outside [0, 1] or NaN, an image without a
     box, and a box that is empty or not inside the image.
+
+    >>> heat = np.pad(np.ones((1, 40, 40)), [(0, 0), (12, 12), (12, 12)])
+    >>> flaxvgg.max_box_acc(heat, [np.array([[12, 12, 52, 52]])])
+    1.0
     """
     overlaps = _overlaps(heatmaps, boxes, _largest_outline)
     return _best_accuracy(overlaps, 0.5)
@@ -76,6 +84,10 @@ def max_box_acc_v2(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> float:
 
     `max_box_acc` with the boxes of all outlines, those of holes included, of which the best counts;
     and the mean of that for an IoU of at least 0.3, 0.5 and 0.7, each at its own best threshold.
+
+    >>> heat = np.pad(np.ones((1, 40, 40)), [(0, 0), (12, 12), (12, 12)])
+    >>> round(flaxvgg.max_box_acc_v2(heat, [np.array([[12, 12, 52, 52]])]), 3)
+    1.0
     """
     overlaps = _overlaps(heatmaps, boxes, _all_outlines)
     return float(np.mean([_best_accuracy(overlaps, iou) for iou in _IOUS]))
@@ -112,6 +124,10 @@ def pxap(
 
     Raises ValueError for other shapes, no maps, values outside [0, 1] or NaN, and masks that are
     false everywhere.
+
+    >>> heat = np.pad(np.ones((1, 40, 40)), [(0, 0), (12, 12), (12, 12)])
+    >>> flaxvgg.pxap(heat, heat > 0)
+    1.0
     """
     maps = _heatmaps(heatmaps)
     objects = _masks(masks, maps.shape, "masks")
@@ -138,6 +154,10 @@ def centre_gaussian(height: int, width: int) -> Float[np.ndarray, "h w"]:
     A Gaussian whose standard deviation is half the image on either axis; float32, in (0, 1]. As
     its level lines are the same for any other, that hardly matters to what is measured here.
     Raises ValueError for sizes under 1.
+
+    >>> heat = flaxvgg.centre_gaussian(5, 7)
+    >>> divmod(int(heat.argmax()), 7)
+    (2, 3)
     """
     if min(height, width) < 1:
         raise ValueError(f"no map has {height}x{width} pixels")

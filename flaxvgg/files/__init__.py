@@ -1,1 +1,1 @@
-"""Files whole or not at all, one writer at a time, and what others wrote in them as plain text."""
+"""Whole files or none, one writer at a time, and foreign text made plain."""

@@ -1,1 +1,1 @@
-"""Heads on the same convolutions: GAP, score map, fully convolutional; the sample head."""
+"""GAP, score map, fully convolutional; the sample heads."""

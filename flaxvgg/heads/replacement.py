@@ -14,7 +14,7 @@ from flaxvgg.network.config import POOLED_SIZE, VGGConfig
 from flaxvgg.network.inputs import check_images
 from flaxvgg.network.model import VGG, Images, LayerStack, run_layers
 from flaxvgg.network.provenance import Provenance
-from flaxvgg.network.sharding import spread_by_xla
+from flaxvgg.ops.sharding import spread_by_xla
 from flaxvgg.weights.mapping import Path, build, model_arrays
 
 

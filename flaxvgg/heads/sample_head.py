@@ -1,7 +1,8 @@
-"""The sample head: GAP and one linear layer for a few classes, fitted to one set of convolutions.
+"""The sample heads: GAP and one linear layer for a few classes, each fitted to one set of weights.
 
-It makes class activation maps of real features possible without a download. sample_head.md says
-what it was fitted on, how good it is, and what it is not for.
+They make class activation maps of real features possible without 528 MB. There is one for
+torchvision's IMAGENET1K_V1 (sample_head_v1.md says what it was fitted on, how good it is, and what
+it is not for), and one for a network that was fine-tuned from Keras's (sample_head.md).
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from flaxvgg.network.model import VGG
 from flaxvgg.network.provenance import Provenance
 from flaxvgg.weights.mapping import model_arrays
 
-_FILE = Path(__file__).with_name("sample_head.safetensors")
+_FILES = ("sample_head_v1.safetensors", "sample_head.safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +64,13 @@ class SampleHead:
 def with_sample_head(model: VGG) -> VGG:
     """The same convolutions with the sample head behind them: a GAP model with named classes.
 
-    `model` holds the convolutions that the head was fitted on, whatever its own head is and however
-    they got there: those of `packaged_head().provenance.source`, in float32 or bfloat16. The
-    convolutions are shared, not copied. Raises ValueError for another architecture, other
-    convolutions, or a model that expects another preprocessing. Not for use inside `jax.jit`: the
-    weights are looked at.
+    `model` holds convolutions that one of `packaged_heads` was fitted on, whatever its own head is
+    and however they got there, in float32 or bfloat16: torchvision's IMAGENET1K_V1, say, as
+    `flaxvgg.vgg16(weights="IMAGENET1K_V1_CONVOLUTIONS")` has them. The convolutions are shared, not
+    copied. Raises ValueError for another architecture, other convolutions, or a model that expects
+    another preprocessing. Not for use inside `jax.jit`: the weights are looked at.
     """
-    head = packaged_head()
-    if problem := head.misfit(model):
-        raise ValueError(problem)
+    head = sample_head_of(model)
     gap = with_gap(model, len(head.bias), rngs=nnx.Rngs(0))
     linear = gap.head.fc
     linear.kernel[...] = jnp.asarray(head.weight.T, linear.kernel.dtype)
@@ -80,10 +79,29 @@ def with_sample_head(model: VGG) -> VGG:
     return gap
 
 
+def sample_head_of(model: VGG) -> SampleHead:
+    """The sample head that was fitted on this model's convolutions. Raises ValueError for none."""
+    heads = packaged_heads()
+    problems = [head.misfit(model) for head in heads]
+    if "" in problems:
+        return heads[problems.index("")]
+    if model.config.arch == heads[0].arch:
+        digest = convolutions_digest(model)
+        known = [i for i, head in enumerate(heads) if head.convolutions == digest]
+        if known:  # fed with another recipe
+            raise ValueError(problems[known[0]])
+        sources = " or of ".join(head.provenance.source for head in heads)
+        raise ValueError(
+            f"the sample heads were fitted on the convolutions of {sources}, and these are others: "
+            "fit one with python -m experiments.gap_finetune"
+        )
+    raise ValueError(problems[0])
+
+
 @functools.cache
-def packaged_head() -> SampleHead:
-    """The head that comes with the package."""
-    return read_head(_FILE)
+def packaged_heads() -> tuple[SampleHead, ...]:
+    """The heads that come with the package, torchvision's first."""
+    return tuple(read_head(Path(__file__).with_name(file)) for file in _FILES)
 
 
 def read_head(path: Path) -> SampleHead:

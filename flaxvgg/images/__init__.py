@@ -1,1 +1,1 @@
-"""Images: decoding, recipes, resizing, data sets, batches."""
+"""Decoding, recipes, resizing, data sets, batches."""

@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from rich.progress import track
 
-from flaxvgg.commands.console import console
-from flaxvgg.files.replacing import sweep, write_atomically
 from flaxvgg.images.loading import ImageError, load_pixels, normalise
-from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
+from flaxvgg.network.outputs import check_outputs, outputs
+from flaxvgg.watching import Watcher
 
 _PIXELS = 8 * 512 * 1024  # of one batch at most, so that large photos need no more memory
 _BATCH = 8
@@ -38,8 +36,9 @@ def stream_photos(
     size: tuple[int, int],
     what: str,
     problems: list[str] | None = None,
+    watch: Watcher = Watcher(),
 ) -> Iterator[Batch]:
-    """`jax.jit(function)(model, images)` over all photos, in batches, with a progress bar.
+    """`jax.jit(function)(model, images)` over all photos, in batches; `what` says what for.
 
     The function gives a pytree of arrays with one row an image. Photos that cannot be read are left
     out and noted in `problems`; without it they raise ImageError.
@@ -48,7 +47,7 @@ def stream_photos(
     count = max(1, min(_BATCH, _PIXELS // (size[0] * size[1]), len(photos)))
     read: list[Path] = []
     pixels: list[np.ndarray] = []
-    for photo in track(photos, description=what, console=console, transient=True):
+    for photo in watch.each(photos, what, len(photos)):
         try:
             pixels.append(load_pixels(photo, size, model.preprocessing))
             read.append(photo)
@@ -83,9 +82,10 @@ def map_photos(
     photos: Sequence[Path],
     size: tuple[int, int],
     what: str,
+    watch: Watcher = Watcher(),
 ) -> Any:
     """The outputs of `stream_photos` for all photos, joined. Raises ImageError for broken ones."""
-    return _joined(list(stream_photos(function, model, photos, size, what)))
+    return _joined(list(stream_photos(function, model, photos, size, what, watch=watch)))
 
 
 def map_readable(
@@ -95,12 +95,13 @@ def map_readable(
     size: tuple[int, int],
     what: str,
     problems: list[str],
+    watch: Watcher = Watcher(),
 ) -> tuple[list[Path], Any]:
     """The photos that can be read, and the outputs of `stream_photos` for these, joined.
 
     The others are noted in `problems`. Raises ImageError where none can be read.
     """
-    batches = list(stream_photos(function, model, photos, size, what, problems))
+    batches = list(stream_photos(function, model, photos, size, what, problems, watch))
     if not batches:
         raise ImageError(*problems)
     return [photo for batch in batches for photo in batch.photos], _joined(batches)
@@ -117,6 +118,7 @@ def extract(
     names: Sequence[str],
     size: tuple[int, int],
     problems: list[str],
+    watch: Watcher = Watcher(),
 ) -> dict[str, np.ndarray]:
     """The `outputs` for every photo that can be read, and "photos" beside them: their paths.
 
@@ -124,52 +126,5 @@ def extract(
     photo can be read.
     """
     function = partial(outputs, names=check_outputs(model.config, names))
-    read, arrays = map_readable(function, model, photos, size, "features", problems)
+    read, arrays = map_readable(function, model, photos, size, "features", problems, watch)
     return arrays | {"photos": np.array([str(photo) for photo in read])}
-
-
-def outputs(
-    model: VGG, images: Float[Array, "n h w 3"], names: Sequence[str]
-) -> dict[str, Float[Array, "n ..."]]:
-    """What a network makes of images (N, H, W, 3), by the names that were asked for.
-
-    A layer's output is (N, h, w, channels) or (N, units), by any of its names; "logits" are
-    (N, classes), and "gap", global average pooling of the features, (N, 512).
-    """
-    others = {"gap": model.gap, "logits": model}
-    found = model.activations(images, [name for name in names if name not in others])
-    return {name: found[name] if name in found else others[name](images) for name in names}
-
-
-def check_outputs(config: VGGConfig, names: Sequence[str]) -> tuple[str, ...]:
-    """The outputs that are asked for, none twice, and "gap", which is small and always wanted.
-
-    Raises ValueError for what this network has not.
-    """
-    for name in names:
-        if name == "logits":
-            _ = config.head_output  # or what it raises
-        elif name != "gap":
-            config.resolve(name)
-    return tuple(dict.fromkeys((*names, "gap")))
-
-
-def check_npz(out: Path) -> None:
-    """Raise ValueError, before any work is done, where the .npz file cannot be written.
-
-    What writers that were killed have left there is removed.
-    """
-    if out.suffix != ".npz":
-        raise ValueError(f"{out}: the arrays are written as .npz; give a name that ends so")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"{out.absolute().parent} is no directory: create it first")
-    sweep(out.absolute().parent)
-
-
-def save_npz(out: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write the arrays to a .npz file, all or none; bfloat16 becomes float32, which NumPy knows."""
-    known = {
-        name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-        for name, array in arrays.items()
-    }
-    write_atomically(out.absolute(), lambda target: np.savez(target, **known))

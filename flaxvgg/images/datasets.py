@@ -29,8 +29,8 @@ class LabelledImages:
 
     `labels` is 1 for a class that is in the image, else 0. `boxes` has for each image the boxes of
     each class, in pixels of the file, or is None; `sizes` the (height, width) that the annotation
-    of each image gives, None where it gives none (`flaxvgg.images.orientation` for photos that were stored
-    turned).
+    of each image gives, None where it gives none (`flaxvgg.images.orientation` for photos that were
+    stored turned).
     """
 
     paths: tuple[Path, ...]
@@ -137,9 +137,9 @@ def label_file(path: AnyPath, classes: Sequence[str] | None = None) -> LabelledI
     """Images and their labels in a CSV or Parquet file with the columns `image` and `labels`.
 
     An image is a path relative to the file; its labels are class names with semicolons between
-    them, class numbers, or nothing at all (`flaxvgg.images.label_tables`). Classes are in alphabetical
-    order, the numbers up to the largest, or those given. Raises DatasetError with every image that
-    is missing or named twice, and for labels that are none of the classes.
+    them, class numbers, or nothing at all (`flaxvgg.images.label_tables`). Classes are in
+    alphabetical order, the numbers up to the largest, or those given. Raises DatasetError with
+    every image that is missing or named twice, and for labels that are none of the classes.
     """
     path = Path(path)
     table = read_label_table(path)

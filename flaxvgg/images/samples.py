@@ -14,6 +14,22 @@ _NAMES = (
     "ihc.png",
 )
 
+# What is in them, where the file's name does not say it.
+_TITLES = {
+    "chelsea.png": "cat",
+    "coffee.png": "cup",
+    "motorcycle_left.png": "motorcycle",
+    "hubble_deep_field.jpg": "galaxies (Hubble)",
+    "ihc.png": "tissue (stained)",
+}
+
+
+def title_of(photo: Path) -> str:
+    """A photo's name for people: what is in it, or its file's name without the ending."""
+    if photo in sample_photos():
+        return _TITLES.get(photo.name, photo.stem)
+    return photo.stem.replace("_", " ")
+
 
 def sample_photos(count: int = len(_NAMES)) -> list[Path]:
     """Up to eight photos in scikit-image's wheel; empty where it is not installed.

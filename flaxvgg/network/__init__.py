@@ -1,1 +1,1 @@
-"""The network: layers as data, the model that runs them, and where its weights are from."""
+"""Layers as data, the model that runs them, and where its weights are from."""

@@ -110,9 +110,11 @@ def listed(layers: Iterable[str]) -> list[str]:
     return list(layers)
 
 
-def _check_whole(name: str, value: Any) -> None:
+def _whole(name: str, value: Any) -> int:
+    """The value as an int, which NumPy's are none of; ValueError for what is no whole number."""
     if not isinstance(value, Integral):
         raise ValueError(f"{name} must be a whole number, not {value!r}")
+    return int(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +139,7 @@ class VGGConfig:
     @classmethod
     def classifier(cls, arch: str, *, num_classes: int = 1000, dropout: float = 0.5) -> "VGGConfig":
         """torchvision's network of that name, e.g. `vgg16_bn`."""
-        _check_whole("num_classes", num_classes)
+        num_classes = _whole("num_classes", num_classes)
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, not {num_classes}")
         return cls(arch, classifier_layers(num_classes, dropout))
@@ -156,12 +158,12 @@ class VGGConfig:
         network has `avgpool = AdaptiveAvgPool2d(1)` and `classifier = Linear(channels, classes)`.
         """
         check_arch(arch)
-        _check_whole("num_classes", num_classes)
+        num_classes = _whole("num_classes", num_classes)
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-        if channels is not None and channels < 1:
+        width = _WIDTHS[-1] if channels is None else _whole("channels", channels)
+        if width < 1:
             raise ValueError(f"channels must be at least 1, not {channels}")
-        width = _WIDTHS[-1] if channels is None else channels
         head = (
             Layer("gap", "global_avg_pool", "avgpool"),
             Layer("flatten", "flatten"),
@@ -198,8 +200,8 @@ class VGGConfig:
         training tends to die: see `flaxvgg.diagnose`.
         """
         check_arch(arch)
-        _check_whole("num_classes", num_classes)
-        _check_whole("channels", channels)
+        num_classes = _whole("num_classes", num_classes)
+        channels = _whole("channels", channels)
         if min(num_classes, channels) < 1:
             raise ValueError(
                 f"num_classes and channels must be at least 1, not {num_classes} and {channels}"

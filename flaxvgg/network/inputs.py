@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from flaxvgg.network.config import SMALLEST_IMAGE
 from flaxvgg.network.provenance import Preprocessing
@@ -16,12 +15,12 @@ from flaxvgg.network.provenance import Preprocessing
 _SAMPLED = 4096  # values of a batch, whose range is looked at
 
 
-def check_images(images: Any, recipe: Preprocessing | None = None) -> Array | np.ndarray:
+def check_images(images: Any, recipe: Preprocessing | None = None) -> Any:
     """The images as a float array (..., H, W, 3), large enough for five poolings.
 
     Takes arrays of NumPy and JAX, of any byte order, tensors of PyTorch (by DLPack), and lists of
-    these of one shape. Raises ValueError for anything else. With a `recipe`, and where the values
-    are known, warns of those that it cannot have given.
+    these of one shape; a `jax.ShapeDtypeStruct` is checked likewise. Raises ValueError for anything
+    else. With a `recipe`, and where the values are known, warns of those that it cannot have given.
     """
     images = _as_array(images)
     shape = tuple(images.shape)
@@ -42,8 +41,8 @@ def check_images(images: Any, recipe: Preprocessing | None = None) -> Array | np
     return images
 
 
-def _as_array(images: Any) -> Array | np.ndarray:
-    if isinstance(images, jax.Array):
+def _as_array(images: Any) -> Any:
+    if isinstance(images, jax.Array | jax.ShapeDtypeStruct):
         return images
     if isinstance(images, np.ndarray):
         return images if images.dtype.isnative else images.astype(images.dtype.newbyteorder("="))
@@ -60,8 +59,10 @@ def _as_array(images: Any) -> Array | np.ndarray:
         return np.stack(arrays) if on_host else jnp.stack(arrays)
     if type(images).__module__.partition(".")[0] == "torch" and hasattr(images, "__dlpack__"):
         return jnp.from_dlpack(images.detach().contiguous())
-    if hasattr(images, "shape") and hasattr(images, "dtype"):  # a jax.ShapeDtypeStruct, a Variable
-        return images
+    if hasattr(images, "__jax_array__"):  # a Variable of flax
+        return jnp.asarray(images)
+    if hasattr(images, "__array__") and hasattr(images, "shape"):  # of xarray, of TensorFlow
+        return _as_array(np.asarray(images))
     raise ValueError(
         f"images are {_what(images)}: the network takes a normalised float array (N, H, W, 3), "
         "which model.load_images(paths) makes of files"
@@ -80,13 +81,13 @@ def _text(shape: Sequence[Any]) -> str:
     return f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
 
 
-def _warn_of_range(images: Array | np.ndarray, recipe: Preprocessing) -> None:
+def _warn_of_range(images: Any, recipe: Preprocessing) -> None:
     """Warn where the values are known to be another recipe's; of no image that is this one's.
 
     No value of a normalised image is ten times as large as the recipe's largest. Nor do those of
     one on the scale of 0 to 255 lie between 0 and 1, unless it is one colour: one value a channel.
     """
-    if isinstance(images, jax.core.Tracer) or not images.size:
+    if isinstance(images, jax.core.Tracer | jax.ShapeDtypeStruct) or not images.size:
         return
     if isinstance(images, jax.Array) and not (images.is_fully_addressable and _is_at_hand(images)):
         return  # nobody waits for a device for this

@@ -17,10 +17,10 @@ from flaxvgg.network.config import Layer, VGGConfig, listed
 from flaxvgg.network.inputs import check_images
 from flaxvgg.network.layers import BatchNorm, adaptive_avg_pool, global_avg_pool, sum_dtype, windows
 from flaxvgg.network.provenance import Preprocessing, Provenance
-from flaxvgg.network.sharding import spread_by_xla
 from flaxvgg.ops import convolution
 from flaxvgg.ops.linear import conv_general_dilated, dot_general
 from flaxvgg.ops.pooling import max_pool_2x2
+from flaxvgg.ops.sharding import spread_by_xla
 
 AnyArray = Array | np.ndarray
 Images = Float[AnyArray, "*n h w 3"] | Sequence[Float[AnyArray, "h w 3"]]

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 
+class WeightsError(ValueError):
+    """Weights cannot be had or read; the message says what to do."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """How an 8-bit image becomes the network's input.

@@ -22,13 +22,21 @@ Rule = Callable[[str, Any, Mesh], PartitionSpec]
 
 
 def data_mesh(devices: Sequence[Device] | None = None) -> Mesh:
-    """A mesh with one axis, "data": by default all devices of all processes."""
+    """A mesh with one axis, "data": by default all devices of all processes.
+
+    >>> flaxvgg.data_mesh().axis_names
+    ('data',)
+    """
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
 
 
 def replicated(path: str, array: Any, mesh: Mesh) -> PartitionSpec:
-    """The rule by which every device holds everything."""
+    """The rule by which every device holds everything.
+
+    >>> mesh = flaxvgg.data_mesh()
+    >>> model = flaxvgg.place(model, mesh, flaxvgg.replicated)
+    """
     return PartitionSpec()
 
 
@@ -38,6 +46,9 @@ def fully_sharded(path: str, array: Any, mesh: Mesh, *, least: int = 2**18) -> P
     An array of at least `least` values is cut along the largest axis that the number of devices
     divides; smaller ones, and those that have no such axis, are whole on every device. A layer's
     parameters are gathered where they are used. (Rajbhandari et al. 2020, arXiv:1910.02054)
+
+    >>> mesh = flaxvgg.data_mesh()
+    >>> model = flaxvgg.place(model, mesh, flaxvgg.fully_sharded)
     """
     fitting = [axis for axis, size in enumerate(array.shape) if size % mesh.size == 0]
     if array.size < least or not fitting:
@@ -53,6 +64,9 @@ def place(tree: PyTree, mesh: Mesh, rule: Rule = replicated) -> PyTree:
     "trained.head.fc6.kernel"), the array and the mesh to a `jax.sharding.PartitionSpec`. Of several
     processes each gives the same arrays. What a device has already is shared, not copied. Raises
     ValueError where a rule's answer does not fit the array or the mesh.
+
+    >>> mesh = flaxvgg.data_mesh()
+    >>> model = flaxvgg.place(model, mesh, flaxvgg.fully_sharded)
     """
 
     def sharding(path: Any, array: Any) -> NamedSharding:
@@ -76,33 +90,15 @@ def place(tree: PyTree, mesh: Mesh, rule: Rule = replicated) -> PyTree:
     return jax.tree.unflatten(structure, jax.device_put(arrays, list(starmap(sharding, leaves))))
 
 
-def spread_by_xla(
-    function: Callable[..., PyTree],
-    images: Any,
-    *others: PyTree,
-    result: PartitionSpec | None = None,
-) -> PyTree:
-    """`function(images, *others)`, with a mesh's explicit axes taken as automatic ones.
-
-    Along explicit axes, as `jax.make_mesh` makes them, every operation has to know where its result
-    lies; here only the whole has to: as `result` says, by default along the images' first axis.
-    """
-    types = map(jax.typeof, jax.tree.leaves((images, others)))
-    mesh = next((type.sharding.mesh for type in types if type.sharding.mesh.explicit_axes), None)
-    if mesh is None:
-        return function(images, *others)
-    spec = PartitionSpec(*jax.typeof(images).sharding.spec[:1]) if result is None else result
-    automatic = jax.sharding.auto_axes(
-        function, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, spec)
-    )
-    return automatic(images, *others)
-
-
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """The arrays of a batch across the mesh, by their first axis: the images.
 
     Of several processes each gives its own part, and the batch is all of them, one behind the
     other. Raises ValueError where the devices do not divide it.
+
+    >>> batch = flaxvgg.shard_batch(images, flaxvgg.data_mesh())
+    >>> model.gap(batch).shape
+    (2, 512)
     """
     devices = len(mesh.local_devices)
     lengths = {len(array) for array in jax.tree.leaves(batch)}

@@ -1,1 +1,1 @@
-"""Operations that a CPU computes in its own way: convolution, linear product, pooling."""
+"""What a CPU computes in its own way: convolution, linear layer, pooling."""

@@ -21,9 +21,9 @@ from jax.interpreters import ad
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from flaxvgg.network.sharding import spread_by_xla
 from flaxvgg.ops import convolution, native
 from flaxvgg.ops.primitive import Operation, Precision, is_highest
+from flaxvgg.ops.sharding import spread_by_xla
 
 _ROWS = 256  # of a kernel, summed in one chain
 _FEW_IMAGES = 4  # with more the kernel is read in vain less often, and XLA's product is as fast

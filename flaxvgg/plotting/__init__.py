@@ -1,1 +1,1 @@
-"""Pictures. matplotlib is imported when the first one is drawn."""
+"""Figures and pages; matplotlib is imported when the first is drawn."""

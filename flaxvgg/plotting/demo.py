@@ -1,5 +1,6 @@
 """The picture of the demonstration."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,9 +17,22 @@ if TYPE_CHECKING:
 class Maps(NamedTuple):
     """A row of the picture: what the maps are, one for each photo in [0, 1], and their titles."""
 
-    label: str
+    caption: str
     heats: Float[np.ndarray, "n h w"]
     titles: Sequence[str] = ()
+
+
+class Sum(NamedTuple):
+    """How many values of the last feature map are zero, of one photo at one size (H, W)."""
+
+    size: tuple[int, int]
+    zeros: int
+    values: int
+
+    @property
+    def name(self) -> str:
+        """The size as people write it: width x height."""
+        return f"{self.size[1]}x{self.size[0]}"
 
 
 def components_rgb(features: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w 3"]:
@@ -43,39 +57,52 @@ def demo_figure(
     alike: tuple[str, Float[np.ndarray, "n y x c"]],
     maps: Sequence[Maps],
     zeros: Mapping[str, Float[np.ndarray, " n"]],
+    sums: Sequence[Sum],
     title: str,
 ) -> "Figure":
     """Photos, what their features have in common, heat maps of them, and how many are zero.
 
     `alike` are a layer and its feature maps, `zeros` the fraction of zeros of each photo (N,) by
-    layer.
+    layer, and `sums` those of the first photo's last feature map at several sizes.
     """
     columns, rows = len(names), 2 + len(maps)
-    height = 1.93 * rows
-    figure = new_figure(
-        figsize=(max(1.75 * columns, 8), height + 3.0), dpi=110, layout="constrained"
+    layer, features = alike
+    width = max(1.75 * columns, 11)
+    side = width / columns
+    # A row: the caption and the titles, and below them the images, which are about square.
+    row_height = min(side, 3.0) + 0.5
+    figure = new_figure(figsize=(width, row_height * rows + 3.7), dpi=110, layout="constrained")
+    parts = np.ravel(figure.subfigures(rows + 1, 1, height_ratios=[row_height] * rows + [3.3]))
+    captions = (
+        "The photos",
+        f"{layer}: the first three principal components of its {features.shape[-1]} channels as "
+        "red, green and blue; places of one colour have similar features",
+        *(row.caption for row in maps),
     )
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=[height, 3.0]))
-    axes = top.subplots(rows, columns, squeeze=False)
-    colours = components_rgb(alike[1])
+    grid = []
+    for part, caption in zip(parts, captions, strict=False):
+        told = literal(textwrap.fill(caption, int(12 * width)))
+        part.suptitle(told, x=0.006, ha="left", fontsize=10, fontweight="bold")
+        axes = part.subplots(1, columns, squeeze=False)[0]
+        for ax in axes:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        grid.append(axes)
+    colours = components_rgb(features)
     for i, (name, picture) in enumerate(zip(names, pictures, strict=True)):
         size = picture.shape[:2]
         rgb = np.stack([enlarge(colours[i, ..., k], size) for k in range(3)], axis=-1)
-        axes[0, i].imshow(picture)
-        axes[0, i].set_title(literal(_short(name)), fontsize=9)
-        axes[1, i].imshow(np.clip(rgb, 0, 1))
-        for ax, row in zip(axes[2:, i], maps, strict=True):
-            draw_heat(ax, picture, row.heats[i])
+        grid[0][i].imshow(picture)
+        grid[0][i].set_title(literal(_short(name)), fontsize=9)
+        grid[1][i].imshow(np.clip(rgb, 0, 1))
+        for axes, row in zip(grid[2:], maps, strict=True):
+            draw_heat(axes[i], picture, row.heats[i])
             if row.titles:
-                ax.set_title(literal(row.titles[i]), fontsize=9)
-    labels = ("photo", f"what is alike\n({alike[0]})", *(row.label for row in maps))
-    for row, label in zip(axes, labels, strict=True):
-        row[0].set_ylabel(label, fontsize=9)
-        for ax in row:
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-    _zeros_axes(bottom.subplots(), names, zeros)
-    figure.suptitle(literal(f"{title}: what it sees in {columns} photos"), fontsize=12)
+                axes[i].set_title(literal(row.titles[i]), fontsize=9)
+    left, right = parts[-1].subplots(1, 2, width_ratios=[2.4, 1])
+    _zeros_axes(left, names, zeros)
+    _sums_axes(right, names[0], list(zeros)[-1], sums)
+    figure.suptitle(literal(title), fontsize=13)
     return figure
 
 
@@ -83,24 +110,52 @@ def _zeros_axes(ax, names: Sequence[str], zeros: Mapping[str, np.ndarray]) -> No
     layers = list(zeros)
     percent = 100 * np.array([zeros[layer] for layer in layers])
     for i, name in enumerate(names):
-        ax.plot(percent[:, i], color=f"C{i}", linewidth=1, alpha=0.6, label=_short(name))
-    ax.plot(percent.mean(axis=1), color="black", linewidth=2.5, marker="o", label="mean")
+        ax.plot(percent[:, i], color=f"C{i}", linewidth=1, alpha=0.7, label=_short(name))
+    mean = percent.mean(axis=1)
+    label = "mean of all photos" if len(names) > 1 else None
+    if label:
+        ax.plot(mean, color="black", linewidth=2.5, marker="o", markersize=4, label=label)
     for i, layer in enumerate(layers):
         if layer.startswith("pool"):
             ax.axvspan(i - 0.5, i + 0.5, color="0.93", zorder=0)
     ax.annotate(
-        f"{percent[-1].mean():.0f} % of {layers[-1]} is zero",
-        (len(layers) - 1, percent[-1].mean()),
-        xytext=(-130, -70),
+        f"{mean[-1]:.1f} % of {layers[-1]} is zero",
+        (len(layers) - 1, mean[-1]),
+        xytext=(-150, -75),
         textcoords="offset points",
         arrowprops={"arrowstyle": "->"},
     )
     ax.set_xticks(range(len(layers)), layers, rotation=40, ha="right", fontsize=8)
     ax.set(ylabel="zeros, %", ylim=(0, 100), xlim=(-0.5, len(layers) - 0.5))
+    ax.set_title(
+        "Share of exact zeros after each ReLU and each max pooling (grey)",
+        fontsize=10,
+        fontweight="bold",
+        loc="left",
+    )
     ax.grid(axis="y", alpha=0.3)
-    legend = ax.legend(fontsize=8, ncols=2, loc="upper left", frameon=False)
+    legend = ax.legend(fontsize=8, ncols=3, loc="lower right", frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def _sums_axes(ax, name: str, layer: str, sums: Sequence[Sum]) -> None:
+    for i, one in enumerate(sums):
+        share = 100 * one.zeros / one.values
+        ax.barh(i, share, color="0.75", height=0.5)
+        ax.barh(i, 100 - share, left=share, color="C1", height=0.5)
+        rest = one.values - one.zeros
+        told = f"{one.name} pixels: {one.values:,} values, {rest:,} not zero"
+        ax.text(0, i - 0.33, told, fontsize=9, va="bottom")
+        ax.text(2, i, f"{one.zeros:,} zero ({share:.1f} %)", fontsize=9, va="center")
+    ax.set(xlim=(0, 100), ylim=(len(sums) - 0.5, -0.7), yticks=[], xlabel="% of the values")
+    ax.set_title(
+        f"{layer} of “{literal(_short(name))}” at three sizes",
+        fontsize=10,
+        fontweight="bold",
+        loc="left",
+    )
+    ax.spines[["top", "right", "left"]].set_visible(False)
 
 
 def _short(name: str) -> str:

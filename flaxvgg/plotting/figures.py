@@ -1,5 +1,7 @@
 """What every picture is made of."""
 
+import io
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +30,21 @@ def literal(text: str) -> str:
     For every title and label that is not our own words alone; `parse_math` is to be True there.
     """
     return plain(text, lines=True).replace("$", r"\$")
+
+
+def check_drawing() -> None:
+    """Raise ValueError, before any work is done, where matplotlib is missing."""
+    new_figure()
+
+
+def png(figure: "Figure") -> bytes:
+    """A figure as the bytes of a PNG file."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # A name may be of any script, and is no less of one where the font has boxes for it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def enlarge(maps: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:

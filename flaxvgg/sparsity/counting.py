@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from flaxvgg.network.config import VGGConfig, listed
 from flaxvgg.network.inputs import check_images
 from flaxvgg.network.model import VGG, AnyArray, Images, LayerStack, run_layers
-from flaxvgg.network.sharding import spread_by_xla
+from flaxvgg.ops.sharding import spread_by_xla
 from flaxvgg.sparsity.exact import MAX_TERMS, sum_counts, sum_floats
 from flaxvgg.sparsity.report import SparsityReport, Totals
 
@@ -231,7 +231,7 @@ def _tally_by_rows(maps: Float[Array, "n h w c"]) -> _Tally:
     def add_rows(step: int | Array, tally: _Tally) -> _Tally:
         return reduce(add_row, [step * _ROWS + i for i in range(_ROWS)], tally)
 
-    tally = _Tally(*(jnp.full((n, w, c), start) for start in _NOTHING))
+    tally = _Tally(*(lax.full_like(maps, start, start.dtype, (n, w, c)) for start in _NOTHING))
     tally = lax.fori_loop(0, h // _ROWS, add_rows, tally)
     tally = reduce(add_row, range(h // _ROWS * _ROWS, h), tally)
     return lax.reduce(tally, _NOTHING, _both, (1,))

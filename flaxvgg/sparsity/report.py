@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Totals(NamedTuple):
-    """Sums over images in the digits of `flaxvgg.sparsity.exact`, one column a count, one behind the other.
+    """Sums over images in the digits of `flaxvgg.sparsity.exact`, one column a count, in order.
 
     `counts` has the images, each layer's values, then zeros and silent of all channels of all
     layers, negatives and zeros in front of all channels of the ReLUs. `floats` has the sums in

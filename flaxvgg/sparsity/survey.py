@@ -23,6 +23,7 @@ from flaxvgg.sparsity.counting import (
 )
 from flaxvgg.sparsity.report import SparsityReport
 from flaxvgg.versions import versions
+from flaxvgg.watching import Watcher
 
 _EXAMPLES = 3
 
@@ -100,8 +101,9 @@ def survey_photos(
     layers: Iterable[str] | None,
     size: tuple[int, int],
     stopped: Callable[[], bool] = lambda: False,
+    watch: Watcher = Watcher(),
 ) -> Survey:
-    """Count the zeros of all photos, with a progress bar, or until `stopped()` after a batch.
+    """Count the zeros of all photos, or until `stopped()` after a batch.
 
     `layers` are names as `VGG.activations` takes them, by default every ReLU and max pooling.
     Memory is constant but for a few numbers a photo. Raises ImageError where no photo can be read,
@@ -123,7 +125,7 @@ def survey_photos(
     counted: list[Path] = []
     examples: list[Example] = []
     problems: list[str] = []
-    for batch in stream_photos(look, model, photos, size, "counting", problems):
+    for batch in stream_photos(look, model, photos, size, "counting", problems, watch):
         found = batch.outputs
         counts = {name: found["counts"][name] for name in names}  # jax.jit sorts the keys
         total = total_counts(model, counts)

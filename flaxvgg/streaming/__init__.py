@@ -1,4 +1,4 @@
-"""Data sets larger than memory: images in, a Zarr store out, on every device, exactly once."""
+"""Data sets larger than memory into a Zarr store, exactly once."""
 
 from flaxvgg.streaming.jobs import (
     features_job,

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float
 from flaxvgg.cam.methods import explain
 from flaxvgg.cam.photos import Plan, best_classes
 from flaxvgg.evaluation.localisation import box_accuracies, box_hits, pointing_game
-from flaxvgg.images.batches import check_outputs, outputs
 from flaxvgg.images.loading import fit_boxes
 from flaxvgg.network.config import SMALLEST_IMAGE, VGGConfig
 from flaxvgg.network.model import VGG
+from flaxvgg.network.outputs import check_outputs, outputs
 from flaxvgg.sparsity.counting import count_images, counted_layers, total_counts
 from flaxvgg.sparsity.exact import FloatSum, carried
 from flaxvgg.sparsity.report import SparsityReport, Totals
@@ -27,7 +27,7 @@ _TOLERANCE = 15  # pixels off an object that count as on it, as usual
 
 
 def features_job(model: VGG, names: Sequence[str]) -> Job:
-    """`flaxvgg.images.batches.outputs` of every image: layers, "gap", "logits".
+    """`flaxvgg.network.outputs.outputs` of every image: layers, "gap", "logits".
 
     bfloat16 becomes float32, which Zarr knows. Raises ValueError for an unknown layer.
     """

@@ -16,10 +16,10 @@ from jax.experimental import multihost_utils
 
 from flaxvgg.files.foreign import shown
 from flaxvgg.files.locking import LockedError
+from flaxvgg.files.records import difference
 from flaxvgg.images.fingerprint import UNKNOWN, Known, in_threads, what_differs
 from flaxvgg.streaming.source import Source
 from flaxvgg.streaming.store import BROKEN, DONE, Store, StoreError
-from flaxvgg.weights.checkpoint import difference
 
 _NAMED = 3
 _SAME_NAMES = "the same names, with other labels or in another order"

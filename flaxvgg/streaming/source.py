@@ -34,8 +34,8 @@ class Item(NamedTuple):
     """One image as the network takes it, with its label; or without pixels, a `problem`.
 
     `size` is the (height, width) that the image had before it was fitted, upright; `turned` the
-    orientation (EXIF, 1 to 8) that it was stored in. `content` is what `flaxvgg.images.fingerprint` makes
-    of its bytes: UNKNOWN where they could not be read, this time.
+    orientation (EXIF, 1 to 8) that it was stored in. `content` is what `flaxvgg.images.fingerprint`
+    makes of its bytes: UNKNOWN where they could not be read, this time.
     """
 
     row: int

@@ -5,7 +5,7 @@
       status              (image,)            0 not done yet, 1 done, 2 broken: see problem
       problem             (image,)
       size                (image, 2)          height and width of the file
-      content             (image,)            of its bytes (flaxvgg.images.fingerprint); 0 if not read
+      content             (image,)            of its bytes (images.fingerprint); 0 if not read
       pool5, gap, ...     (image, ...)        NaN, or -1, where there is nothing
       375x1242/...                            instead, where images keep their own sizes
       sums/...            (unit, ...)         what was added up over a unit of images
@@ -32,8 +32,8 @@ from zarr.errors import GroupNotFoundError
 
 from flaxvgg.files.foreign import shown
 from flaxvgg.files.locking import alone
+from flaxvgg.files.records import first_line
 from flaxvgg.streaming.source import Source
-from flaxvgg.weights.checkpoint import first_line
 
 TODO, DONE, BROKEN = range(3)
 _ATTRIBUTE = "flaxvgg"

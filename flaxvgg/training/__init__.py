@@ -1,1 +1,1 @@
-"""Training: losses, the optimiser's step, collapse diagnosis, and runs that resume exactly."""
+"""Losses, steps, collapse diagnosis, runs that resume exactly."""

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from flaxvgg.files.records import difference, first_line
 from flaxvgg.training.trainer import TrainState
-from flaxvgg.weights.checkpoint import ORBAX_DAMAGE, CheckpointError, difference, first_line
+from flaxvgg.weights.checkpoint import ORBAX_DAMAGE, CheckpointError
 
 _METRIC = "metric"
 

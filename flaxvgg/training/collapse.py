@@ -92,6 +92,10 @@ def diagnose(
     `images` are (N, H, W, 3), `labels` (N, K) of 0 and 1, `loss` is "multilabel" or "softmax". The
     model is looked at in the mode it is in (`model.train()`, but without dropout) and not changed.
     Raises ValueError for a model without a head, labels that are not (N, K), and an unknown loss.
+
+    >>> labels = np.eye(3)[[0, 2]].astype(np.float32)
+    >>> flaxvgg.diagnose(model, images, labels).state
+    'healthy'
     """
     if loss not in LOSSES:
         raise ValueError(f"no loss {loss!r}: choose from {', '.join(LOSSES)}")

@@ -10,9 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.progress import track
-
-from flaxvgg.commands.console import console
 from flaxvgg.images.datasets import DatasetError, LabelledImages
 from flaxvgg.images.fingerprint import (
     UNKNOWN,
@@ -26,6 +23,7 @@ from flaxvgg.images.loading import ImageError, load_pixels
 from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.training.data import check_photo
 from flaxvgg.training.settings import Run
+from flaxvgg.watching import Watcher
 
 _COLUMNS = ("part", "image", "labels", "content")
 
@@ -44,6 +42,7 @@ def take_inventory(
     test: LabelledImages,
     recipe: Preprocessing,
     before: Iterable[Entry] = (),
+    watch: Watcher = Watcher(),
 ) -> list[Entry]:
     """Every image of a run, once each that is not among those of `before` has been decoded.
 
@@ -70,14 +69,7 @@ def take_inventory(
     jobs = [("train", path) for path in train.paths] + [("test", path) for path in test.paths]
     labels = [*_labels(train), *_labels(test)]
     entries, problems = [], []
-    shown = track(
-        in_threads(look, jobs),
-        "checking photos",
-        total=len(jobs),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    shown = watch.each(in_threads(look, jobs), "checking photos", len(jobs))
     for (part, path), named, (content, problem) in zip(jobs, labels, shown, strict=True):
         if problem:
             problems.append(problem)

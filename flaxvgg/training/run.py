@@ -13,11 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from flaxvgg.commands.console import Told, console, errors, step
-from flaxvgg.commands.folders import check_folder, png, write_bytes
 from flaxvgg.evaluation.classification import mean_average_precision
+from flaxvgg.files.folders import check_folder, write_bytes
 from flaxvgg.files.locking import alone
 from flaxvgg.images.batches import map_photos
 from flaxvgg.images.datasets import LabelledImages, read_labelled
@@ -25,7 +23,6 @@ from flaxvgg.images.fingerprint import model_digest
 from flaxvgg.images.loading import normalise
 from flaxvgg.network.model import VGG
 from flaxvgg.network.sharding import Device, data_mesh, place, shard_batch
-from flaxvgg.plotting.training import curves_figure
 from flaxvgg.training.checkpoints import Checkpoints
 from flaxvgg.training.collapse import cannot_be_negative, diagnose
 from flaxvgg.training.data import batches, reading
@@ -41,6 +38,7 @@ from flaxvgg.training.log import Log, Row
 from flaxvgg.training.losses import LOSSES
 from flaxvgg.training.settings import Run
 from flaxvgg.training.trainer import Trainer, TrainState
+from flaxvgg.watching import Watcher
 from flaxvgg.weights.checkpoint import CheckpointError, check_target, save
 
 _DATA = "data.csv"
@@ -52,11 +50,12 @@ class TrainingError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """How a run ended: how many steps of all were done, and the rows of metrics.csv."""
+    """How a run ended: how many steps of all were done, the rows of metrics.csv, and the metric."""
 
     steps: int
     of: int
     rows: list[Row]
+    metric: str
 
 
 def read_images(run: Run) -> tuple[LabelledImages, LabelledImages]:
@@ -87,12 +86,13 @@ def train(
     out: Path,
     stop: Callable[[], bool] = lambda: False,
     devices: Sequence[Device] | None = None,
+    watch: Watcher = Watcher(),
 ) -> Trained:
     """Train a new head on the model that `load` gives, and write what comes of it into `out`.
 
     That is checkpoints/ (a run that was killed goes on from the last one and ends in the same
     parameters, bit for bit on as many devices), data.csv (the images, and their contents),
-    metrics.csv, tensorboard/, curves.png, and, at the end, model/: the best by the test metric, for
+    metrics.csv, tensorboard/, and, at the end, model/: the best by the test metric, for
     `flaxvgg.load`. All images are decoded once before the first step. A run goes on only with the
     images, labels and weights that it began with, and one at a time in `out`. The metric is the
     mean average precision, with "softmax" the accuracy. `stop` is asked after each step. Batches
@@ -107,13 +107,14 @@ def train(
             f"this is one of {jax.process_count()} processes, and a run is written by one: train "
             "in a single process, or with flaxvgg.Trainer and flaxvgg.place on all of them"
         )
-    mesh = _mesh(jax.local_devices() if devices is None else devices, run.data.batch)
+    devices = jax.local_devices() if devices is None else devices
+    mesh = _mesh(devices, run.data.batch, watch)
     check_folder(out)
     if out.is_dir():  # what is in the way is said now, and not behind the last step
         check_target(out / "model")
     images, test = read_images(run)
     with alone(out, out / ".lock"):
-        return _train(load, run, out, stop, mesh, images, test)
+        return _train(load, run, out, stop, mesh, images, test, watch)
 
 
 def _train(
@@ -124,6 +125,7 @@ def _train(
     mesh: Mesh,
     images: LabelledImages,
     test: LabelledImages,
+    watch: Watcher,
 ) -> Trained:
     loaded = load()
     model = run.model.with_head(loaded, len(images.classes), run.training.seed)
@@ -137,7 +139,7 @@ def _train(
         images, run.data, model.preprocessing, epochs=run.epochs, seed=run.training.seed
     )
     before = read_csv(out / _DATA)
-    entries = take_inventory(run, images, test, model.preprocessing, before)
+    entries = take_inventory(run, images, test, model.preprocessing, before, watch)
     data = {
         "images": digest(entries),
         "classes": images.classes,
@@ -149,26 +151,26 @@ def _train(
     with contextlib.closing(
         Checkpoints(out / "checkpoints", run.to_json(), run.keep, data)
     ) as kept:
-        _check_data(kept, data, before, entries, run, out)
+        _check_data(kept, data, before, entries, run, out, watch)
         found = kept.last(state)
         write_bytes(out / _DATA, to_csv(entries))
         if found is None:
-            _say_untested(test, metric_name(run))
-            _warn(model, run, dataset[0])
+            _say_untested(test, metric_name(run), watch)
+            _warn(model, run, dataset[0], watch)
         else:
             state, position = found
             iterator.set_state(position)
-            console.print(f"going on behind step {int(state.step)} of {len(dataset)}")
+            watch.say(f"going on behind step {int(state.step)} of {len(dataset)}")
         state = place(state, mesh)
         with Log(out, int(state.step)) as log:
-            session = _Session(run, trainer, mesh, test, iterator, kept, log, len(dataset), stop)
+            session = _Session(
+                run, trainer, mesh, test, iterator, kept, log, len(dataset), stop, watch
+            )
             state = session.until_stopped(state)
-        write_bytes(out / "curves.png", png(curves_figure(log.rows, metric_name(run))))
         if int(state.step) == len(dataset):
-            with step("writing") as told:
-                save(trainer.model(kept.best(state)), out / "model")
-                told.append(str(out / "model"))
-    return Trained(int(state.step), len(dataset), log.rows)
+            save(trainer.model(kept.best(state)), out / "model")
+            watch.say(f"written: {out / 'model'}")
+    return Trained(int(state.step), len(dataset), log.rows, metric_name(run))
 
 
 def _check_data(
@@ -178,16 +180,16 @@ def _check_data(
     entries: Sequence[Entry],
     run: Run,
     out: Path,
+    watch: Watcher,
 ) -> None:
     """Raise CheckpointError where a run would go on with other images or weights."""
     noted, now = kept.data_of_last(), json.loads(json.dumps(data))
     if noted is None or noted == now:
         return
     if not noted:
-        errors.print(
+        watch.warn(
             f"the checkpoints in {out} are of an earlier flaxvgg, which noted neither images nor "
-            "weights: whether they are still the same cannot be checked",
-            style="yellow",
+            "weights: whether they are still the same cannot be checked"
         )
         return
     problems = []
@@ -208,26 +210,24 @@ def _check_data(
     )
 
 
-def _say_untested(test: LabelledImages, metric: str) -> None:
+def _say_untested(test: LabelledImages, metric: str, watch: Watcher) -> None:
     """Say which classes no image to test on has."""
     counts = zip(test.classes, test.labels.sum(0), strict=True)
     names = [name for name, count in counts if not count]
     if names:
-        errors.print(
+        watch.warn(
             f"no image to test on is of class {', '.join(names)}: the {metric} does not tell how "
-            "well it is found; add images of it",
-            style="yellow",
+            "well it is found; add images of it"
         )
 
 
-def _mesh(devices: Sequence[Device], batch: int) -> Mesh:
+def _mesh(devices: Sequence[Device], batch: int, watch: Watcher) -> Mesh:
     """The devices that share a batch: as many as divide it."""
     count = next(n for n in range(len(devices), 0, -1) if batch % n == 0)
     if count < len(devices):
-        errors.print(
+        watch.warn(
             f"training on {count} of {len(devices)} devices: they share batch = {batch}; a "
-            f"multiple of {len(devices)} uses all",
-            style="yellow",
+            f"multiple of {len(devices)} uses all"
         )
     return data_mesh(devices[:count])
 
@@ -250,6 +250,7 @@ class _Session:
     log: Log
     steps: int
     stop: Callable[[], bool]
+    watch: Watcher
 
     def until_stopped(self, state: TrainState) -> TrainState:
         """The state at the end, or where `stop` said so; it is on disk then."""
@@ -257,11 +258,11 @@ class _Session:
         while int(state.step) < self.steps and not self.stop():
             epoch, done = divmod(int(state.step), an_epoch)
             row: dict[str, float | int] = {}
-            with _progress(f"epoch {epoch + 1} of {self.run.epochs}", done, an_epoch) as show:
+            with self.watch.bar(f"epoch {epoch + 1} of {self.run.epochs}", an_epoch, done) as bar:
                 while done < an_epoch and not self.stop():
                     state, row = self._step(state, epoch)
                     done += 1
-                    show(done, row["loss"])
+                    bar.show(done, told=f"loss {row['loss']:.4f}")
                     if done < an_epoch:
                         self.log.add(row)
                         if self.run.every and int(state.step) % self.run.every == 0:
@@ -270,7 +271,7 @@ class _Session:
                 row |= self._tested(state)
                 self.log.add(row)
                 self._save(state, row["test_metric"])
-                console.print(_line(self.run, row), highlight=False)
+                self.watch.say(_line(self.run, row))
         if self.stop():
             self._save(state)
         self.checkpoints.wait()
@@ -300,7 +301,8 @@ class _Session:
         # One device: photos are decoded one after the other, which takes longer.
         model = jax.device_put(self.trainer.model(state), self.mesh.devices.flat[0])
         labels = self.test.labels
-        scores = map_photos(_scores, model, self.test.paths, self.run.data.size, "testing")
+        size = self.run.data.size
+        scores = map_photos(_scores, model, self.test.paths, size, "testing", self.watch)
         loss = LOSSES[self.run.training.loss](jnp.asarray(scores), jnp.asarray(labels))
         if not jnp.isfinite(loss):
             raise TrainingError(f"the test loss is {loss}: lower the learning rate")
@@ -318,12 +320,12 @@ def _scores(model: VGG, images: Float[Array, "n h w 3"]) -> Float[Array, "n k"]:
     return model(images).astype(jnp.float32)
 
 
-def _warn(model: VGG, run: Run, batch: Mapping[str, np.ndarray]) -> None:
+def _warn(model: VGG, run: Run, batch: Mapping[str, np.ndarray], watch: Watcher) -> None:
     """Say beforehand where a network is made to collapse."""
     if cannot_be_negative(model.config):
         images = normalise(batch["pixels"], model.preprocessing)
         found = diagnose(model, images, batch["labels"], run.training.loss)
-        errors.print(str(found), style="yellow")
+        watch.warn(str(found))
 
 
 def _line(run: Run, row: Mapping[str, float | int]) -> str:
@@ -331,20 +333,3 @@ def _line(run: Run, row: Mapping[str, float | int]) -> str:
         f"epoch {row['epoch']:3} of {run.epochs}   loss {row['loss']:.4f}   "
         f"test loss {row['test_loss']:.4f}   {metric_name(run)} {row['test_metric']:.3f}"
     )
-
-
-@contextlib.contextmanager
-def _progress(what: str, done: int, of: int) -> Iterator[Callable[[int, float], None]]:
-    """A bar that is told how many steps are done, and the loss."""
-    columns = Told("{task.description}"), BarColumn(), MofNCompleteColumn()
-    loss = Told("loss {task.fields[loss]}")
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        loss,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task(what, total=of, completed=done, loss="...")
-        yield lambda done, loss: bar.update(task, completed=done, loss=f"{loss:.4f}")

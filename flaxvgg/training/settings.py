@@ -19,8 +19,8 @@ from flaxvgg.training.trainer import Optimisation
 class Data:
     """Which images, and how they are seen.
 
-    `train` and `test` are as `flaxvgg.images.datasets.read_labelled` takes them; without `test` the part
-    `held_out` of the training images is tested on. Images are brought to `size` = (H, W). For
+    `train` and `test` are as `flaxvgg.images.datasets.read_labelled` takes them; without `test` the
+    part `held_out` of the training images is tested on. Images are brought to `size` = (H, W). For
     training, `crop` is the least part of an image's area that is cut out and enlarged (1: the whole
     image), and `flip` mirrors every other one.
     """

@@ -1,1 +1,1 @@
-"""Weights: torch's names and layouts, checkpoints, published files, the eight constructors."""
+"""torch's names and layouts, checkpoints, published weights."""

@@ -22,6 +22,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from flaxvgg.files.nesting import parse_json, shallow
+from flaxvgg.files.records import first_line
 from flaxvgg.files.replacing import (
     WriteError,
     check_place,
@@ -389,22 +390,3 @@ def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
         return found
 
     return header, arrays
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error of Orbax, without the specification that tensorstore appends."""
-    return (str(error) or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec")[0]
-
-
-def difference(stored: Any, run: Mapping[str, Any]) -> str:
-    """The first option in which a run differs from the one that is stored."""
-    stored = stored or {}
-    for room, value in run.items():
-        before = stored.get(room)
-        if isinstance(value, dict) and isinstance(before, dict):
-            for name, x in value.items():
-                if before.get(name) != x:
-                    return f"{room}.{name} was {before.get(name)!r}, and is {x!r}"
-        elif before != value:
-            return f"{room} was {before!r}, and is {value!r}"
-    return "its options differ"

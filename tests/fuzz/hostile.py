@@ -20,7 +20,8 @@ import torch
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.provenance import Provenance
 from tests.fuzz import files as valid
-from tests.fuzz.cases import Seed
+from tests.fuzz.array_pickles import hostile_pickles
+from tests.fuzz.cases import Arrays, Seed
 from tests.fuzz.mutations import crc
 
 _TEXT = 'open("executed", "w")'
@@ -45,10 +46,12 @@ def _cases() -> Iterator[tuple[str, str, bytes, bool]]:
     for value in _odd_tensors():
         yield ".pth", "odd.pth", valid.torch_file(value), True
         yield ".pth, legacy", "odd.pth", valid.torch_file(value, archive=False), True
-    for data in _safetensors():
-        yield ".safetensors", "odd.safetensors", data, True
+    for data, refused in _safetensors():
+        yield ".safetensors", "odd.safetensors", data, refused
     for data in _checkpoints():
         yield "our .safetensors", "odd.safetensors", data, True
+    for data in hostile_pickles():
+        yield ".ckpt", "odd.ckpt", data, True
     for data in _onnx_files():
         yield ".onnx", "odd.onnx", data, True
     for data in _hdf5_files():
@@ -183,8 +186,17 @@ def _quantised(tensor: torch.Tensor) -> torch.Tensor:
 # Safetensors, and what we keep in them.
 
 
-def _safetensors() -> Iterator[bytes]:
+def _safetensors() -> Iterator[tuple[bytes, bool]]:
     weights = valid.random_weights()
+    for data in _damaged_safetensors(weights):
+        yield data, True
+    twins = {f"module.{name}": array for name, array in weights.items()} | weights
+    yield valid.safetensors_file(twins), False  # the same twice, so no matter which
+    for name in ("module.features.0.weight", "features.18.bias"):
+        yield valid.safetensors_file(twins | {name: 2 * twins[name]}), True
+
+
+def _damaged_safetensors(weights: Arrays) -> Iterator[bytes]:
     whole = valid.safetensors_file(weights)
     length = int.from_bytes(whole[:8], "little")
     data = whole[8 + length :]
@@ -217,7 +229,6 @@ def _safetensors() -> Iterator[bytes]:
     yield of(b'{"__metadata__": {"flaxvgg": "' + b"[" * 10**5 + b'"}}')
     for size in (0, 1, 2**31, _HUGE, 2**64 - 1, 100 << 20):
         yield size.to_bytes(8, "little") + whole[8:]
-    yield valid.safetensors_file({f"module.{n}": a for n, a in weights.items()} | weights)
     yield b"\x89HDF\r\n\x1a\n" + bytes(100)
 
 
@@ -435,6 +446,13 @@ def _configurations() -> Iterator[str]:
     for at in (1, len(layers) // 2):
         with_lambda = [*layers[:at], run, *layers[at:]]
         yield json.dumps(whole | {"config": {"layers": with_lambda}})
+    for odd in _odd_layers():
+        yield json.dumps(whole | {"config": {"layers": [odd, *layers]}})
+    for odd in _odd_calls():
+        functional = json.loads(valid.keras_functional())
+        functional["config"]["layers"][2]["inbound_nodes"] = odd
+        yield json.dumps(functional)
+    yield _model_in_model()
     yield "[1, 2]"
     yield "7"
     yield '"text"'
@@ -445,6 +463,59 @@ def _configurations() -> Iterator[str]:
     yield "["
     yield "[" * 10**4 + "]" * 10**4
     yield '{"config": {"layers": [' * 2000 + "]}}" * 2000
+
+
+def _odd_layers() -> Iterator[dict[str, Any]]:
+    """Layers in front whose settings are no settings."""
+    for key, kind in (("scale", "Rescaling"), ("offset", "Rescaling"), ("mean", "Normalization")):
+        for value in ("x", {}, [[1], 2], [1, 2], {"a": 1}, 10**400, float("inf"), [[[]]], [None]):
+            own = {"scale": 2, "mean": 1, "variance": 1, "name": "odd"} | {key: value}
+            yield {"class_name": kind, "config": own}
+    for axis in ([[1], 2], {}, "x", [[]], 10**30):
+        own = {"name": "odd", "axis": axis, "mean": 1, "variance": 1}
+        yield {"class_name": "Normalization", "config": own}
+    for padding in ("x", [[1], 2], [[1, 2], None], [[-1, 0], 0], {}, [1, 2, 3], [["a", "b"], 1]):
+        yield {"class_name": "ZeroPadding2D", "config": {"name": "odd", "padding": padding}}
+    for epsilon in ("x", [], {}, None, -1, float("nan"), 1e300):
+        own = {"name": valid.CONVS[0].name, "epsilon": epsilon}
+        yield {"class_name": "BatchNormalization", "config": own}
+    yield {"class_name": "Conv2D", "config": {"name": valid.CONVS[0].name, "kernel_size": {}}}
+    yield {"class_name": "Activation", "config": {"name": "odd", "activation": {"class_name": []}}}
+    yield {"class_name": "TFOpLambda", "config": {"name": "odd", "function": ["cast"]}}
+    yield {"class_name": "GetItem", "config": {"name": "odd"}}
+
+
+def _odd_calls() -> Iterator[Any]:
+    tensor = {"class_name": "__keras_tensor__", "config": {"keras_history": ["item", 0, 0]}}
+    yield [{"args": [], "kwargs": {"surprise": tensor}}]
+    yield [{"args": [tensor], "kwargs": [1]}]
+    yield [{"args": {"0": tensor}, "kwargs": {}}]
+    yield [{"args": [tensor, ["item", 0, 0, {}]], "kwargs": {}}]
+    yield [{"args": [tensor, ["nothing", 0, 0]], "kwargs": {}}]
+    yield [{"args": [tensor, "x"], "kwargs": {}}]
+    yield [["item", 0, 0, [1]]]
+    yield [[]]
+    yield {"0": 1}
+    yield "text"
+
+
+def _model_in_model() -> str:
+    """Models that have no layers and are called twice by each other: 2^20 calls."""
+    image = {"class_name": "InputLayer", "name": "i", "config": {"name": "i"}}
+    inner: dict[str, Any] = {
+        "layers": [image | {"inbound_nodes": []}],
+        "input_layers": [["i", 0, 0]],
+        "output_layers": [["i", 0, 0]],
+    }
+    for _ in range(20):
+        called = {"class_name": "Functional", "name": "m", "config": inner}
+        nodes = [[["i", 0, 0, {}]], [["m", 0, 0, {}]]]
+        inner = {
+            "layers": [image | {"inbound_nodes": []}, called | {"inbound_nodes": nodes}],
+            "input_layers": [["i", 0, 0]],
+            "output_layers": [["m", 1, 0]],
+        }
+    return json.dumps({"class_name": "Functional", "config": inner})
 
 
 def _keras_archives() -> Iterator[bytes]:

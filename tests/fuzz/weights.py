@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -12,16 +13,23 @@ import onnx
 import torch
 from onnx import numpy_helper
 
+from tests.fuzz import inert
+from tests.fuzz.array_pickles import array_pickle, true_arrays
 from tests.fuzz.cases import Arrays, Seed, Target, in_place
 from tests.fuzz.files import (
     CONVS,
+    KERAS_FRONTS,
     VGG11,
     keras_archive,
+    keras_config,
+    keras_functional,
     keras_h5,
     keras_weights_h5,
     onnx_file,
+    onnx_quantised_file,
     random_weights,
     safetensors_file,
+    safetensors_set,
     torch_file,
 )
 
@@ -46,7 +54,10 @@ def weight_targets() -> list[Target]:
     repeated = steps | {
         "features.0.bias": torch.tensor(0.5).expand(tensors["features.0.bias"].shape)
     }
-    pickles = [tensors, training, views, nested, repeated]
+    beside = {"callbacks": {"best": Path("a.ckpt")}, "seen": {3}, "rng": np.random.default_rng(1)}
+    lightning = beside | {"state_dict": {f"net.0.{n}": x for n, x in tensors.items()}}
+    twins = tensors | {f"module.{n}": x.clone() for n, x in tensors.items()}
+    pickles = [tensors, training, views, nested, repeated, lightning, twins]
     kinds = {
         ".safetensors": [
             Seed("weights.safetensors", safetensors_file(random_weights())),
@@ -54,16 +65,48 @@ def weight_targets() -> list[Target]:
         ],
         ".pth": [Seed("weights.pth", torch_file(value)) for value in pickles],
         ".pth, legacy": [Seed("weights.pth", torch_file(value, False)) for value in pickles],
-        ".onnx": [Seed("weights.onnx", onnx_file(raw)) for raw in (True, False)],
-        ".h5": [Seed("weights.h5", keras_h5(True)), Seed("weights.h5", keras_h5(False))],
+        ".onnx": [
+            *(Seed("weights.onnx", onnx_file(raw)) for raw in (True, False)),
+            Seed("weights.onnx", onnx_file(True, front=True)),
+            Seed("weights.onnx", onnx_quantised_file()),
+        ],
+        ".h5": [
+            *(Seed("weights.h5", keras_h5(whole)) for whole in (True, False)),
+            Seed("weights.h5", keras_h5(True, config=keras_config(*KERAS_FRONTS[0]))),
+        ],
         ".weights.h5": [Seed("vgg.weights.h5", keras_weights_h5())],
-        ".keras": [Seed("vgg.keras", keras_archive())],
+        ".ckpt": [Seed("vgg16.ckpt", array_pickle())],
+        ".keras": [
+            Seed("vgg.keras", keras_archive()),
+            *(Seed("vgg.keras", keras_archive(keras_config(*front))) for front in KERAS_FRONTS),
+            Seed("vgg.keras", keras_archive(keras_functional())),
+        ],
     }
     errors = (SourceError, MappingError)
+    parts = [Seed(name, data) for name, data in safetensors_set().items()]
     return [
-        Target(kind, 6, seeds, errors, _read_weights, _true_weights, in_place)
-        for kind, seeds in kinds.items()
+        *(
+            Target(kind, 6, seeds, errors, _read_weights, _true_weights, in_place)
+            for kind, seeds in kinds.items()
+        ),
+        Target("index", 6, parts, errors, _read_weights, _true_set, _in_a_set),
     ]
+
+
+def _in_a_set(folder: Path, name: str, data: bytes) -> Path:
+    """One of the files of a set, among the others as they should be; the path is the index's."""
+    files = safetensors_set()
+    for other, content in (files | {name: data}).items():
+        (folder / other).write_bytes(content)
+    return folder / next(iter(files))
+
+
+def _true_set(data: bytes, path: Path, whole: bytes) -> Arrays:
+    where = json.loads(path.read_text())["weight_map"]
+    parts = {part: _true_safetensors((path.parent / part).read_bytes()) for part in where.values()}
+    found = {name: array for arrays in parts.values() for name, array in arrays.items()}
+    assert where.keys() <= found.keys()
+    return {name[name.find("features.") :]: array for name, array in found.items()}
 
 
 def _read_weights(path: Path) -> Arrays:
@@ -85,6 +128,8 @@ def _true_weights(data: bytes, path: Path, whole: bytes) -> Arrays:
             found = _true_safetensors(data)
         case "torch":
             found = _true_torch(data)
+        case "arrays":
+            found = true_arrays(data)
         case "onnx":
             found = _true_onnx(data)
         case _:
@@ -112,15 +157,36 @@ def _true_torch(data: bytes) -> Arrays:
     if data.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             assert archive.testzip() is None, "a wrong checksum"
-    value = torch.load(io.BytesIO(data), "cpu", weights_only=True)
-    value = value.get("state_dict", value)
-    value = value["a"]["b"] if "a" in value else value
+            data = _as_saved(archive)
+    value = torch.load(io.BytesIO(data), "cpu", weights_only=False, pickle_module=inert)
     return {
         name: tensor.detach().contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         if tensor.dtype == torch.bfloat16
         else tensor.detach().numpy()
-        for name, tensor in value.items()
+        for name, tensor in _tensors(value, "")
+        if "features." in name
     }
+
+
+def _as_saved(archive: zipfile.ZipFile) -> bytes:
+    """The archive with the names that PyTorch's reader looks for."""
+    packed = io.BytesIO()
+    names = archive.namelist()
+    root = next(name for name in names if name.endswith("data.pkl")).removesuffix("data.pkl")
+    with zipfile.ZipFile(packed, "w") as new:
+        for name in names:
+            new.writestr(f"archive/{name.removeprefix(root)}", archive.read(name))
+        if f"{root}version" not in names:
+            new.writestr("archive/version", "3\n")
+    return packed.getvalue()
+
+
+def _tensors(value: object, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name}.{key}")
 
 
 def _true_onnx(data: bytes) -> Arrays:
@@ -129,10 +195,21 @@ def _true_onnx(data: bytes) -> Arrays:
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type == "Conv"]
     found = {}
+    kept = {
+        node.output[0]: [numpy_helper.to_array(initializers[name]) for name in node.input]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+    }
     for layer, node in zip(CONVS, nodes, strict=True):
         for name, used in zip(("weight", "bias"), node.input[1:], strict=True):
-            found[f"{layer.torch}.{name}"] = numpy_helper.to_array(initializers[used])
-    return found | _as_computed(data, found)
+            if used in kept:
+                whole, scale, zero = kept[used]
+                array = (whole.astype(np.int32) - zero).astype(scale.dtype) * scale
+            else:
+                array = numpy_helper.to_array(initializers[used])
+            found[f"{layer.torch}.{name}"] = array
+    # What stands before the first convolution is part of the recipe, and no weight.
+    return found | ({} if nodes[0].input[0] != "input" else _as_computed(data, found))
 
 
 def _as_computed(data: bytes, weights: Arrays) -> Arrays:

@@ -42,13 +42,11 @@ class ChannelMap:
         if any(factor is None for factor in factors):
             return None
         factor, added = factors
-        return dataclasses.replace(
-            self, matrix=self.matrix * factor[:, None], offset=self.offset * factor + added
-        )
+        return _finite(self.matrix * factor[:, None], self.offset * factor + added, self.apart)
 
-    def mixed(self, weights: np.ndarray, bias: np.ndarray) -> "ChannelMap":
+    def mixed(self, weights: np.ndarray, bias: np.ndarray) -> "ChannelMap | None":
         """weights (outputs, channels) @ channels + bias, as a 1x1 convolution does."""
-        return ChannelMap(weights @ self.matrix, weights @ self.offset + bias)
+        return _finite(weights @ self.matrix, weights @ self.offset + bias)
 
     def picked(self, index: int | slice | Sequence[int]) -> "ChannelMap":
         """The channels of an index, a slice or a list. Raises IndexError for one out of range."""
@@ -62,7 +60,7 @@ class ChannelMap:
         """The sum or difference of two maps of equally many channels."""
         if self.matrix.shape != other.matrix.shape or self.apart != other.apart:
             return None
-        return ChannelMap(
+        return _finite(
             self.matrix + sign * other.matrix, self.offset + sign * other.offset, self.apart
         )
 
@@ -96,9 +94,22 @@ class ChannelMap:
             if (only == matrix).all() and scale.all():
                 found = _recipe(scale, offset, channels, recipe)
                 # Numbers that float32 has not would make images of NaN.
-                numbers = np.array([found.divisor, *found.mean, *found.std], np.float32)
-                return found if np.isfinite(numbers).all() and all(numbers[[0, 4, 5, 6]]) else None
+                own = np.array([found.divisor, *found.mean, *found.std], np.float32)
+                return found if np.isfinite(own).all() and all(own[[0, 4, 5, 6]]) else None
         return None
+
+
+def numbers(value: Any) -> np.ndarray | None:
+    """The value in float64; None for what is no array of numbers."""
+    try:
+        return np.asarray(value, np.float64)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _finite(matrix: np.ndarray, offset: np.ndarray, apart: bool = False) -> ChannelMap | None:
+    whole = np.isfinite(matrix).all() and np.isfinite(offset).all()
+    return ChannelMap(matrix, offset, apart) if whole else None
 
 
 def stacked(maps: Sequence[ChannelMap]) -> ChannelMap | None:
@@ -111,11 +122,12 @@ def stacked(maps: Sequence[ChannelMap]) -> ChannelMap | None:
 
 def _per_channel(value: Any, channels: int) -> np.ndarray | None:
     """A number or a vector for as many channels, leading axes of one taken off; else None."""
-    try:
-        array = np.asarray(value, np.float64)
-    except (ValueError, TypeError):
-        return None
-    if array.size not in (1, channels) or array.shape[-1:] not in ((), (1,), (channels,)):
+    array = numbers(value)
+    if (
+        array is None
+        or array.size not in (1, channels)
+        or array.shape[-1:] not in ((), (1,), (channels,))
+    ):
         return None
     if not np.isfinite(array).all():
         return None
@@ -164,7 +176,8 @@ class Front:
 
         Raises SourceError, with the layers, where no recipe can say what they do.
         """
-        found = self.map.after(given)
+        with np.errstate(all="ignore"):
+            found = self.map.after(given)
         if found is None:
             raise SourceError(
                 f"{self.file}: what its layers before the first convolution do "
@@ -185,7 +198,8 @@ class Front:
     def wants_unit(self) -> bool:
         """Whether the layers look made for images from 0 to 1, and not for pixels."""
         scale = self.map.matrix.sum(1)
-        if not scale.all():
+        if not scale.size or not scale.all():
             return False
-        means = -self.map.offset / scale
+        with np.errstate(all="ignore"):
+            means = -self.map.offset / scale
         return bool(abs(scale).max() * 255 > 300 or ((means > 0) & (means < 1)).all())

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxvgg.conversion.readers.front import ChannelMap, stacked
+from flaxvgg.conversion.readers.front import ChannelMap, numbers, stacked
 from flaxvgg.conversion.readers.keras_graph import Argument, Call, Tensor, parsed
 from flaxvgg.conversion.readers.keras_weights import Weights
 
@@ -92,8 +92,14 @@ def _keeps_size(call: Call, size: list[int]) -> bool:
     return all(size) and wanted == size
 
 
+def _is_last(axis: Any) -> bool:
+    """Whether an axis, or a list of one, is that of the channels."""
+    return axis in _LAST or axis in [[last] for last in _LAST]
+
+
 def _scaled(first: ChannelMap, scale: Any, offset: Any, last: bool) -> ChannelMap | None:
-    if not last and (np.size(scale) != 1 or np.size(offset) != 1):
+    found = [numbers(value) for value in (scale, offset)]
+    if not last and any(value is None or value.size != 1 for value in found):
         return None
     return first.scaled(scale, offset)
 
@@ -103,19 +109,15 @@ def _normalised(
 ) -> ChannelMap | None:
     mean, variance = config.get("mean"), config.get("variance")
     axes = config.get("axis", -1)
-    axes = [] if axes is None else np.ravel(axes).tolist()
-    if axes and (len(axes) > 1 or axes[0] not in _LAST or not last):
+    if axes not in (None, []) and not (last and _is_last(axes)):
         return None
     if mean is None or variance is None:
         stored = weights.of(call)
         if len(stored) < 2:
             return None
         mean, variance = stored[:2]
-    try:
-        mean, variance = (np.asarray(x, np.float64) for x in (mean, variance))
-    except (ValueError, TypeError):
-        return None
-    if not (variance >= 0).all():
+    mean, variance = numbers(mean), numbers(variance)
+    if mean is None or variance is None or not (variance >= 0).all():
         return None
     deviation = np.maximum(np.sqrt(variance), _EPSILON)
     if config.get("invert"):
@@ -127,12 +129,12 @@ def _normalised(
 def _batch_norm(
     call: Call, config: dict[str, Any], first: ChannelMap, weights: Weights
 ) -> ChannelMap | None:
-    if np.ravel(config.get("axis", -1)).tolist() not in ([-1], [3]):
+    if not _is_last(config.get("axis", -1)):
         return None
     found = weights.batch_norm(call)
     names = ("weight", "bias", "running_mean", "running_var")
     weight, bias, mean, variance = (found[name].astype(np.float64) for name in names)
-    spread = variance + float(config.get("epsilon", 1e-3))
+    spread = variance + weights.epsilon(call)
     if weight.shape != first.offset.shape or not (spread > 0).all():
         return None
     scale = weight / np.sqrt(spread)
@@ -163,6 +165,8 @@ def _operation(
     operands = _operands(call)
     found = [maps[x.tensor] if isinstance(x, Argument) else x for x in operands]
     images = [x for x in found if isinstance(x, ChannelMap)]
+    if not images:
+        return None
     axis = call.options.get("axis", config.get("axis", -1))
     axis = axis[0] if isinstance(axis, list) and len(axis) == 1 else axis
     match _BY_NAME.get(str(name)):
@@ -214,9 +218,8 @@ def _arithmetic(operation: str, a: Any, b: Any, last: bool) -> ChannelMap | None
         sign = {"add": 1.0, "subtract": -1.0}.get(operation)
         return None if sign is None else a.plus(b, sign)
     images, constant = (a, b) if isinstance(a, ChannelMap) else (b, a)
-    try:
-        value = np.asarray(constant, np.float64)
-    except (ValueError, TypeError):
+    value = numbers(constant)
+    if value is None:
         return None
     match operation:
         case "add":

@@ -65,6 +65,7 @@ class _Reader:
     def __init__(self, name: str):
         self.name = name
         self.calls: list[Call] = []
+        self.models = 0
 
     def model(
         self, config: Any, scope: str, given: list[Any] | None
@@ -72,6 +73,9 @@ class _Reader:
         """Add the calls of a model on its arguments; returns its own inputs, and its outputs."""
         own = self._own(config)
         layers = own.get("layers")
+        self.models += 1
+        if self.models > _MOST_CALLS:
+            raise self._too_many
         if not isinstance(layers, list) or not layers:
             raise self.error
         if config.get("class_name") == "Sequential" or "output_layers" not in own:
@@ -81,6 +85,10 @@ class _Reader:
     @property
     def error(self) -> SourceError:
         return SourceError(f"{self.name} has a configuration that is none of Keras's")
+
+    @property
+    def _too_many(self) -> SourceError:
+        return SourceError(f"{self.name} has more than {_MOST_CALLS} layers: no VGG has")
 
     def _own(self, config: Any) -> dict[str, Any]:
         if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
@@ -164,7 +172,7 @@ class _Reader:
             return self.model(layer, where, given)[1]
         output = (f"{scope}{name}", i)
         if len(self.calls) >= _MOST_CALLS:
-            raise SourceError(f"{self.name} has more than {_MOST_CALLS} layers: no VGG has")
+            raise self._too_many
         self.calls.append(Call(name, layer["class_name"], config, arguments, options, output))
         return [output]
 
@@ -249,7 +257,9 @@ def _is_constant(value: Any) -> bool:
 def parsed(value: Any) -> Any:
     """A serialised argument: tensors as `_History`, constants as lists, slices as slices."""
     if isinstance(value, list):
-        return _History(tuple(value)) if _is_history(value) else [parsed(item) for item in value]
+        return (
+            _History(tuple(value[:3])) if _is_history(value) else [parsed(item) for item in value]
+        )
     if not isinstance(value, dict):
         return value
     kind, config = value.get("class_name"), value.get("config", {})
@@ -259,6 +269,8 @@ def parsed(value: Any) -> Any:
                 return _History(tuple(config["keras_history"][:3]))
             case "__tensor__" | "__numpy__":
                 return config.get("value")
+            case "__tuple__":  # as Keras 2 wrote them
+                return parsed(value.get("items", []))
             case "__ellipsis__":
                 return ...
             case "__slice__":

@@ -4,15 +4,18 @@ from collections import defaultdict
 from operator import add
 from typing import Any
 
+import numpy as np
+
 from flaxvgg.conversion.readers.front import ChannelMap, Front
 from flaxvgg.conversion.readers.keras_front import AUGMENTATION, colours_of, is_idle, is_training
 from flaxvgg.conversion.readers.keras_graph import Call, KerasGraph, Tensor
 from flaxvgg.conversion.readers.keras_weights import Weights
-from flaxvgg.conversion.readers.steps import Step, Window, is_adaptive, slide
+from flaxvgg.conversion.readers.steps import Step, Window, is_adaptive, pooled, slide
 from flaxvgg.conversion.source_weights import SourceError
 
 _PLAIN_RELU = {"max_value": None, "negative_slope": 0, "threshold": 0}
 _NO_PADS = (0, 0, 0, 0)
+_MOST_CHANNELS = 64  # of an image; what says more is no image, and takes no memory for it
 
 
 def read_model(graph: KerasGraph, weights: Weights) -> tuple[Front, list[Step], list[str]]:
@@ -45,7 +48,7 @@ def _from_input(
     shape = graph.inputs[image]
     fixed = [n if isinstance(n, int) else 0 for n in shape] if len(shape) == 4 else [0] * 4
     channels, size = (fixed[3], fixed[1:3]) if last else (fixed[1], fixed[2:])
-    maps = {image: ChannelMap.identity(channels or 3)}
+    maps = {image: ChannelMap.identity(channels if 0 < channels <= _MOST_CHANNELS else 3)}
     used: list[str] = []
     idle: list[str] = []
     start = image
@@ -55,7 +58,8 @@ def _from_input(
             continue
         found = None
         if all(tensor in maps for tensor in inputs):
-            found = colours_of(call, maps, weights, size, last)
+            with np.errstate(all="ignore"):  # numbers that are no recipe's are refused as such
+                found = colours_of(call, maps, weights, size, last)
         if found is None:
             start = next(tensor for tensor in inputs if tensor in maps)
             break
@@ -104,7 +108,7 @@ def walk(
         if step.window:
             pads = _NO_PADS
         if step.kind == "max_pool" and step.window:
-            size = [n // s for n, s in zip(size, step.window.strides, strict=True)]
+            size = pooled(size, step.window)
         if any(pads):
             step.kind = f"a padded {step.kind}"
         steps.append(step)
@@ -146,7 +150,7 @@ def _step(
             axis = axis[0] if isinstance(axis, list) and len(axis) == 1 else axis
             if axis in ((-1, 3) if layout == "NHWC" else (1, -3)):
                 step.kind, step.weights = "batch_norm", weights.batch_norm(call)
-                step.epsilon = float(config.get("epsilon", 1e-3))
+                step.epsilon = weights.epsilon(call)
         case "GlobalAveragePooling2D" if right:
             step.kind = "global_avg_pool"
             layout = layout if config.get("keepdims") else "NU"
@@ -204,12 +208,22 @@ def _window(
 def _padding(call: Call) -> tuple[int, ...] | None:
     """(top, left, bottom, right) of a ZeroPadding2D; None where that is none of Keras's."""
     given = call.config.get("padding", 1)
-    given = [given, given] if isinstance(given, int) else given
-    if not isinstance(given, list) or len(given) != 2:
+    if isinstance(given, list) and len(given) == 2:
+        sides = [_two(n) for n in given]
+    else:
+        sides = [_two(given)] * 2 if isinstance(given, int) else [()]
+    if not all(sides):
         return None
-    (top, bottom), (left, right) = ([n, n] if isinstance(n, int) else n for n in given)
-    found = (top, left, bottom, right)
-    return found if all(isinstance(n, int) and n >= 0 for n in found) else None
+    (top, bottom), (left, right) = sides
+    return top, left, bottom, right
+
+
+def _two(value: Any) -> tuple[int, ...]:
+    """A padding of two sides, none negative: one number for both, or one each; () for others."""
+    values = [value, value] if isinstance(value, int) else value
+    if not isinstance(values, list) or len(values) != 2:
+        return ()
+    return tuple(values) if all(isinstance(n, int) and n >= 0 for n in values) else ()
 
 
 def _relu(config: dict[str, Any]) -> str:

@@ -2,12 +2,15 @@
 
 import re
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 
 from flaxvgg.conversion.readers.keras_file import LayerWeights
 from flaxvgg.conversion.readers.keras_graph import Call
 from flaxvgg.conversion.source_weights import SourceError
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Weights:
@@ -75,6 +78,13 @@ class Weights:
         found.setdefault("weight", np.ones_like(like))
         found.setdefault("bias", np.zeros_like(like))
         return {name: found[name] for name in ("weight", "bias", "running_mean", "running_var")}
+
+    def epsilon(self, call: Call) -> float:
+        """What a BatchNormalization adds to the variance. Raises SourceError for no number."""
+        given: Any = call.config.get("epsilon", 1e-3)
+        if type(given) not in (int, float) or not 0 <= given < _LARGEST:
+            raise SourceError(f"{self.file}: the epsilon of {call.layer} is none: {given!r:.50}")
+        return float(given)
 
 
 def _snake(name: str) -> str:

@@ -34,7 +34,8 @@ def read_front(graph: "Graph") -> tuple[Front, str, str]:
     for node in graph.nodes:
         if not any(name in found for name in node.input):
             continue
-        outputs = _outputs(graph, node, found)
+        with np.errstate(all="ignore"):  # numbers that are no recipe's are refused as such
+            outputs = _outputs(graph, node, found)
         if outputs is None:
             # The first layer is behind what was computed last, or takes the images as they are.
             last = next(name for name in node.input if name in found)
@@ -133,7 +134,11 @@ def _channels(array: np.ndarray, axis: int) -> np.ndarray | None:
 
 def _within(indices: np.ndarray, colours: ChannelMap) -> bool:
     n = len(colours.offset)
-    return bool(indices.size) and bool(((indices >= -n) & (indices < n)).all())
+    return (
+        indices.dtype.kind in "iu"
+        and bool(indices.size)
+        and bool(((indices >= -n) & (indices < n)).all())
+    )
 
 
 def _slice(
@@ -151,6 +156,8 @@ def _slice(
     if len(found.get("starts", ())) != 1 or len(found.get("ends", ())) != 1:
         return None
     if list(found.get("axes", (0,))) not in ([axis], [axis - 4]):
+        return None
+    if any(type(n) is not int for part in found.values() for n in part):
         return None
     (start,), (stop,), (step,) = found["starts"], found["ends"], found.get("steps", (1,))
     if step < 0 and stop < -(1 << 30):
@@ -203,4 +210,6 @@ def _mixture(
     if any(attributes.get(name, value) != value for name, value in plain.items()):
         return None
     added = np.zeros(len(kernel)) if bias is None else bias.astype(np.float64)
+    if added.shape != kernel.shape[:1]:
+        return None
     return colours.mixed(kernel[:, :, 0, 0].astype(np.float64), added)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flaxvgg.conversion.readers.steps import Step, is_adaptive, slide
+from flaxvgg.conversion.readers.steps import Step, is_adaptive, pooled, slide
 from flaxvgg.conversion.source_weights import SourceError
 
 if TYPE_CHECKING:
@@ -128,11 +128,13 @@ class Graph:
         """(whole numbers - zero point) * scale, as ONNX defines it; one scale, or one a channel."""
         kept, scale, zero = ([values.get(used) for used in node.input] + [None])[:3]
         axis = attributes_of(node).get("axis", 1)
-        if scale.ndim == 1 and -kept.ndim <= axis < kept.ndim:
-            shape = [1] * kept.ndim
-            shape[axis] = -1
-            scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)
+        if kept is None or scale is None:
+            raise SourceError(f"{self.name}: node {node.name!r} has no scale")
         try:
+            if scale.ndim == 1 and -kept.ndim <= axis < kept.ndim:
+                shape = [1] * kept.ndim
+                shape[axis] = -1
+                scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)
             shifted = kept.astype(np.int64) - (0 if zero is None else zero.astype(np.int64))
             found = (shifted.astype(scale.dtype) * scale).astype(scale.dtype)
         except (ValueError, TypeError) as error:
@@ -240,7 +242,7 @@ def walk(graph: Graph, tensor: str, layout: str) -> list[Step]:
                     step.kind = "max_pool"
                 elif is_adaptive(window, size):
                     step.kind = "avg_pool"
-                size = [length // s for length, s in zip(size, window.strides, strict=True)]
+                size = pooled(size, window)
             case "GlobalAveragePool" if layout == "NCHW":
                 step.kind = "global_avg_pool"
             case "ReduceMean" if after := _mean_of_maps(graph, node, attributes, layout):
@@ -277,8 +279,11 @@ def _linear(graph: Graph, node: "NodeProto", attributes: dict[str, Any]) -> dict
         return {}
     if attributes.get("transB", 0):
         found["weight"] = found["weight"].T
+    units = found["weight"].shape[1]
+    if "bias" in found and found["bias"].size not in (1, units):
+        return {}
     if "bias" in found:
-        found["bias"] = np.broadcast_to(found["bias"].reshape(-1), found["weight"].shape[1])
+        found["bias"] = np.broadcast_to(found["bias"].reshape(-1), units)
     for name, factor in (("weight", "alpha"), ("bias", "beta")):
         if name in found and (scale := attributes.get(factor, 1.0)) != 1:
             found[name] = found[name] * found[name].dtype.type(scale)
@@ -304,7 +309,7 @@ def _flattens(graph: Graph, node: "NodeProto", attributes: dict[str, Any]) -> bo
     if node.op_type == "Flatten":
         return attributes.get("axis", 1) in (1, -3)
     shape = graph.constant(node.input[1]) if len(node.input) > 1 else None
-    return node.op_type == "Squeeze" or shape is None or len(shape) == 2
+    return node.op_type == "Squeeze" or shape is None or shape.shape == (2,)
 
 
 def _mean_of_maps(graph: Graph, node: "NodeProto", attributes: dict[str, Any], layout: str) -> str:
@@ -312,12 +317,21 @@ def _mean_of_maps(graph: Graph, node: "NodeProto", attributes: dict[str, Any], l
     axes = attributes.get("axes")
     if axes is None and len(node.input) > 1:
         axes = graph.constant(node.input[1])
-    if axes is None or len(layout) != 4:
+    if axes is None or len(layout) != 4 or np.asarray(axes).dtype.kind not in "iu":
         return ""
     names = {layout[axis] for axis in np.ravel(axes).tolist() if -4 <= axis < 4}
     if names != {"H", "W"}:
         return ""
     return layout if attributes.get("keepdims", 1) else "NU"
+
+
+def _names(axes: np.ndarray, layout: str) -> str:
+    """The names of axes that are given by number; "" for those that are none."""
+    numbers = np.ravel(axes).tolist()
+    n = len(layout)
+    if any(type(axis) is not int or not -n <= axis < n for axis in numbers):
+        return ""
+    return "".join(layout[axis] for axis in numbers)
 
 
 def _padding(graph: Graph, node: "NodeProto", layout: str) -> tuple[int, ...] | None:
@@ -328,8 +342,10 @@ def _padding(graph: Graph, node: "NodeProto", layout: str) -> tuple[int, ...] | 
     value = attributes.get("value", 0.0) if value is None else value
     if pads is None or np.any(value) or attributes.get("mode", b"constant") != b"constant":
         return None
+    names = layout if axes is None else _names(axes, layout)
+    if not names or np.shape(pads) != (2 * len(names),):
+        return None
     before, after = np.split(np.asarray(pads), 2)
-    names = layout if axes is None else [layout[axis] for axis in axes.tolist()]
     found = {n: (int(b), int(a)) for n, b, a in zip(names, before, after, strict=True)}
     (top, bottom), (left, right) = found.pop("H", (0, 0)), found.pop("W", (0, 0))
     return None if np.any(list(found.values())) else (top, left, bottom, right)

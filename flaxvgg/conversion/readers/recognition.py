@@ -145,8 +145,9 @@ def _fold_epsilon(name: str, step: Step) -> list[str]:
     if np.float32(step.epsilon) == np.float32(_TORCH_EPSILON):
         return []
     variance = step.weights["running_var"]
-    folded = (variance.astype(np.float64) + difference).astype(variance.dtype)
-    if not folded.min() > 0:
+    with np.errstate(over="ignore"):
+        folded = (variance.astype(np.float64) + difference).astype(variance.dtype)
+    if not (np.isfinite(folded) & (folded > 0)).all():
         raise SourceError(
             f"{name} has epsilon {step.epsilon:g} at node {step.node!r}, and variances too "
             f"small to make it PyTorch's {_TORCH_EPSILON:g}"

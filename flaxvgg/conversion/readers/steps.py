@@ -45,10 +45,10 @@ class Window(NamedTuple):
 class Step:
     """One layer met on the walk.
 
-    `kind` is a `flaxvgg.network.config.Kind`, or the file's own word where there is no such layer. `layout`
-    names the axes of the output `tensor`: NCHW, NHWC, NU for units, or "" where it is unknown; for
-    a flattening it is the layout before. `weights` have PyTorch's names; those of a linear layer
-    are (inputs, outputs).
+    `kind` is a `flaxvgg.network.config.Kind`, or the file's own word where there is no such layer.
+    `layout` names the axes of the output `tensor`: NCHW, NHWC, NU for units, or "" where it is
+    unknown; for a flattening it is the layout before. `weights` have PyTorch's names; those of a
+    linear layer are (inputs, outputs).
     """
 
     kind: str
@@ -68,7 +68,9 @@ def slide(
     strides = tuple(attributes.get("strides", (1, 1)))
     dilations = tuple(attributes.get("dilations", (1, 1)))
     lengths = [length or 1 for length in size]  # of any size: the odd ones are those that matter
-    own = attributes.get("pads", (0, 0, 0, 0))
+    own = tuple(attributes.get("pads", (0, 0, 0, 0)))
+    if {len(kernel), len(strides), len(dilations)} != {len(size)} or min(strides) < 1:
+        return Window(kernel, strides, own, dilations, attributes.get("group", 1))  # none of VGG's
     if attributes.get("auto_pad", b"NOTSET").startswith(b"SAME"):
         spans = [
             max(-(-n // s) * s - s + (k - 1) * d + 1 - n, 0)
@@ -79,6 +81,11 @@ def slide(
     rounds_up = bool(attributes.get("ceil_mode", 0)) and hangs_over
     pads = tuple(map(add, own, pads))
     return Window(kernel, strides, pads, dilations, attributes.get("group", 1), rounds_up)
+
+
+def pooled(size: list[int], window: Window) -> list[int]:
+    """The size of the maps behind a pooling without padding."""
+    return [n // max(stride, 1) for n, stride in zip(size, window.strides, strict=False)]
 
 
 def is_adaptive(window: Window, size: list[int]) -> bool:

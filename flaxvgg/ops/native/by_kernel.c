@@ -152,7 +152,8 @@ static void add_product(const float *inputs, int64_t step, const float *outputs,
     for (int v = 0; v < 2; v++) {
       double *to = sums + r * PANEL + v * LANES;
       Doubles more = widen(product[r][v]);
-      store_sums(to, is_first ? more : load_sums(to) + more);
+      if (!is_first) more += load_sums(to);
+      store_sums(to, more);
     }
 }
 

@@ -1,13 +1,10 @@
 """A folder of results: checked before the work begins, and every file in it whole."""
 
 import hashlib
-import io
 import os
 import unicodedata
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flaxvgg.files.foreign import plain
 from flaxvgg.files.replacing import (
@@ -17,15 +14,10 @@ from flaxvgg.files.replacing import (
     sweep,
     write_atomically,
 )
-from flaxvgg.plotting.figures import new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def check_folder(out: Path) -> None:
-    """Raise ValueError, before any work is done, where `out` can be no folder with pictures."""
-    new_figure()
+    """Raise ValueError, before any work is done, where `out` can be no folder of results."""
     try:
         existing = next(path for path in (out, *out.absolute().parents) if kind_of(followed(path)))
     except OSError as error:
@@ -96,13 +88,3 @@ def write_bytes(path: Path, data: bytes) -> None:
         target.write_bytes(data)
 
     write_atomically(path.absolute(), write)
-
-
-def png(figure: "Figure") -> bytes:
-    """A figure as the bytes of a PNG file."""
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        # A name may be of any script, and is no less of one where the font has boxes for it.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(file, format="png")
-    return file.getvalue()
