@@ -281,7 +281,7 @@ def test_a_gap_head_is_kept(tmp_path: Path):
     model.add(layers.Dense(5, activation="softmax"))
     source = read_keras(_save(model, tmp_path / "gap.keras"))
     assert source.notes == ()
-    images = np.random.default_rng(1).normal(scale=60, size=(2, 32, 32, 3)).astype(np.float32)
+    images = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
     ours = from_torch("vgg11", source.state_dict, precision="default")
     assert ours.config.num_classes == 5
     found = ours.activations(jnp.asarray(images), ["prob"])["prob"]
@@ -295,7 +295,7 @@ def test_a_gap_head_on_a_sixth_convolution_is_kept(tmp_path: Path):
     inside.add(layers.GlobalAveragePooling2D())
     inside.add(layers.Dense(5))
     source = read_keras(_save(inside, tmp_path / "gap.keras"))
-    images = np.random.default_rng(1).normal(scale=60, size=(2, 32, 32, 3)).astype(np.float32)
+    images = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
     ours = from_torch(source.arch, source.state_dict, precision="default")
     assert ours.config == VGGConfig.gap("vgg11", num_classes=5, channels=24)
     found = ours.activations(jnp.asarray(images), ["fc"])["fc"]
@@ -327,7 +327,7 @@ def test_vgg_faces_classifier_of_convolutions():
         model.add(layers.Dropout(0.5))
     model.add(layers.Flatten())
     model.add(layers.Activation("softmax"))
-    graph = read_graph("face", {"class_name": "Sequential", "config": model.get_config()})
+    graph = read_graph("face", json.loads(model.to_json()))
     arrays, inputs = [], 3
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D):
@@ -364,12 +364,12 @@ def test_operations_as_keras_2_wrote_them(spec: str, tmp_path: Path):
     nodes = [{"class_name": "InputLayer", "config": own, "name": "input_1", "inbound_nodes": []}]
     last = "input_1"
 
-    def operation(kind: str, name: str, function: str, **options) -> None:
+    def operation(kind: str, called: str, function: str, **options) -> None:
         nonlocal last
-        own = {"name": name, "trainable": True, "dtype": "float32", "function": function}
-        called = [[last, 0, 0, options]]
-        nodes.append({"class_name": kind, "config": own, "name": name, "inbound_nodes": called})
-        last = name
+        own = {"name": called, "trainable": True, "dtype": "float32", "function": function}
+        call = [[last, 0, 0, options]]
+        nodes.append({"class_name": kind, "config": own, "name": called, "inbound_nodes": call})
+        last = called
 
     operation("SlicingOpLambda", "get", "__operators__.getitem", slice_spec=SPECS[spec])
     means = [-103.939, -116.779, -123.68]

@@ -5,7 +5,6 @@ Each mistake is caught at the layer where it is made, not only somewhere after i
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -36,10 +35,16 @@ class Bench(NamedTuple):
     references: list[Reference]
 
 
+class Part(VGGConfig):
+    """Some layers alone, applied to what is given as images."""
+
+    conv_stack = ()
+
+
 def _bench(port: Port, images: np.ndarray, layers: Sequence[Layer]) -> Bench:
     arrays = {path: np.asarray(value) for path, value in model_arrays(port.model).items()}
-    only: Any = SimpleNamespace(layers=layers)  # these, applied to the images
-    references = list(torch_references(only, port.networks, images))
+    part = Part(port.model.config.arch, tuple(layers))
+    references = list(torch_references(part, port.networks, images))
     return Bench(port.model.config, arrays, images, references)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from convert import verify as verification
+from flaxvgg.conversion import verify as verification
 from flaxvgg.conversion.reading import read_source
 from flaxvgg.conversion.target import convert
 from flaxvgg.conversion.verify import verify

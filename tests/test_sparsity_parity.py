@@ -1,7 +1,7 @@
 """Counts of zeros against PyTorch's and Keras's on the same weights, layer by layer.
 
 Where a count differs, every activation that is on another side of zero is located, and its
-pre-activation must be within rounding of zero, by the bound of `convert/verify.py`.
+pre-activation must be within rounding of zero, by the bound of `flaxvgg/conversion/verify.py`.
 """
 
 import dataclasses

@@ -194,7 +194,8 @@ def test_a_module_a_wrapped_one_and_grey_images():
     model = flaxvgg.from_torch("vgg11", network)
     found = flaxvgg.to_torch(model)
     assert all(np.array_equal(found[name], x.numpy()) for name, x in state.items())
-    assert "'torchvision' are assumed" in model.provenance.notes[0]
+    assert model.provenance.preprocessing.name == "torchvision"
+    assert model.provenance.guess == "a state dict does not say it"
     grey = state | {"features.0.weight": state["features.0.weight"][:, :1]}
     with pytest.raises(MappingError, match=r"images of 1 channel.*repeat\(1, 3, 1, 1\) / 3"):
         flaxvgg.from_torch("vgg11", grey)
@@ -276,8 +277,10 @@ def test_one_kind_under_anothers_name_and_sets_of_files(tmp_path):
         source = read_source(str(tmp_path / name))
         assert source.arch == "vgg11"
         assert source.state_dict.keys() == state.keys()
-        assert any("'torchvision' are assumed" in note for note in source.notes)
-    assert not read_source(str(tmp_path / "b.pth"), preprocessing="keras").notes
+        assert source.provenance.preprocessing.name == "torchvision"
+        assert source.provenance.guess.startswith("the file does not say it")
+    given = read_source(str(tmp_path / "b.pth"), preprocessing="keras").provenance
+    assert (given.preprocessing.name, given.guess) == ("keras", "")
     names, files = list(state), ["1-of-2.safetensors", "2-of-2.safetensors"]
     folder = tmp_path / "set"
     folder.mkdir()

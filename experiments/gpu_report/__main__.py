@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_NEEDED = ("flax", "jax", "jaxtyping", "lazy_loader", "numpy", "optax", "PIL")
+_NEEDED = ("flax", "jax", "jaxtyping", "lazy_loader", "ml_dtypes", "numpy", "optax", "PIL")
 _NEEDED += ("safetensors", "torch", "torchvision")
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision")
 _SECONDS = 390.0  # nothing is begun behind them: eight minutes less imports and one last step

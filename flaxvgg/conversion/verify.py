@@ -67,7 +67,7 @@ class Flip(NamedTuple):
     @property
     def explained(self) -> bool:
         """Whether rounding alone can have made the difference."""
-        return abs(self.truth) <= self.bound
+        return bool(abs(self.truth) <= self.bound)
 
 
 @dataclasses.dataclass(frozen=True)

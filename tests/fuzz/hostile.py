@@ -380,6 +380,56 @@ def _onnx_files() -> Iterator[bytes]:
 
     for change in (huge_window, no_weight, no_output, no_input, odd_permutation):
         yield changed(change)
+    yield from _onnx_windows(changed)
+    yield from _onnx_fronts(changed)
+
+
+def _onnx_windows(changed: Any) -> Iterator[bytes]:
+    """Convolutions and poolings that slide as none can."""
+
+    def setting(at: int, **values: list[int]) -> Any:
+        def change(graph: onnx.GraphProto) -> None:
+            kept = [a for a in graph.node[at].attribute if a.name not in values]
+            del graph.node[at].attribute[:]
+            new = (onnx.helper.make_attribute(name, value) for name, value in values.items())
+            graph.node[at].attribute.extend([*kept, *new])
+
+        return change
+
+    for at in (0, 2):  # a convolution, a pooling
+        for strides in ([0, 0], [1], [-1, -1], [1, 1, 1], [2**40, 2**40]):
+            yield changed(setting(at, strides=strides))
+        yield changed(setting(at, pads=[1, 1, 1]))
+        yield changed(setting(at, dilations=[2]))
+        yield changed(setting(at, kernel_shape=[5]))
+
+
+def _onnx_fronts(changed: Any) -> Iterator[bytes]:
+    """Nodes before the first convolution whose constants do not fit."""
+
+    def front(op: str, *constants: np.ndarray, **attributes: Any) -> bytes:
+        def change(graph: onnx.GraphProto) -> None:
+            names = [f"c{i}" for i in range(len(constants))]
+            node = onnx.helper.make_node(op, ["input", *names], ["front"], **attributes)
+            graph.node[0].input[0] = "front"
+            graph.node.insert(0, node)
+            for name, constant in zip(names, constants, strict=True):
+                graph.initializer.append(onnx.numpy_helper.from_array(constant, name))
+
+        return changed(change)
+
+    for pads in ([1, 1, 1], [[0, 0], [0, 0]], [0.5] * 8, [-1] * 8, []):
+        yield front("Pad", np.array(pads))
+    yield front("Pad", np.zeros(4, int), np.array(0.0), np.array([9, 9]))
+    for indices in ([0.0, 1, 2], [7, 0, 1], [], [[0, 1, 2]]):
+        yield front("Gather", np.array(indices), axis=1)
+    yield front("Slice", np.array([0.0]), np.array([2.0]), np.array([1]))
+    yield front("Slice", np.array([0]), np.array([0]), np.array([1]))
+    for value in (np.inf, np.nan, np.zeros((3, 2)), np.array(["a"], object), np.zeros(0)):
+        yield front("Mul", np.array(value) if not isinstance(value, np.ndarray) else value)
+    kernel = np.ones((3, 3, 1, 1), np.float32)
+    yield front("Conv", kernel, np.ones(2, np.float32))
+    yield front("BatchNormalization", *(np.full(3, x, np.float32) for x in (1, 0, 0, -1)))
 
 
 # Keras.

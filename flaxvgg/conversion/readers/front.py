@@ -67,11 +67,9 @@ class ChannelMap:
     @property
     def changes_nothing(self) -> bool:
         """Whether it is the identity."""
-        return (
-            self.matrix.shape[0] == self.matrix.shape[1]
-            and (self.matrix == np.eye(len(self.matrix))).all()
-            and not self.offset.any()
-        )
+        square = self.matrix.shape[0] == self.matrix.shape[1]
+        plain = square and (self.matrix == np.eye(len(self.matrix))).all()
+        return bool(plain and not self.offset.any())
 
     def after(self, recipe: Preprocessing) -> Preprocessing | None:
         """The recipe that does what `recipe` and then this map do; None where no recipe can.

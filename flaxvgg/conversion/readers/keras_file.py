@@ -199,5 +199,5 @@ def _array(dataset: Any, filename: str) -> np.ndarray:
         raise KeyError(f"{dataset.name} is kept in another file")
     if dataset.nbytes > max(_RATIO * dataset.id.get_storage_size(), _LEAST):
         raise KeyError(f"{dataset.name} would unpack to {dataset.nbytes} bytes")
-    array = dataset[()]
+    array = np.asarray(dataset[()])  # HDF5 gives a number for an array without axes
     return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array

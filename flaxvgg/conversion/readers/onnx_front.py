@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from flaxvgg.conversion.readers.front import ChannelMap, Front, stacked
+from flaxvgg.conversion.readers.front import ChannelMap, Front, numbers, stacked
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -129,7 +129,7 @@ def _channels(array: np.ndarray, axis: int) -> np.ndarray | None:
     shape = (1,) * (4 - array.ndim) + array.shape
     if any(n != 1 for i, n in enumerate(shape) if i != axis):
         return None
-    return array.reshape(-1).astype(np.float64)
+    return numbers(array.reshape(-1))
 
 
 def _within(indices: np.ndarray, colours: ChannelMap) -> bool:

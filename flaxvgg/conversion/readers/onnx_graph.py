@@ -233,7 +233,7 @@ def walk(graph: Graph, tensor: str, layout: str) -> list[Step]:
                 step.weights = graph.named_constants(node, ("weight", "bias"))
                 if "weight" in step.weights:
                     step.kind = "conv"
-                    kernel = step.weights["weight"].shape[2:]
+                    kernel = attributes.get("kernel_shape", step.weights["weight"].shape[2:])
                     step.window, pads = slide(attributes, kernel, pads, size), (0, 0, 0, 0)
             case "MaxPool" | "AveragePool" if layout == "NCHW":
                 window = slide(attributes, attributes["kernel_shape"], pads, size)
@@ -343,7 +343,7 @@ def _padding(graph: Graph, node: "NodeProto", layout: str) -> tuple[int, ...] | 
     if pads is None or np.any(value) or attributes.get("mode", b"constant") != b"constant":
         return None
     names = layout if axes is None else _names(axes, layout)
-    if not names or np.shape(pads) != (2 * len(names),):
+    if not names or np.shape(pads) != (2 * len(names),) or np.asarray(pads).dtype.kind not in "iu":
         return None
     before, after = np.split(np.asarray(pads), 2)
     found = {n: (int(b), int(a)) for n, b, a in zip(names, before, after, strict=True)}

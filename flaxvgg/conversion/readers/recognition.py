@@ -20,6 +20,7 @@ _WINDOWS = {
 }
 # What may follow relu5_3 directly: such a network leaves pool5 out, and its weights are VGG's.
 _INSTEAD_OF_POOL5 = ("the end", "global_avg_pool", "flatten")
+_ON_A_SIXTH = ["conv", "relu", "global_avg_pool"]  # a GAP head with a convolution of its own
 _REARRANGED = ("flatten", "avg_pool")  # features, but for their order and size
 _WEIGHTED = ("conv", "linear", "relu", "softmax", "global_avg_pool")
 _RESIZED = "resize the images beforehand, and save the network without it"
@@ -88,7 +89,9 @@ def _conv_stack(name: str, steps: list[Step]) -> tuple[list[tuple[Layer, Step]],
     layers = VGGConfig.features_only(arch, "").conv_stack
     n = len(stack)
     follows = steps[n].kind if n < len(steps) else "the end"
-    if n == len(layers) or (n == len(layers) - 1 and follows in _INSTEAD_OF_POOL5):
+    instead = [step.kind for step in steps[n : n + 3]] == _ON_A_SIXTH
+    instead = instead or follows in _INSTEAD_OF_POOL5
+    if n == len(layers) or (n == len(layers) - 1 and instead):
         return stack, arch
     _refuse_quantised(name, steps[n : n + 1])
     if not n and follows not in ("Conv", "Conv2D"):
