@@ -10,10 +10,10 @@ T = TypeVar("T")
 class Bar:
     """A progress bar that nobody sees."""
 
-    def show(self, done: float | None = None, *, what: str = "", told: str = "") -> None:
+    def show(self, done: int | float | None = None, *, what: str = "", told: str = "") -> None:
         """Say how much is done, and what is done now; empty texts leave what was said before."""
 
-    def advance(self, by: float) -> None:
+    def advance(self, by: int | float) -> None:
         """Say that so much more is done."""
 
 
@@ -25,7 +25,7 @@ class Watcher:
         yield from items
 
     @contextlib.contextmanager
-    def bar(self, what: str, of: float, done: float = 0) -> Iterator[Bar]:
+    def bar(self, what: str, of: int | float, done: int | float = 0) -> Iterator[Bar]:
         """A bar for work of which so much is done."""
         yield Bar()
 

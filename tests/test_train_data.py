@@ -8,6 +8,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
+from flaxvgg.commands.console import Shown
 from flaxvgg.files.locking import LockedError, alone
 from flaxvgg.images.datasets import DatasetError
 from flaxvgg.training.inventory import read_csv
@@ -147,7 +148,7 @@ def test_a_run_from_before_goes_on_and_says_what_cannot_be_checked(again, capsys
 
     monkeypatch.setattr(ocp.training.Checkpointer, "save_async", as_before)
     for _ in range(2):
-        train(load, a_run(again / "photos"), again / "old", lambda: True)
+        train(load, a_run(again / "photos"), again / "old", lambda: True, watch=Shown())
         said = capsys.readouterr().err
     assert "whether they are still the same cannot be checked" in said
 
@@ -169,7 +170,7 @@ def test_a_class_that_is_not_tested_is_said_and_one_alone_is_refused(again, caps
     photos = again / "photos"
     for path in (photos / "teal").glob("[1-9].png"):
         path.unlink()
-    train(load, a_run(photos), again / "few", lambda: True)
+    train(load, a_run(photos), again / "few", lambda: True, watch=Shown())
     assert "no image to test on is of class teal: the mAP does not" in capsys.readouterr().err
     for name in "blue", "green", "red", "teal":
         shutil.rmtree(photos / name)

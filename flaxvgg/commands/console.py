@@ -269,7 +269,7 @@ class Shown(Watcher):
         yield from track(items, what, total=of, console=console, transient=True)
 
     @contextlib.contextmanager
-    def bar(self, what: str, of: float, done: float = 0) -> Iterator[Bar]:
+    def bar(self, what: str, of: int | float, done: int | float = 0) -> Iterator[Bar]:
         columns = Told("{task.description}"), BarColumn(), Told("{task.percentage:>3.0f} %")
         times = TimeElapsedColumn(), TimeRemainingColumn(), Told("{task.fields[told]}")
         with Progress(*columns, *times, console=console, transient=True) as progress:
@@ -289,9 +289,9 @@ class _ShownBar(Bar):
     def __init__(self, progress: Progress, task: Any):
         self._progress, self._task = progress, task
 
-    def show(self, done: float | None = None, *, what: str = "", told: str = "") -> None:
+    def show(self, done: int | float | None = None, *, what: str = "", told: str = "") -> None:
         fields = {"told": told} if told else {}
         self._progress.update(self._task, completed=done, description=what or None, **fields)
 
-    def advance(self, by: float) -> None:
+    def advance(self, by: int | float) -> None:
         self._progress.advance(self._task, by)
