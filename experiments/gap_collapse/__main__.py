@@ -3,25 +3,21 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.real_weights import REAL_WEIGHTS
-from flaxvgg.commands.console import clear_errors, console, step
+from experiments.running import Out, Program, Weights, read_model, write_results
+from flaxvgg.commands.console import clear_errors, console
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Program()
 
 
 @app.command()
 def main(
-    weights: Annotated[
-        str, typer.Option(help="A checkpoint, file or name, as `python -m convert` takes them.")
-    ] = REAL_WEIGHTS,
-    out: Annotated[Path, typer.Option(help="The folder for what is made.")] = Path(
-        "build/gap_collapse"
-    ),
+    weights: Weights = REAL_WEIGHTS,
+    out: Out = Path("build/gap_collapse"),
 ) -> None:
     """Let a score map collapse in PyTorch and here, and try every cure.
 
@@ -38,14 +34,10 @@ def _study(weights: str, out: Path) -> list[str]:
     from experiments.composed.picture import to_png
     from experiments.gap_collapse import figure, report, study
     from experiments.gap_collapse.effort import Effort
-    from flaxvgg.conversion.reading import read_source
-    from flaxvgg.conversion.target import convert
-    from flaxvgg.files.folders import check_folder, write_bytes
+    from flaxvgg.files.folders import check_folder
 
     check_folder(out)
-    with step("reading") as found:
-        model = convert(read_source(weights))
-        found += [model.config.arch, model.provenance.source]
+    model = read_model(weights)
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=1.0)
@@ -54,13 +46,10 @@ def _study(weights: str, out: Path) -> list[str]:
             Effort(),
             lambda what, done: progress.update(task, description=what, completed=done),
         )
-    files = {
-        "results.json": (json.dumps(results) + "\n").encode(),
-        "README.md": report.readme(results).encode(),
+    pictures = {
         "gap_collapse.png": to_png(figure.draw(results)),
     }
-    for name, data in files.items():
-        write_bytes(out / name, data)
+    write_results(out, json.dumps(results) + "\n", report.readme(results), pictures)
     console.print(report.answer(results), highlight=False, markup=False, soft_wrap=True)
     missed = study.unmet(results)
     for line in missed:

@@ -1,16 +1,16 @@
 """python -m experiments.gap_finetune: a GAP head on real convolutions, fitted, trained, tested."""
 
-import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.progress import Progress
 
 from experiments.real_weights import REAL_WEIGHTS
-from flaxvgg.commands.console import clear_errors, console, step
+from experiments.running import Out, Program, Weights, read_model, write_results
+from flaxvgg.commands.console import clear_errors, console
 
 if TYPE_CHECKING:
     from experiments.gap_finetune.study import Effort, Run
@@ -18,17 +18,13 @@ if TYPE_CHECKING:
 
 _STEPS = ("features", "training", "maps")
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Program()
 
 
 @app.command()
 def main(
-    weights: Annotated[
-        str, typer.Option(help="A checkpoint, file or name, as `python -m convert` takes them.")
-    ] = REAL_WEIGHTS,
-    out: Annotated[Path, typer.Option(help="The folder for what is made.")] = Path(
-        "build/gap_finetune"
-    ),
+    weights: Weights = REAL_WEIGHTS,
+    out: Out = Path("build/gap_finetune"),
 ) -> None:
     """Fit a GAP head to composed scenes, fine-tune it, and test its class activation maps.
 
@@ -46,15 +42,11 @@ def _finetune(weights: str, out: Path) -> list[str]:
     from experiments.composed.picture import to_png
     from experiments.gap_finetune import figure, report, study
     from experiments.gap_finetune.embedding import card, embed
-    from flaxvgg.conversion.reading import read_source
-    from flaxvgg.conversion.target import convert
-    from flaxvgg.files.folders import check_folder, write_bytes
+    from flaxvgg.files.folders import check_folder
     from flaxvgg.heads.sample_head import write_head
 
     check_folder(out)
-    with step("reading") as found:
-        read = convert(read_source(weights))
-        found += [read.config.arch, read.provenance.source]
+    read = read_model(weights)
     # XLA's own convolution: twice as fast on a CPU, and nothing here hangs on the last bit.
     model = flaxvgg.from_torch(
         read.config.arch,
@@ -68,14 +60,11 @@ def _finetune(weights: str, out: Path) -> list[str]:
     results = study.results_of(model, effort, runs)
     console.print(f"{len(runs)} seeds in {time.perf_counter() - start:.0f} s", highlight=False)
     head = embed(runs[0], effort)
-    files = {
-        "results.json": (json.dumps(results, indent=1) + "\n").encode(),
-        "README.md": report.readme(results).encode(),
+    pictures = {
         "gap_finetune.png": to_png(figure.draw(runs[0].seen)),
         "sample_head.md": card(head).encode(),
     }
-    for name, data in files.items():
-        write_bytes(out / name, data)
+    write_results(out, results, report.readme(results), pictures)
     write_head(out / "sample_head.safetensors", head)
     console.print(report.table(results), highlight=False, markup=False, soft_wrap=True)
     missed = study.unmet(results)

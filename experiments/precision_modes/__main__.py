@@ -1,26 +1,20 @@
 """python -m experiments.precision_modes: zeros and flips in float32, TF32-like and bfloat16."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from experiments.real_weights import REAL_WEIGHTS
+from experiments.running import Out, Program, Weights, read_model, write_results
 from flaxvgg.commands.console import clear_errors, console, step
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Program()
 
 
 @app.command()
 def main(
-    weights: Annotated[
-        str, typer.Option(help="Weights as `python -m convert` takes them.")
-    ] = REAL_WEIGHTS,
-    out: Annotated[Path, typer.Option(help="The folder for what is made.")] = Path(
-        "build/precision_modes"
-    ),
+    weights: Weights = REAL_WEIGHTS,
+    out: Out = Path("build/precision_modes"),
 ) -> None:
     """Count the zeros of eight photos in each kind of arithmetic, and those that flip.
 
@@ -34,17 +28,13 @@ def _run(weights: str, out: Path) -> None:
     import numpy as np
 
     from experiments.precision_modes.modes import compare
-    from flaxvgg.conversion.reading import read_source
-    from flaxvgg.conversion.target import convert
     from flaxvgg.images.loading import load_images
     from flaxvgg.images.samples import sample_photos
 
     photos = sample_photos()
     if not photos:
         raise ValueError("the photos are in scikit-image: pip install scikit-image")
-    with step("reading") as found:
-        model = convert(read_source(weights))
-        found.append(model.provenance.source)
+    model = read_model(weights)
     with step("counting") as found:
         images = np.asarray(load_images(photos, preprocessing=model.preprocessing))
         rows = compare(model, images)
@@ -55,9 +45,7 @@ def _run(weights: str, out: Path) -> None:
         "layers": rows,
     }
     text = readme(results)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-    (out / "README.md").write_text(text, "utf-8")
+    write_results(out, results, text)
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -2,24 +2,18 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from experiments.real_weights import REAL_WEIGHTS
-from flaxvgg.commands.console import clear_errors, console, step
+from experiments.running import Out, Program, Weights, read_model, write_results
+from flaxvgg.commands.console import clear_errors, console
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Program()
 
 
 @app.command()
 def main(
-    weights: Annotated[
-        str, typer.Option(help="A checkpoint, file or name, as `python -m convert` takes them.")
-    ] = REAL_WEIGHTS,
-    out: Annotated[Path, typer.Option(help="The folder for what is made.")] = Path(
-        "build/why_zeros"
-    ),
+    weights: Weights = REAL_WEIGHTS,
+    out: Out = Path("build/why_zeros"),
 ) -> None:
     """Test what people say about the zeros in VGG's features, with numbers and a figure.
 
@@ -36,30 +30,15 @@ def _study(weights: str, out: Path) -> None:
 
     from experiments.why_zeros import figure, report, study
     from experiments.why_zeros.subject import Effort, Subject
-    from flaxvgg.conversion.reading import read_source
-    from flaxvgg.conversion.target import convert
-    from flaxvgg.files.replacing import write_atomically
+    from flaxvgg.files.folders import check_folder
+    from flaxvgg.plotting.figures import png
 
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: choose a folder")
-    with step("reading") as found:
-        model = convert(read_source(weights))
-        found += [model.config.arch, model.provenance.source]
+    check_folder(out)
+    model = read_model(weights)
     subject = Subject(model, pictures.photos(), Effort())
     results = study.run(subject)
-    picture = figure.draw(results)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        (out / "results.json").absolute(),
-        lambda target: target.write_text(study.to_text(results), "utf-8"),
-    )
-    write_atomically(
-        (out / "why_zeros.png").absolute(), lambda target: picture.savefig(target, format="png")
-    )
-    write_atomically(
-        (out / "README.md").absolute(),
-        lambda target: target.write_text(report.readme(results), "utf-8"),
-    )
+    drawn = {"why_zeros.png": png(figure.draw(results))}
+    write_results(out, study.to_text(results), report.readme(results), drawn)
     console.print(f"look at {out / 'why_zeros.png'} and {out / 'README.md'}", style="bold")
 
 

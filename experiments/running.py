@@ -1,0 +1,59 @@
+"""How every experiment begins and ends: its options, its weights, and the files that it leaves."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flaxvgg.commands.console import PlainCommand, step
+from flaxvgg.files.folders import write_bytes
+
+if TYPE_CHECKING:
+    from flaxvgg.network.model import VGG
+
+Weights = Annotated[
+    str, typer.Option(help="A checkpoint, file or name, as `flaxvgg convert` takes them.")
+]
+Out = Annotated[Path, typer.Option(help="The folder for what is made.")]
+
+
+class Program(typer.Typer):
+    """A command line of one command, whose errors show what was typed as text."""
+
+    def __init__(self):
+        super().__init__(
+            add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+        )
+
+    def command(self, *args: Any, **kwargs: Any) -> Any:
+        return super().command(*args, cls=PlainCommand, **kwargs)
+
+
+def read_model(weights: str, arch: str | None = None, dtype: str | None = None) -> "VGG":
+    """The model of some weights, and a line that says which these are."""
+    from flaxvgg.conversion.reading import read_source
+    from flaxvgg.conversion.target import convert
+
+    with step("reading") as found:
+        model = convert(read_source(weights, arch), dtype)
+        found += [model.config.arch, model.provenance.source]
+    return model
+
+
+def write_results(
+    out: Path, results: Any, page: str, pictures: Mapping[str, bytes] | None = None
+) -> None:
+    """results.json, README.md and the pictures, each whole, once all of them are made.
+
+    `results` is a JSON value, or its text where that is to be laid out otherwise.
+    """
+    text = results if isinstance(results, str) else json.dumps(results, indent=1) + "\n"
+    files = {
+        "results.json": text.encode(),
+        "README.md": page.encode(),
+        **(pictures or {}),
+    }
+    for name, data in files.items():
+        write_bytes(out / name, data)
