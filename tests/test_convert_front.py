@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from flaxvgg.conversion.readers.keras import read_keras
 from flaxvgg.conversion.readers.onnx import read_onnx
 from flaxvgg.conversion.reading import read_source
-from flaxvgg.conversion.source_weights import Source, SourceError
+from flaxvgg.conversion.source_weights import SourceError, SourceWeights
 from flaxvgg.conversion.verify import verify
 from flaxvgg.images.loading import normalise
 from flaxvgg.network.config import VGGConfig
@@ -47,7 +47,7 @@ def state() -> dict[str, np.ndarray]:
     return found
 
 
-def _assert_pool5(source: Source, expected: np.ndarray) -> None:
+def _assert_pool5(source: SourceWeights, expected: np.ndarray) -> None:
     """Our pool5 of the pixels, by the recipe that was read, is the framework's."""
     ours = from_torch(source.arch, dict(source.state_dict), precision="default")
     images = normalise(PIXELS, source.provenance.preprocessing)

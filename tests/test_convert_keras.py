@@ -22,7 +22,7 @@ from flaxvgg.conversion.readers.keras_graph import read_graph
 from flaxvgg.conversion.readers.keras_layers import read_model
 from flaxvgg.conversion.readers.keras_weights import Weights
 from flaxvgg.conversion.readers.recognition import recognise
-from flaxvgg.conversion.source_weights import Source, SourceError, sha256
+from flaxvgg.conversion.source_weights import SourceError, SourceWeights, sha256
 from flaxvgg.images.loading import normalise
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.provenance import PREPROCESSING
@@ -80,7 +80,9 @@ def _layers(model: keras.Model) -> list[list[np.ndarray]]:
     return [weights for layer in model.layers if (weights := layer.get_weights())]
 
 
-def _assert_same_weights(source: Source, arch: str, expected: list[list[np.ndarray]]) -> None:
+def _assert_same_weights(
+    source: SourceWeights, arch: str, expected: list[list[np.ndarray]]
+) -> None:
     config = VGGConfig.classifier(arch)
     names = [layer.torch for layer in config.layers if layer.kind in ("conv", "linear")]
     names = names[: len(expected)]

@@ -14,7 +14,7 @@ import torchvision
 from onnx import TensorProto, helper, numpy_helper
 
 from flaxvgg.conversion.readers.onnx import read_onnx
-from flaxvgg.conversion.source_weights import Source, SourceError, sha256
+from flaxvgg.conversion.source_weights import SourceError, SourceWeights, sha256
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.provenance import PREPROCESSING
 from flaxvgg.weights.mapping import from_torch
@@ -63,7 +63,7 @@ def _hooked(model: torch.nn.Module, images: np.ndarray) -> dict[str, np.ndarray]
     return found
 
 
-def _assert_same_weights(source: Source, model: torch.nn.Module) -> None:
+def _assert_same_weights(source: SourceWeights, model: torch.nn.Module) -> None:
     expected = {k: v for k, v in model.state_dict().items() if "num_batches" not in k}
     assert list(source.state_dict) == list(expected)
     for name, tensor in expected.items():

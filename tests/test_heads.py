@@ -13,7 +13,7 @@ import torchvision
 from flax import nnx
 
 import flaxvgg
-from flaxvgg.conversion.source_weights import Source
+from flaxvgg.conversion.source_weights import SourceWeights
 from flaxvgg.conversion.target import convert
 from flaxvgg.conversion.verify import verify
 from flaxvgg.network.config import VGGConfig
@@ -229,7 +229,7 @@ def test_sizes_under_one_are_refused(arguments: dict, message: str):
 def test_a_gap_network_of_pytorch_is_converted_and_verified():
     config = VGGConfig.gap("vgg11", num_classes=3, channels=8)
     state_dict = flaxvgg.to_torch(VGG(config, rngs=nnx.Rngs(0)))
-    source = Source("vgg11", dict(state_dict), Provenance("gap.pth"))
+    source = SourceWeights("vgg11", dict(state_dict), Provenance("gap.pth"))
     model = convert(dataclasses.replace(source, state_dict=dict(state_dict)))
     assert model.config == config
     checks = verify(model, source, random_images(1, 48, 48))["PyTorch"]

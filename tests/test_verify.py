@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flaxvgg.conversion import verify as verify_module
-from flaxvgg.conversion.source_weights import Source, SourceError
+from flaxvgg.conversion.source_weights import SourceError, SourceWeights
 from flaxvgg.conversion.verify import (
     MAX_RATIO,
     ROUNDING,
@@ -374,8 +374,8 @@ def test_verification_images_without_scikit_image(recipe, monkeypatch: pytest.Mo
 # The whole.
 
 
-def _source(state_dict, **changes) -> Source:
-    return Source("vgg11", dict(state_dict), Provenance(), **changes)
+def _source(state_dict, **changes) -> SourceWeights:
+    return SourceWeights("vgg11", dict(state_dict), Provenance(), **changes)
 
 
 def test_verify_runs_pytorch_on_what_the_source_says(state_dict, images):

@@ -8,7 +8,7 @@ from flaxvgg.conversion.readers.flax import read_flax
 from flaxvgg.conversion.readers.keras import read_keras
 from flaxvgg.conversion.readers.onnx import read_onnx
 from flaxvgg.conversion.readers.torch import read_published, read_torch
-from flaxvgg.conversion.source_weights import Source, SourceError
+from flaxvgg.conversion.source_weights import SourceError, SourceWeights
 from flaxvgg.network.provenance import PREPROCESSING, Preprocessing
 from flaxvgg.weights.checkpoint import is_checkpoint
 from flaxvgg.weights.file_kinds import UnknownKind, file_kind
@@ -17,7 +17,7 @@ from flaxvgg.weights.published import WeightsError, find_published
 
 def read_source(
     name: str, arch: str | None = None, preprocessing: str | None = None, prefix: str = ""
-) -> Source:
+) -> SourceWeights:
     """Read weights by the name of a published set, by a path, or as DISTRIBUTION:FILE.
 
     The last means a file in an installed Python distribution, which is not imported. `arch` is
@@ -42,7 +42,9 @@ def read_source(
     return source
 
 
-def _read_file(path: Path, arch: str | None, recipe: Preprocessing | None, prefix: str) -> Source:
+def _read_file(
+    path: Path, arch: str | None, recipe: Preprocessing | None, prefix: str
+) -> SourceWeights:
     if is_checkpoint(path):
         return read_flax(path)
     try:

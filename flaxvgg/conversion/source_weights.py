@@ -19,7 +19,7 @@ class CannotRunError(SourceError):
 
 
 @dataclasses.dataclass
-class Source:
+class SourceWeights:
     """Weights as they were read.
 
     `state_dict` has torchvision's names and layouts (fc6 may be (4096, 25088), or (4096, 512, 7, 7)

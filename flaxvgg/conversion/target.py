@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import flaxvgg
-from flaxvgg.conversion.source_weights import Source, SourceError
+from flaxvgg.conversion.source_weights import SourceError, SourceWeights
 from flaxvgg.files.replacing import sweep, write_atomically
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
@@ -28,7 +28,7 @@ def check_out(out: Path) -> None:
     check_target(out.absolute())
 
 
-def convert(source: Source, dtype: str | None = None) -> VGG:
+def convert(source: SourceWeights, dtype: str | None = None) -> VGG:
     """The model of a source, whose state dict is emptied on the way.
 
     Parameters keep their dtype unless `dtype` names another. Raises MappingError with every entry

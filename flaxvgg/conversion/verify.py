@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxvgg.conversion.onnx_export import run_conv_stack
-from flaxvgg.conversion.source_weights import CannotRunError, Source, SourceError
+from flaxvgg.conversion.source_weights import CannotRunError, SourceError, SourceWeights
 from flaxvgg.images.loading import load_images, normalise
 from flaxvgg.images.samples import sample_photos
 from flaxvgg.network.config import Layer, VGGConfig
@@ -343,7 +343,7 @@ def verification_images(preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
     return np.asarray(normalise(noise.astype(np.uint8), preprocessing)), "noise of 1/f spectrum"
 
 
-def verify(model: VGG, source: Source, images: np.ndarray) -> dict[str, list[LayerCheck]]:
+def verify(model: VGG, source: SourceWeights, images: np.ndarray) -> dict[str, list[LayerCheck]]:
     """Check the model against every framework at hand that can run its source.
 
     `source` is read anew: what is compared is what the file says, not what became of it. Returns

@@ -13,7 +13,7 @@ from flaxvgg.conversion.readers.keras_layers import read_model
 from flaxvgg.conversion.readers.keras_weights import Weights
 from flaxvgg.conversion.readers.recognition import recognise
 from flaxvgg.conversion.readers.steps import Step, Window
-from flaxvgg.conversion.source_weights import Source, SourceError, sha256
+from flaxvgg.conversion.source_weights import SourceError, SourceWeights, sha256
 from flaxvgg.network.config import ARCHITECTURES, VGGConfig, classifier_layers
 from flaxvgg.network.provenance import PREPROCESSING, Preprocessing, Provenance
 
@@ -22,7 +22,7 @@ _WIDTHS = (3, 64, 128, 256, 512)  # of what a layer between VGG's convolutions w
 _SAVE_WHOLE = "save the whole model, as model.save('vgg.keras')"
 
 
-def read_keras(path: Path, preprocessing: Preprocessing | None = None) -> Source:
+def read_keras(path: Path, preprocessing: Preprocessing | None = None) -> SourceWeights:
     """VGG weights from a `.h5`, `.weights.h5` or `.keras` file.
 
     Weights are views in PyTorch's layouts; a head that is not VGG's is left out with a note. What
@@ -44,7 +44,7 @@ def read_keras(path: Path, preprocessing: Preprocessing | None = None) -> Source
     if preprocessing is None:
         preprocessing, guess = _guess(front, config is None)
     recipe = front.recipe(preprocessing)
-    return Source(
+    return SourceWeights(
         found.arch,
         found.state,
         Provenance(path.name, sha256(path), recipe, guess=guess),

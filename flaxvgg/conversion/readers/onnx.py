@@ -15,12 +15,12 @@ from flaxvgg.conversion.readers.front import Front
 from flaxvgg.conversion.readers.onnx_front import read_front
 from flaxvgg.conversion.readers.onnx_graph import Graph, load_model, walk
 from flaxvgg.conversion.readers.recognition import Recognised, recognise
-from flaxvgg.conversion.source_weights import CannotRunError, Source, sha256
+from flaxvgg.conversion.source_weights import CannotRunError, SourceWeights, sha256
 from flaxvgg.network.config import POOLED_SIZE
 from flaxvgg.network.provenance import PREPROCESSING, Preprocessing, Provenance
 
 
-def read_onnx(path: Path, preprocessing: Preprocessing | None = None) -> Source:
+def read_onnx(path: Path, preprocessing: Preprocessing | None = None) -> SourceWeights:
     """VGG weights from an ONNX file of any exporter, in NCHW or NHWC.
 
     The convolutions become `features.*`, a head like VGG's becomes `classifier.*`, and any other
@@ -39,7 +39,7 @@ def read_onnx(path: Path, preprocessing: Preprocessing | None = None) -> Source:
     if preprocessing is None:
         preprocessing, guess = _guess(graph, front)
     provenance = Provenance(path.name, sha256(path), front.recipe(preprocessing), guess=guess)
-    source = Source(found.arch, found.state, provenance, front=front.recipe)
+    source = SourceWeights(found.arch, found.state, provenance, front=front.recipe)
     dtype = found.state["features.0.weight"].dtype
     if dtype in (np.float32, np.float16):  # ONNX Runtime has no other convolutions on a CPU
         outputs = _layer_outputs(path, tensor, layout, found)
@@ -65,7 +65,7 @@ def _guess(graph: Graph, front: Front) -> tuple[Preprocessing, str]:
 def _layer_outputs(
     path: Path, image: str, layout: str, found: Recognised
 ) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]] | None, str]:
-    """`Source.layer_outputs` and `Source.runs_with`, where ONNX Runtime is installed."""
+    """`layer_outputs` and `runs_with` of SourceWeights, where ONNX Runtime is installed."""
     try:
         import onnxruntime
     except ImportError:

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from flaxvgg.conversion.source_weights import Source, SourceError
+from flaxvgg.conversion.source_weights import SourceError, SourceWeights
 from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.weights.mapping import nearest_arch
 from flaxvgg.weights.packaged import Packaged
@@ -17,7 +17,7 @@ from flaxvgg.weights.published import (
 )
 
 
-def read_published(record: Published | Packaged) -> Source:
+def read_published(record: Published | Packaged) -> SourceWeights:
     """The published weights from torchvision's cache, downloaded into it where need be.
 
     The convolutions alone come from their package. Raises SourceError where they cannot be had.
@@ -30,7 +30,7 @@ def read_published(record: Published | Packaged) -> Source:
     except WeightsError as error:
         raise SourceError(str(error)) from None
     provenance = record.provenance(file.sha256)
-    return Source(record.arch, file.tensors, provenance, release=file.release)
+    return SourceWeights(record.arch, file.tensors, provenance, release=file.release)
 
 
 def read_torch(
@@ -38,7 +38,7 @@ def read_torch(
     arch: str | None = None,
     preprocessing: Preprocessing | None = None,
     prefix: str = "",
-) -> Source:
+) -> SourceWeights:
     """Weights of a PyTorch or safetensors file, or of a set of them by its index or folder.
 
     Names are torchvision's or timm's, wrapped or not. The architecture is that with the nearest
@@ -59,4 +59,6 @@ def read_torch(
     provenance = provenance_of(path, file.sha256)
     if preprocessing is not None:
         provenance = dataclasses.replace(provenance, preprocessing=preprocessing, guess="")
-    return Source(arch or nearest, file.tensors, provenance, file.notes, release=file.release)
+    return SourceWeights(
+        arch or nearest, file.tensors, provenance, file.notes, release=file.release
+    )
