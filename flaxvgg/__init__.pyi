@@ -13,7 +13,8 @@ from .evaluation.localisation import (
 from .heads.replacement import fully_convolutional, score_maps, with_gap, with_score_map
 from .heads.sample_head import with_sample_head
 from .images.datasets import DatasetError, LabelledImages
-from .images.loading import ImageError, find_images, fit_image, load_images, normalise, open_image
+from .images.finding import PassedOver, find_images
+from .images.loading import ImageError, fit_image, load_images, normalise, open_image
 from .network.config import ARCHITECTURES, VGGConfig
 from .network.model import VGG, flatten_chw
 from .network.provenance import PREPROCESSING, Preprocessing, Provenance
@@ -44,6 +45,7 @@ __all__ = [
     "LabelledImages",
     "MappingError",
     "Optimisation",
+    "PassedOver",
     "Preprocessing",
     "Provenance",
     "SparsityReport",

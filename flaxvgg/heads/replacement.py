@@ -28,6 +28,10 @@ def with_gap(
     are initialised from `rngs` as in `flaxvgg.vgg16`; the convolutions are shared, not copied. The
     torch names are those of a torchvision model with `avgpool = AdaptiveAvgPool2d(1)` and
     `classifier = Linear(512, num_classes)`. Raises ValueError for sizes under 1.
+
+    >>> model = flaxvgg.with_gap(model, 20, rngs=nnx.Rngs(0))
+    >>> model(images).shape
+    (2, 20)
     """
     config = VGGConfig.gap(model.config.arch, num_classes=num_classes, channels=channels)
     return _with_new_head(model, config, rngs)
@@ -51,6 +55,10 @@ def with_score_map(
     of Lin et al. 2014 (Network in Network, arXiv:1312.4400, section 3.2), and without an FC layer
     channel k of the last map is the class activation map of class k. Raises ValueError for sizes
     under 1 and for another activation.
+
+    >>> model = flaxvgg.with_score_map(model, 20, channels=64, last="none", rngs=nnx.Rngs(0))
+    >>> model(images).shape
+    (2, 20)
     """
     config = VGGConfig.score_map(
         model.config.arch,
@@ -86,6 +94,10 @@ def fully_convolutional(model: VGG) -> VGG:
     arXiv:1411.4038; OverFeat, arXiv:1312.6229): images (N, H, W, 3) of at least 224x224 give score
     maps (N, H//32 - 6, W//32 - 6, classes), one place for 224x224, where they are the logits. The
     parameters are shared, not copied. Raises ValueError for a model without fc6.
+
+    >>> convolutional = flaxvgg.fully_convolutional(classifier)
+    >>> convolutional(np.zeros((1, 256, 224, 3), np.float32)).shape
+    (1, 2, 1, 3)
     """
     config = model.config.fully_convolutional()
     head = {path: array for path, array in model_arrays(model).items() if path[0] == "head"}
@@ -104,6 +116,10 @@ def score_maps(
     Returns (N, sH//32, sW//32, classes) for the largest scale s. `model` has a classifier, or is
     fully convolutional already. Raises ValueError for images under 224x224 once scaled, and for
     other heads.
+
+    >>> maps = flaxvgg.score_maps(classifier, np.zeros((1, 224, 224, 3), np.float32), scales=(1.0,))
+    >>> maps.shape
+    (1, 7, 7, 3)
     """
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales must be positive numbers, at least one, not {scales!r}")

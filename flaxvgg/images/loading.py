@@ -50,6 +50,10 @@ def load_images(
     be used.
 
         images = flaxvgg.load_images(["a.jpg", "b.jpg"], preprocessing="keras")
+
+    >>> images = flaxvgg.load_images(["cat.jpg", "photos/dog.png"], (64, 64))
+    >>> images.shape, images.dtype.name
+    ((2, 64, 64, 3), 'float32')
     """
     recipe, size = _recipe(preprocessing), _checked_size(size)
     files = as_paths(paths)
@@ -85,6 +89,10 @@ def open_image(file: AnyPath | bytes) -> Image.Image:
     or a document of many pages it is the first. 16-bit grey is scaled to 8 bits (Pillow clips it).
     Raises ImageError for a file that is missing, damaged or no image, and for grey images of 32-bit
     numbers, whose range nothing tells.
+
+    >>> image = flaxvgg.open_image("cat.jpg")
+    >>> image.mode, image.size
+    ('RGB', (80, 60))
     """
     return open_turned(file)[0]
 
@@ -122,6 +130,10 @@ def fit_image(
     that is torchvision's resize to 256 and crop to 224, rounding included. Recipes that stretch
     resize it to (H, W). Raises ImageError for a size, or with None for an image, under 32x32, for
     an image too large (or elongated) once scaled, and for one that is not RGB.
+
+    >>> image = flaxvgg.open_image("cat.jpg")
+    >>> flaxvgg.fit_image(image, (224, 224)).shape
+    (224, 224, 3)
     """
     recipe, size = _recipe(preprocessing), _checked_size(size)
     if image.mode != "RGB":
@@ -210,6 +222,10 @@ def normalise(
 
     Pixels and result are (..., H, W, 3). The result is rounded as in PyTorch and Keras, bit for
     bit, on every device and under `jax.jit`. Raises ImageError for anything but 8-bit RGB.
+
+    >>> pixels = np.zeros((1, 64, 64, 3), np.uint8)
+    >>> flaxvgg.normalise(pixels)[0, 0, 0]
+    Array([-2.117904 , -2.0357141, -1.8044444], dtype=float32)
     """
     if pixels.dtype != np.uint8 or pixels.shape[-1:] != (3,):
         is_pixels = f"{pixels.dtype} of shape {pixels.shape}"

@@ -306,5 +306,10 @@ def run_layers(
 
 
 def flatten_chw(features: Float[AnyArray, "*n h w c"]) -> Float[Array, "*n c*h*w"]:
-    """Flatten maps (N, h, w, C) to (N, C*h*w) in the order of `torch.flatten` on NCHW maps."""
+    """Flatten maps (N, h, w, C) to (N, C*h*w) in the order of `torch.flatten` on NCHW maps.
+
+    >>> features = model.features(images)
+    >>> features.shape, flaxvgg.flatten_chw(features).shape
+    ((2, 2, 2, 512), (2, 2048))
+    """
     return jnp.moveaxis(features, -1, -3).reshape(*features.shape[:-3], -1)

@@ -96,6 +96,10 @@ def measure_sparsity(
 
     Raises ValueError for unknown layers, for no images or more than 32768, and for images that are
     not (N, H, W, 3).
+
+    >>> report = flaxvgg.measure_sparsity(model, images, ["relu5_2", "pool5"])
+    >>> report.images, report.layer("pool5").values.sum()
+    (2, np.int64(4096))
     """
     names = counted_layers(model.config, layers)
     stacks = (model.conv_stack, model.head)

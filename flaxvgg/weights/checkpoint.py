@@ -61,6 +61,10 @@ def save(model: VGG, path: str | os.PathLike[str]) -> None:
     takes it as it is. A symbolic link is followed. An interrupted save leaves what was there; a
     killed one also what it wrote beside it, which the next save there removes. Raises
     CheckpointError where the path holds something that is no checkpoint, or cannot be written.
+
+    >>> flaxvgg.save(model, "model.safetensors")
+    >>> flaxvgg.load("model.safetensors").config.arch
+    'vgg11'
     """
     path = Path(path).absolute()
     header = _header(model)
@@ -83,6 +87,10 @@ def load(
     """The model that `save` wrote; `dtype` (default: as saved) and `precision` as in `vgg16`.
 
     Raises CheckpointError where the path holds no checkpoint of flaxvgg, or a damaged one.
+
+    >>> flaxvgg.save(model, "checkpoint")
+    >>> flaxvgg.load("checkpoint").config.num_classes
+    3
     """
     path = Path(path).absolute()
     return read_whole(path, lambda: _load(path, dtype, precision), CheckpointError)

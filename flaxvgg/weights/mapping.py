@@ -320,6 +320,10 @@ def from_torch(
     left out or assumed is in `provenance.notes`. Raises MappingError naming every entry that is
     unexpected, missing, mis-shaped, wrongly typed or not finite, and StateDictError where no VGG
     is found, or several (each a ValueError).
+
+    >>> state_dict = flaxvgg.to_torch(model)
+    >>> flaxvgg.from_torch("vgg11", state_dict).config.arch
+    'vgg11'
     """
     named = torchvision_names(state_dict, arch=arch)
     left_out: set[str] = set()
@@ -367,6 +371,10 @@ def to_torch(model: VGG) -> dict[str, np.ndarray]:
 
     `from_torch(arch, to_torch(model))` is the same model, bit for bit. A model without a classifier
     gives its convolutions only.
+
+    >>> state_dict = flaxvgg.to_torch(model)
+    >>> state_dict["features.0.weight"].shape
+    (64, 3, 3, 3)
     """
     return {
         entry.torch: np.concatenate([np.atleast_1d(block) for block in blocks]).reshape(
