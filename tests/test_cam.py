@@ -64,7 +64,7 @@ REORDERED = 5 * 588 * float(np.finfo(np.float32).eps) / 2
 def reordered(expected: Any) -> Any:
     """Equal to `expected` but for the order of sums: to 1.8e-4 of its largest value."""
     expected = np.asarray(expected)
-    return pytest.approx(expected, rel=0, abs=REORDERED * np.abs(expected).max())
+    return pytest.approx(expected, rel=0, abs=REORDERED * float(np.abs(expected).max()))
 
 
 def test_classes_in_every_form(model: VGG, images: np.ndarray):

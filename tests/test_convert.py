@@ -122,7 +122,11 @@ def test_the_packages_own_command_is_the_same(tmp_path, source):
     assert result.exit_code == 0, result.stderr
     assert flaxvgg.load(out).conv_stack.conv1_1.kernel[...].dtype == jax.numpy.bfloat16
     out.unlink()
-    refused(CliRunner().invoke(cli.app, [*arguments, "vgg16"]), out, "a vgg11_bn, not a vgg16")
+    refused(
+        CliRunner().invoke(cli.app, [*arguments, "vgg16"]),
+        out,
+        "no vgg16: these are the weights of a vgg11_bn",
+    )
 
 
 def test_a_failed_verification_writes_nothing(tmp_path, source, monkeypatch):

@@ -24,9 +24,25 @@ SETTINGS = {
     # One side alone: the ratio has both in it.
     "AVX2 for us": dict(zip(_NAMES[:2], _AVX2[:2], strict=True)),
     "AVX2 for PyTorch": dict(zip(_NAMES[2:], _AVX2[2:], strict=True)),
-    "one thread": {"OMP_NUM_THREADS": "1", "NPROC": "1"},
-    "two threads": {"OMP_NUM_THREADS": "2", "NPROC": "2"},
+    # XLA, PyTorch and oneDNN make as many threads as there are processors to run on.
+    "one thread": {"OMP_NUM_THREADS": "1"},
+    "two threads": {"OMP_NUM_THREADS": "2"},
 }
+
+
+_PINNED = """
+import os, sys
+os.sched_setaffinity(0, {int(number) for number in sys.argv[1].split(",")})
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def _processors(count: int) -> str:
+    """The numbers of that many of the processors that this process may run on."""
+    allowed = sorted(getattr(os, "sched_getaffinity", lambda _: ())(0))
+    if len(allowed) < count:
+        pytest.skip(f"there are {len(allowed)} processors to choose")
+    return ",".join(map(str, allowed[:count]))
 
 
 @pytest.mark.slow
@@ -37,8 +53,9 @@ def test_the_rule_holds_on_another_processor(setting: str):
     flags = f"{os.environ.get('XLA_FLAGS', '')} {variables.get('XLA_FLAGS', '')}"
     tests = Path(__file__).with_name("test_parity_random.py")
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-n", "0", str(tests)]
+    threads = int(variables.get("OMP_NUM_THREADS", 0))
     done = subprocess.run(
-        command,
+        [sys.executable, "-c", _PINNED, _processors(threads), *command] if threads else command,
         env=os.environ | variables | {"XLA_FLAGS": flags},
         cwd=tests.parent.parent,
         capture_output=True,
