@@ -3,8 +3,10 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -29,7 +31,7 @@ from flaxvgg.cam.photos import (
 )
 from flaxvgg.commands.cam_files import write_cams
 from flaxvgg.commands.cli import app
-from flaxvgg.commands.console import interruptible
+from flaxvgg.commands.console import Shown, interruptible
 from flaxvgg.commands.tables import cam_table
 from flaxvgg.files.foreign import shown
 from flaxvgg.network.provenance import Provenance
@@ -105,7 +107,7 @@ def test_files_are_what_explain_gives(tmp_path, model, loaded, photos):
     found = json.loads((out / "cam.json").read_text())
     pictures = {row["photo"]: row["picture"] for row in found["maps"]}
     assert sorted(os.listdir(out)) == sorted(["cam.json", "maps.npz", *pictures.values()])
-    assert pictures.pop(str(photos / EVIL)).startswith("$\\bad$[red]_[31m__nnn")
+    assert pictures.pop(shown(photos / EVIL)).startswith("$\\bad$[red]_[31m__nnn")
     assert sorted(pictures.values()) == ["same-2.png", "same.png"]
     assert found["size"] == list(SIZE)
     assert not found["partial"]
@@ -125,7 +127,7 @@ def test_files_are_what_explain_gives(tmp_path, model, loaded, photos):
             for k, label in enumerate([1, 4, 3]):
                 row = next(rows)
                 flag = Flag(int(flags[k]))
-                assert row["photo"] == str(path)
+                assert row["photo"] == shown(path)
                 assert (row["method"], row["class"], row["name"]) == (method, label, NAMES[label])
                 assert row["score"] == pytest.approx(float(expected.scores[0, k]))
                 assert row["flag"] == flag.name.lower()
@@ -228,9 +230,9 @@ def test_what_is_negative_everywhere_is_shown_where_it_is_not_cut_off(model, pho
 def test_a_broken_photo_among_good_ones(tmp_path, loaded, photos):
     broken, out = tmp_path / "b\udce9.jpg", tmp_path / "out"
     broken.write_bytes(b"no photo")
-    odd = (photos / "same.png").rename(photos / "caf\udce9.png")
+    odd = Path(shutil.copy(photos / "same.png", tmp_path / "caf\udce9.png"))
     arguments = "--size", "32x64", "--method", "cam", "--out"
-    result = run(broken, photos, *arguments, out)
+    result = run(broken, odd, photos, *arguments, out)
     assert result.exit_code == 1, result.output
     assert result.stderr.startswith(f"left out: {shown(broken)}: no image")
     text = (out / "cam.json").read_text()
@@ -239,7 +241,7 @@ def test_a_broken_photo_among_good_ones(tmp_path, loaded, photos):
     assert shown(odd) in {row["photo"] for row in found["maps"]}
     assert found["problems"] == [result.stderr.strip().removeprefix("left out: ")]
     assert (found["partial"], found["photos_not_looked_at"]) == (False, 0)
-    assert len({row["photo"] for row in found["maps"]}) == 3
+    assert len({row["photo"] for row in found["maps"]}) == 4
     result = run(broken, *arguments, tmp_path / "none")
     assert result.exit_code == 2
     assert shown(broken) in result.stderr
@@ -389,7 +391,7 @@ def test_the_bar_moves_with_every_pass_of_score_cam(model, photos, monkeypatch):
     monkeypatch.setattr(Progress, "advance", lambda _, __, images: advanced.append(images))
     monkeypatch.setattr("flaxvgg.cam.masking._CHUNK", 4)
     plan = plan_maps(model, ("score_cam", "cam"), "0,1", None, "paper", (40, 40))
-    (explained,) = explain_photos(model, [photos / "same.png"], plan, [])
+    (explained,) = explain_photos(model, [photos / "same.png"], plan, [], Shown())
     assert explained.raw["score_cam"].shape == (2, 20, 20)
     # The image, an empty one, and the 12 channels' masks.
     assert sorted(advanced) == [1, 1, 4, 4, 4]

@@ -163,7 +163,7 @@ def test_info(weights):
     record = " ".join(run("info", weights).stdout.split())
     assert "architecture vgg16" in record
     assert "14,714,688" in record
-    assert "preprocessing keras" in record
+    assert "preprocessing torchvision" in record
     assert "no logits: these weights come without a classifier" in record
 
 
