@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from flaxvgg.conversion.verify import LayerCheck
+from flaxvgg.conversion.rule import LayerCheck
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
 from networks import TINY_CLASSIFIER as TINY_CLASSIFIER

@@ -7,15 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from flaxvgg.conversion.verify import (
-    FLOOR,
-    LayerCheck,
-    Reference,
-    all_outputs,
-    compare,
-    torch_networks,
-    torch_references,
-)
+from flaxvgg.conversion.pytorch import torch_networks, torch_references
+from flaxvgg.conversion.rule import FLOOR, LayerCheck, Reference, compare
+from flaxvgg.conversion.verify import all_outputs
 from flaxvgg.network.model import VGG, flatten_chw
 from flaxvgg.weights.mapping import from_torch, model_arrays
 from helpers import assert_holds, describe

@@ -17,7 +17,7 @@ from flaxvgg.cam import masking
 from flaxvgg.cam.full_grad import bias_layers, biases
 from flaxvgg.cam.maps import layer_maps
 from flaxvgg.cam.network import Network
-from flaxvgg.conversion.verify import ROUNDING
+from flaxvgg.conversion.rule import ROUNDING
 from flaxvgg.images.resizing import resize
 from flaxvgg.network.config import Layer, VGGConfig
 from flaxvgg.network.model import VGG

@@ -13,7 +13,7 @@ import pytest
 import torch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flaxvgg.conversion.verify import FLOOR, keeps_rule
+from flaxvgg.conversion.rule import FLOOR, keeps_rule
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.ops import convolution, native
 from flaxvgg.ops.convolution import conv3x3, conv3x3_block

@@ -32,7 +32,7 @@ from flaxvgg.commands.console import (
 )
 from flaxvgg.commands.tables import cam_table, facts, features_table, model_facts, sparsity_table
 from flaxvgg.commands.verification import print_summary, print_verification
-from flaxvgg.conversion.verify import Flip, LayerCheck
+from flaxvgg.conversion.rule import Flip, LayerCheck
 from flaxvgg.files.folders import Names
 from flaxvgg.files.foreign import plain
 from flaxvgg.images.loading import ImageError

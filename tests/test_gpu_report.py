@@ -28,7 +28,8 @@ from experiments.gpu_report.subject import BFLOAT16, HIGHEST, TF32, TINY
 from flaxvgg.cam.conventions import CONVENTIONS
 from flaxvgg.cam.maps import layer_maps, maps_of_scores
 from flaxvgg.cam.methods import METHODS
-from flaxvgg.conversion.verify import compare, torch_references
+from flaxvgg.conversion.pytorch import torch_references
+from flaxvgg.conversion.rule import compare
 from flaxvgg.heads.replacement import score_maps
 from flaxvgg.weights.mapping import model_arrays, to_torch
 from helpers import TINY_CLASSIFIER, TINY_GAP, random_images, tiny_vgg

@@ -7,7 +7,7 @@ import pytest
 import torch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flaxvgg.conversion.verify import keeps_rule
+from flaxvgg.conversion.rule import keeps_rule
 from flaxvgg.ops.linear import dot_general
 
 DIMENSIONS = (((1,), (0,)), ((), ()))

@@ -15,7 +15,8 @@ import torch
 from flax import nnx
 from jax import lax
 
-from flaxvgg.conversion.verify import Reference, compare, torch_references
+from flaxvgg.conversion.pytorch import torch_references
+from flaxvgg.conversion.rule import Reference, compare
 from flaxvgg.network.config import Layer, VGGConfig
 from flaxvgg.network.model import VGG, LayerStack
 from flaxvgg.ops.pooling import max_pool_2x2

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from flaxvgg.conversion.verify import jax_truth, relative_error, torch_networks, torch_references
+from flaxvgg.conversion.pytorch import torch_networks, torch_references
+from flaxvgg.conversion.rule import relative_error
+from flaxvgg.conversion.verify import jax_truth
 from flaxvgg.network.config import ARCHITECTURES, VGGConfig
 from flaxvgg.weights.mapping import arrays_from_torch, build, model_arrays
 from helpers import random_images, torch_features, torch_vgg

@@ -25,7 +25,7 @@ from flax import nnx
 
 import flaxvgg
 from experiments.gap_collapse.peer import Network, channels_first
-from flaxvgg.conversion.verify import keeps_rule
+from flaxvgg.conversion.rule import keeps_rule
 from flaxvgg.network.config import Layer, VGGConfig
 from flaxvgg.network.model import VGG
 from flaxvgg.training.losses import LOSSES, multilabel_soft_margin_loss, resting_loss

@@ -1,7 +1,7 @@
 """Counts of zeros against PyTorch's and Keras's on the same weights, layer by layer.
 
 Where a count differs, every activation that is on another side of zero is located, and its
-pre-activation must be within rounding of zero, by the bound of `flaxvgg/conversion/verify.py`.
+pre-activation must be within rounding of zero, by the bound of `flaxvgg/conversion/rule.py`.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ import torchvision
 
 import flaxvgg
 from flaxvgg.conversion.reading import read_source
+from flaxvgg.conversion.rule import ROUNDING, Flip, Rounding
 from flaxvgg.conversion.target import convert
-from flaxvgg.conversion.verify import ROUNDING, Flip, Rounding
 from flaxvgg.images.loading import load_images
 from flaxvgg.images.samples import sample_photos
 from flaxvgg.network.config import Layer, VGGConfig

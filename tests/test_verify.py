@@ -5,21 +5,19 @@ import numpy as np
 import pytest
 import torch
 
+from flaxvgg.conversion import rule
 from flaxvgg.conversion import verify as verify_module
-from flaxvgg.conversion.source_weights import SourceError, SourceWeights
-from flaxvgg.conversion.verify import (
+from flaxvgg.conversion.pytorch import torch_networks, torch_references
+from flaxvgg.conversion.rule import (
     MAX_RATIO,
     ROUNDING,
     LayerCheck,
     Reference,
     compare,
-    jax_truth,
     relative_error,
-    torch_networks,
-    torch_references,
-    verification_images,
-    verify,
 )
+from flaxvgg.conversion.source_weights import SourceError, SourceWeights
+from flaxvgg.conversion.verify import jax_truth, verification_images, verify
 from flaxvgg.network.config import Layer, VGGConfig
 from flaxvgg.network.provenance import PREPROCESSING, Provenance
 from flaxvgg.weights.mapping import from_torch, model_arrays
@@ -250,7 +248,7 @@ def _rounding(layer: Layer, norm: Layer | None = None, seed: int = 0):
         for name in ("scale", "bias", "mean", "var"):
             values = rng.standard_normal(layer.outputs)
             parameters["room", norm.name, name] = abs(values) if name == "var" else values
-    return parameters, verify_module.Rounding(parameters, "room", layer, norm)
+    return parameters, rule.Rounding(parameters, "room", layer, norm)
 
 
 @pytest.mark.parametrize("norm", [None, Layer("bn", "batch_norm")], ids=["conv", "conv_bn"])

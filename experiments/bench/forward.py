@@ -9,7 +9,7 @@ from experiments.bench.tools import EAGER, FORWARD, Kind
 from experiments.gpu_report.speed import tuned
 from experiments.gpu_report.subject import HIGHEST
 from experiments.timing import Report
-from flaxvgg.conversion.verify import relative_error
+from flaxvgg.conversion.rule import relative_error
 
 
 def stack(study: Study) -> Iterator[Step]:

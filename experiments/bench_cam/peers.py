@@ -12,7 +12,7 @@ import torch
 from experiments.bench_cam.ours import SEVERAL, StateDict
 from experiments.timing import Call, Case
 from experiments.torch_device import DEVICE, wait
-from flaxvgg.conversion.verify import torch_networks
+from flaxvgg.conversion.pytorch import torch_networks
 from flaxvgg.network.config import VGGConfig
 
 _GRAD_CAM = {

@@ -9,7 +9,7 @@ from experiments.gpu_report import torch_maps, torch_side
 from experiments.gpu_report.subject import HIGHEST, on_device
 from experiments.gpu_report.torch_side import Networks
 from flaxvgg.cam.methods import METHODS, explain
-from flaxvgg.conversion.verify import keeps_rule, ratio_of
+from flaxvgg.conversion.rule import keeps_rule, ratio_of
 from flaxvgg.network.model import VGG
 
 WITH_CLASSIFIER = tuple(method for method in METHODS if method != "cam")

@@ -1,6 +1,6 @@
 """The numbers rule at every layer, in three kinds of arithmetic, where the tensors are.
 
-`flaxvgg.conversion.verify` looks at flips one by one on the host; a GPU's outputs of 4 million
+`flaxvgg.conversion.rule` looks at flips one by one on the host; a GPU's outputs of 4 million
 pixels are compared on the GPU, and the rounding that explains a flip is computed for all places at
 once.
 """
@@ -16,14 +16,9 @@ import torch
 from experiments.gpu_report import torch_side
 from experiments.gpu_report.subject import HIGHEST, Mode, on_device
 from experiments.gpu_report.torch_side import Networks
-from flaxvgg.conversion.verify import (
-    ROUNDING,
-    Flip,
-    LayerCheck,
-    TorchLayer,
-    all_outputs,
-    torch_layers,
-)
+from flaxvgg.conversion.pytorch import TorchLayer, torch_layers
+from flaxvgg.conversion.rule import ROUNDING, Flip, LayerCheck
+from flaxvgg.conversion.verify import all_outputs
 from flaxvgg.network.config import Layer, VGGConfig
 from flaxvgg.network.model import VGG
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.gpu_report import parity, speed
 from experiments.gpu_report.torch_side import NO_CUDA
-from flaxvgg.conversion.verify import keeps_rule, limit
+from flaxvgg.conversion.rule import keeps_rule, limit
 
 PASS, FAIL, MISSING = "pass", "fail", "not measured"
 Target = dict[str, Any]

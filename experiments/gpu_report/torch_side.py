@@ -11,7 +11,7 @@ import torch
 
 from experiments.gpu_report.subject import TRAINING, Mode, Weights
 from experiments.torch_device import DEVICE
-from flaxvgg.conversion.verify import torch_networks
+from flaxvgg.conversion.pytorch import torch_networks
 from flaxvgg.network.config import VGGConfig
 
 NO_CUDA = "no CUDA device"
@@ -73,7 +73,7 @@ def arithmetic(mode: Mode) -> Iterator[None]:
 
 
 def relative_error(output: torch.Tensor, truth: torch.Tensor) -> float:
-    """`flaxvgg.conversion.verify.relative_error`, where the tensors are."""
+    """`flaxvgg.conversion.rule.relative_error`, where the tensors are."""
     if output.shape != truth.shape:
         return float("inf")
     size = float(torch.linalg.vector_norm(truth)) or 1.0

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxvgg.commands.tables import facts, model_facts
-from flaxvgg.conversion.verify import LayerCheck, limit
+from flaxvgg.conversion.rule import LayerCheck, limit
 from flaxvgg.network.model import VGG
 
 _LISTED = 10
