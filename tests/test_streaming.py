@@ -23,8 +23,10 @@ import flaxvgg
 from flaxvgg.cam.photos import plan_maps
 from flaxvgg.evaluation.localisation import max_box_acc, max_box_acc_v2, pointing_game
 from flaxvgg.images.datasets import DatasetError, label_file
+from flaxvgg.images.fingerprint import UNKNOWN
 from flaxvgg.images.loading import fit_boxes, fit_image, load_images, open_image
 from flaxvgg.images.orientation import upright_boxes
+from flaxvgg.network.provenance import PREPROCESSING
 from flaxvgg.streaming import (
     Source,
     Store,
@@ -598,6 +600,8 @@ def test_memory_does_not_grow_with_the_images():
 
 
 def test_damaged_rows_of_a_parquet_file_are_broken_images(folder, tmp_path):
+    from pyarrow import parquet
+
     data = (folder / "cats" / "00.png").read_bytes()
     table = pyarrow.table({"image": [data] * 6})
     path = tmp_path / "images.parquet"
