@@ -23,8 +23,10 @@ import flaxvgg
 from flaxvgg.cam.photos import plan_maps
 from flaxvgg.evaluation.localisation import max_box_acc, max_box_acc_v2, pointing_game
 from flaxvgg.images.datasets import DatasetError, label_file
+from flaxvgg.images.fingerprint import UNKNOWN
 from flaxvgg.images.loading import fit_boxes, fit_image, load_images, open_image
 from flaxvgg.images.orientation import upright_boxes
+from flaxvgg.network.provenance import PREPROCESSING
 from flaxvgg.streaming import (
     Source,
     Store,
@@ -595,3 +597,22 @@ def test_memory_does_not_grow_with_the_images():
     """1,000 images here; `python -m tests.memory_trial` takes 10,000."""
     peaks = json.loads(finished(start("-m", "tests.memory_trial", "--count", 1000)))
     assert peaks["all"] < 1.05 * peaks["quarter"], peaks
+
+
+def test_damaged_rows_of_a_parquet_file_are_broken_images(folder, tmp_path):
+    from pyarrow import parquet
+
+    data = (folder / "cats" / "00.png").read_bytes()
+    table = pyarrow.table({"image": [data] * 6})
+    path = tmp_path / "images.parquet"
+    parquet.write_table(
+        table, path, row_group_size=3, write_page_checksum=True, use_dictionary=False
+    )
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(b"IHDR") + 5] ^= 1
+    path.write_bytes(damaged)
+    source = find_source(path)
+    problems = [source.read(i, None, PREPROCESSING["torchvision"]).problem for i in range(6)]
+    assert all(x.startswith("rows 1 to 3 of images.parquet are damaged (") for x in problems[:3])
+    assert problems[3:] == [""] * 3
+    assert source.content(0) == UNKNOWN != source.content(3)

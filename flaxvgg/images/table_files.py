@@ -186,11 +186,14 @@ class ImagesInside:
         import pyarrow
         from pyarrow import parquet
 
+        first, last = self._starts[number] + 1, self._starts[number + 1]
         try:
             with parquet.ParquetFile(self._path, page_checksum_verification=True) as file:
-                return file.read_row_group(number, columns=["image"]).column("image")
+                found = file.read_row_group(number, columns=["image"]).column("image")
+            if len(found) != last - first + 1:
+                raise pyarrow.ArrowInvalid(f"{len(found)} of {last - first + 1} rows")
+            return found
         except (pyarrow.ArrowException, OSError) as error:
-            first, last = self._starts[number] + 1, self._starts[number + 1]
             reason = str(error).splitlines()[0]
             raise ImageError(
                 f"rows {first} to {last} of {self._path.name} are damaged ({reason}): get it again"

@@ -1,5 +1,6 @@
 """Tables of images as people export them: encodings, separators, numbers, boxes, images inside."""
 
+import contextlib
 import csv
 import io
 import json
@@ -166,10 +167,10 @@ def _true_packed(data: bytes, path: Path, whole: bytes) -> Arrays:
     pixels = []
     images: list[Any] = []
     for i in range(file.num_row_groups):
-        try:
-            images += file.read_row_group(i, columns=["image"]).column("image").to_pylist()
-        except (OSError, pyarrow.ArrowException):
-            images += [None] * file.metadata.row_group(i).num_rows
+        count, found = file.metadata.row_group(i).num_rows, []
+        with contextlib.suppress(OSError, pyarrow.ArrowException):
+            found = file.read_row_group(i, columns=["image"]).column("image").to_pylist()
+        images += found if len(found) == count else [None] * count
     for image in images:
         cell = image["bytes"] if isinstance(image, dict) else image
         try:
