@@ -120,7 +120,8 @@ def _example() -> tuple:
 
 def test_it_finds_what_the_verification_finds():
     config, networks, images, references, ours = _example()
-    parameters = model_arrays(subject.model_of(config, subject.random_weights(config)))
+    model = subject.model_of(config, subject.random_weights(config))
+    parameters = {path: np.asarray(value) for path, value in model_arrays(model).items()}
     expected = list(compare(config, parameters, images, dict(ours), "PyTorch", references))
     tensors = {name: torch.from_numpy(array) for name, array in ours.items()}
     found = [

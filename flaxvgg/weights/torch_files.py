@@ -92,6 +92,9 @@ _DAMAGE += (zipfile.BadZipFile, UnicodeDecodeError, OverflowError, MemoryError)
 _Storages = Mapping[str, np.ndarray]
 
 
+_NUMBERS = ".storage_alignment", ".data/serialization_id"  # members that not every archive has
+
+
 def _read_archive(path: Path, mapped: MappedFile) -> tuple[Any, _Storages]:
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
@@ -109,10 +112,12 @@ def _read_archive(path: Path, mapped: MappedFile) -> tuple[Any, _Storages]:
         folder = pickles[0].removesuffix("data.pkl")
         # PyTorch's own reader wants all of this, so what has it not is damaged.
         outside = [name for name in members if not name.startswith(folder)]
-        version = archive.read(f"{folder}version") if f"{folder}version" in members else b""
-        alignment = f"{folder}.storage_alignment"
-        numbers = [version.strip(), archive.read(alignment) if alignment in members else b"64"]
-        if outside or not all(number.isdigit() for number in numbers):
+        numbers = [
+            archive.read(name).strip()
+            for name in (f"{folder}version", *(folder + name for name in _NUMBERS))
+            if name in members
+        ]
+        if outside or f"{folder}version" not in members or not all(x.isdigit() for x in numbers):
             raise TorchFileError("is damaged: it is not the archive that PyTorch writes")
         order = f"{folder}byteorder"
         if order in members and archive.read(order) != b"little":

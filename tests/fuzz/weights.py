@@ -102,6 +102,8 @@ def _in_a_set(folder: Path, name: str, data: bytes) -> Path:
 
 
 def _true_set(data: bytes, path: Path, whole: bytes) -> Arrays:
+    if file_kind(path) != "index":  # weights of another kind under its name
+        return _true_weights(data, path, whole)
     where = json.loads(path.read_text())["weight_map"]
     parts = {part: _true_safetensors((path.parent / part).read_bytes()) for part in where.values()}
     found = {name: array for arrays in parts.values() for name, array in arrays.items()}
