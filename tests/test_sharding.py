@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 import flaxvgg
 import sharded
+from flaxvgg.commands.console import Shown
 from flaxvgg.images.datasets import image_folder
 from flaxvgg.network.provenance import PREPROCESSING
 from flaxvgg.training import data as data_module
@@ -203,7 +204,7 @@ def test_a_run_goes_on_on_more_devices_and_on_fewer(photos, tiny, tmp_path):
 
 
 def test_devices_that_do_not_divide_the_batch_are_left_out(photos, tiny, tmp_path, capsys):
-    train(tiny, a_run(photos, batch=9), tmp_path)
+    train(tiny, a_run(photos, batch=9), tmp_path, watch=Shown())
     assert "training on 1 of 2 devices" in capsys.readouterr().err
 
 
