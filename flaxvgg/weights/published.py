@@ -153,7 +153,7 @@ def find_published(name: object, arch: str | None = None) -> Published | Package
 def imagenet_classes() -> tuple[str, ...]:
     """The 1000 class names of ILSVRC 2012 in the order of the logits, as torchvision has them."""
     text = (
-        importlib.resources.files("flaxvgg.weights.published")
+        importlib.resources.files("flaxvgg.weights")
         .joinpath("imagenet_classes.txt")
         .read_text("utf-8")
     )
