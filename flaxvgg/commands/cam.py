@@ -66,8 +66,8 @@ def cam(
 ) -> None:
     """Show where in photos the evidence for a class is: class activation maps.
 
-    Ctrl-C stops; photos that are done by then are kept, and into a .zarr store the same line goes
-    on. Exit code 1 says that some photos could not be read.
+    Ctrl-C stops; photos that are done by then are kept, into a .zarr store rerun the command to
+    resume. Exit code 1 says that some photos could not be read.
     """
     with clear_errors("nothing was written"):
         if is_store(out, batch, distributed, localise):

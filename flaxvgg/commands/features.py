@@ -44,8 +44,8 @@ def features(
 ) -> None:
     """Write the features of photos: one array a layer, and the GAP vectors.
 
-    A .zarr store takes any number of photos: killed or stopped, the same line goes on. Exit code 1
-    says that some could not be read.
+    A .zarr store takes any number of photos: rerun the command to resume. Exit code 1 says that
+    some could not be read.
     """
     with clear_errors(f"{out} is as it was"):
         if is_store(out, batch, distributed):

@@ -58,7 +58,7 @@ def sparsity(
     """Count what is zero in photos, layer by layer, and show where and why.
 
     Ctrl-C stops the counting and reports what was counted, marked as partial; into a .zarr store,
-    the same line goes on. Exit code 1 says that some photos could not be read.
+    rerun the command to resume. Exit code 1 says that some photos could not be read.
     """
     with clear_errors(f"{out} is as it was" if out else "nothing was written"):
         names = layers.split(",") if layers is not None else None
