@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
-from jax.sharding import AbstractMesh, PartitionSpec, use_abstract_mesh
+from jax.sharding import PartitionSpec, use_abstract_mesh
 from jaxtyping import Array
 
+from flaxvgg.ops.sharding import NO_MESH
+
 Precision = Any  # jax.lax.PrecisionLike
-_NO_MESH = AbstractMesh((), ())
 
 
 def is_highest(precision: Precision) -> bool:
@@ -52,7 +53,7 @@ class Operation:
             # A size that is a symbol is an exported program's.
             is_known = all(isinstance(size, int) for array in arrays for size in array.shape)
             function = functools.partial(on_cpu if is_known else elsewhere, **dict(settings))
-            with jax.disable_jit(False), use_abstract_mesh(_NO_MESH):
+            with jax.disable_jit(False), use_abstract_mesh(NO_MESH):
                 return jax.make_jaxpr(function)(*arrays)
 
         self._on_cpu = traced

@@ -4,8 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, use_abstract_mesh
+from jaxtyping import Array, PyTree
+
+NO_MESH = AbstractMesh((), ())
 
 
 def spread_by_xla(
@@ -28,3 +32,23 @@ def spread_by_xla(
         function, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, spec)
     )
     return automatic(images, *others)
+
+
+def sum_over_devices(array: Array, axes: str | tuple[str, ...]) -> Array:
+    """`jax.lax.psum` for the rule of a `custom_partitioning`, whatever mesh the caller has set.
+
+    Such a rule is lowered while XLA compiles. With `jax.set_mesh` JAX would write a sharding into
+    the addition that it hands to XLA's all-reduce, and XLA refuses that.
+    """
+    return _summed.bind(array, axes=axes)
+
+
+def _lower_sum(context: mlir.LoweringRuleContext, operand: Any, *, axes: str | tuple[str, ...]) -> Any:
+    with use_abstract_mesh(NO_MESH):
+        sum_of = mlir.lower_fun(lambda y: jax.lax.psum(y, axes), multiple_results=False)
+        return sum_of(context, operand)
+
+
+_summed = Primitive("sum_over_devices")
+_summed.def_abstract_eval(lambda array, **_: array)
+mlir.register_lowering(_summed, _lower_sum)
