@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -40,6 +41,11 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Modules clean up after themselves as ever."""
     gc.unfreeze()
+
+
+def pytest_configure() -> None:
+    """Tests press Ctrl-C, which a shell lets its background jobs ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")

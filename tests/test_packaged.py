@@ -297,7 +297,7 @@ def test_a_pickle_of_other_things_is_not_executed(tmp_path):
     trap = tmp_path / "executed"
     path = tmp_path / "evil.ckpt"
     path.write_bytes(pickle.dumps({"VGG16_0": _Malicious(trap)}, 3))
-    with pytest.raises(WeightsError, match=r"was not executed: it asks for 'io\.open'"):
+    with pytest.raises(WeightsError, match=r"was not executed: it asks for '_?io\.open'"):
         read_weights(path)
     assert not trap.exists()
 

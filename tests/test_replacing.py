@@ -60,6 +60,25 @@ def test_a_folder_is_replaced_whole(tmp_path, in_one_step):
         assert os.listdir(tmp_path) == ["model"]
 
 
+def test_a_writer_that_is_overtaken_between_its_two_steps_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(replacing, "exchange", lambda a, b: False)
+    path, rename = tmp_path / "model", Path.rename
+    replace_whole(path, _folder("start"))
+    overtaken = []
+
+    def rename_and_be_overtaken(self: Path, target: Path) -> Path:
+        found = rename(self, target)
+        if not overtaken:
+            overtaken.append(target)
+            replace_whole(path, _folder("theirs"))
+        return found
+
+    monkeypatch.setattr(Path, "rename", rename_and_be_overtaken)
+    replace_whole(path, _folder("ours"))
+    assert overtaken and _texts(path) == {"ours"}
+    assert os.listdir(tmp_path) == ["model"]
+
+
 def test_names_up_to_the_longest_can_be_replaced(tmp_path):
     path = tmp_path / ("n" * 251 + ".npz")
     for text in ("one", "two"):

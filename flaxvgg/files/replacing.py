@@ -230,6 +230,8 @@ def _put(new: Path, path: Path, folder: Path) -> None:
 def _put_in_two_steps(new: Path, path: Path, folder: Path) -> None:
     old = folder / "old" / path.name
     old.parent.mkdir(exist_ok=True)
+    # What an earlier try took away: another writer has put its own there since.
+    shutil.rmtree(old, ignore_errors=True)
     path.rename(old)  # a directory cannot be renamed over another
     try:
         new.replace(path)
