@@ -75,7 +75,8 @@ def test_a_writer_that_is_overtaken_between_its_two_steps_goes_on(tmp_path, monk
 
     monkeypatch.setattr(Path, "rename", rename_and_be_overtaken)
     replace_whole(path, _folder("ours"))
-    assert overtaken and _texts(path) == {"ours"}
+    assert overtaken
+    assert _texts(path) == {"ours"}
     assert os.listdir(tmp_path) == ["model"]
 
 

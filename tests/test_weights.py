@@ -512,13 +512,11 @@ def test_bytes_that_differ_from_the_hubs_digest(use_hub, safetensors_bytes):
             fetch_hub(HUB_RECORD)
 
 
-def _refused_by_the_hub(reason: str, seconds: float) -> None:
-    start = time.monotonic()
+def _refused_by_the_hub(reason: str) -> None:
     with pytest.raises(
         WeightsError, match=f"cannot download {HUB_RECORD.title} .*{reason}"
     ) as caught:
         fetch_hub(HUB_RECORD)
-    assert time.monotonic() - start < seconds
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     for part in ("try again with a network", HUB_RECORD.hub, HUB_RECORD.file, "path as weights"):
@@ -527,19 +525,19 @@ def _refused_by_the_hub(reason: str, seconds: float) -> None:
 
 def test_a_hub_that_is_not_there(use_hub):
     use_hub(_closed_port())
-    _refused_by_the_hub("Connection refused", seconds=5)
+    _refused_by_the_hub("Connection refused")
 
 
 def test_a_hub_without_the_file(use_hub):
     with _server({}) as (url, _):
         use_hub(url)
-        _refused_by_the_hub("404 .*", seconds=10)
+        _refused_by_the_hub("404 .*")
 
 
 def test_a_server_that_is_no_hub(use_hub, safetensors_bytes):
     with _server({HUB_FILE: safetensors_bytes}) as (url, _):
         use_hub(url)
-        _refused_by_the_hub("", seconds=10)
+        _refused_by_the_hub("")
 
 
 def test_a_hub_that_hangs_up(use_hub, safetensors_bytes, monkeypatch):
@@ -548,14 +546,14 @@ def test_a_hub_that_hangs_up(use_hub, safetensors_bytes, monkeypatch):
     headers = _hub_headers(hashlib.sha256(safetensors_bytes).hexdigest())
     with _server({HUB_FILE: safetensors_bytes}, headers, cut=1000) as (url, _):
         cache = use_hub(url)
-        _refused_by_the_hub("", seconds=60)
+        _refused_by_the_hub("")
     assert not list(cache.rglob("model.safetensors"))
 
 
 def test_a_network_that_is_switched_off(use_hub, monkeypatch):
     use_hub("http://127.0.0.1:1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    _refused_by_the_hub("", seconds=10)
+    _refused_by_the_hub("")
 
 
 # Damage of any kind, and no torch.

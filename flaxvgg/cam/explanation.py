@@ -33,6 +33,7 @@ class Explanation(Drawn):
 
     `layer_maps` has one array (N, K, h, w) for each of `layers`: raw, signed, at the layer's own
     size. `classes` (N, K) are the classes explained and `scores` (N, K) their logits.
+    `.plot(images, names=())` draws them over the images: `plotting.cam.explanation_figure`.
     """
 
     layer_maps: tuple[Float[Array, "n k _ _"], ...]

@@ -1,4 +1,4 @@
-"""Boxes on photos that a camera stored turned, and noted so (EXIF's orientation)."""
+"""EXIF's orientation, and boxes turned by it; pixels are turned in `loading.upright`."""
 
 from collections.abc import Sequence
 

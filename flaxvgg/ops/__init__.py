@@ -1,1 +1,1 @@
-"""What a CPU computes in its own way: convolution, linear layer, pooling."""
+"""Convolution, linear layer and max pooling: in C on a CPU, XLA's own elsewhere."""

@@ -21,7 +21,7 @@ from flaxvgg.ops.primitive import Operation, Precision
 
 
 def fits(x: Array, kernel: Array) -> bool:
-    """Whether `conv3x3` takes these arrays, and a CPU has it."""
+    """Whether `conv3x3` takes these arrays, and its compiled part was built."""
     if not (x.dtype == kernel.dtype == jnp.float32 and kernel.shape[:2] == (3, 3) and x.ndim == 4):
         return False
     if not native.IS_AVAILABLE and jax.default_backend() == "cpu":

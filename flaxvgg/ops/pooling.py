@@ -1,4 +1,7 @@
-"""2x2 max pooling, with PyTorch's gradient where values tie."""
+"""2x2 max pooling, with PyTorch's gradient where values tie.
+
+`network.model` calls it; after a convolution and ReLU a CPU pools within `conv3x3_block` instead.
+"""
 
 import jax
 import jax.numpy as jnp

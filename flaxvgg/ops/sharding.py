@@ -43,7 +43,9 @@ def sum_over_devices(array: Array, axes: str | tuple[str, ...]) -> Array:
     return _summed.bind(array, axes=axes)
 
 
-def _lower_sum(context: mlir.LoweringRuleContext, operand: Any, *, axes: str | tuple[str, ...]) -> Any:
+def _lower_sum(
+    context: mlir.LoweringRuleContext, operand: Any, *, axes: str | tuple[str, ...]
+) -> Any:
     with use_abstract_mesh(NO_MESH):
         sum_of = mlir.lower_fun(lambda y: jax.lax.psum(y, axes), multiple_results=False)
         return sum_of(context, operand)
