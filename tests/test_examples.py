@@ -1,4 +1,4 @@
-"""The examples in the docstrings of public functions, as a reader would run them."""
+"""The examples in the docstrings of public functions and classes, as a reader would run them."""
 
 import doctest
 import inspect
@@ -13,7 +13,12 @@ from PIL import Image
 import flaxvgg
 from networks import random_images, random_model
 
-_FUNCTIONS = [name for name in flaxvgg.__all__ if inspect.isfunction(getattr(flaxvgg, name))]
+_SHOWN = [
+    name
+    for name in flaxvgg.__all__
+    if callable(public := getattr(flaxvgg, name))
+    and not (inspect.isclass(public) and issubclass(public, Exception))
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def names():
     }
 
 
-@pytest.mark.parametrize("name", _FUNCTIONS)
+@pytest.mark.parametrize("name", _SHOWN)
 def test_the_example_runs(name, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if name.startswith("vgg"):  # to draw 120 million numbers takes seconds, and shows nothing

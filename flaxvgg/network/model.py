@@ -158,6 +158,9 @@ class VGG(nnx.Module):
     Images are float arrays of shape (N, H, W, 3) with H, W >= 32, normalised by `preprocessing`
     (`model.load_images(paths)` gives them). Any other number of leading axes works alike, and so do
     tensors of PyTorch and lists of images of one size.
+
+    >>> model(images).shape, model.activations(images, ["pool5"])["pool5"].shape
+    ((2, 3), (2, 2, 2, 512))
     """
 
     def __init__(
