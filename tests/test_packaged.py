@@ -315,6 +315,24 @@ def test_a_small_pickle_cannot_unfold():
         read_arrays(b"\x80\x03" + b"}" * 10**6)
 
 
+def test_nothing_in_a_pickle_of_arrays_goes_unchecked():
+    entry = b"X\x01\0\0\0a}s"
+    assert read_arrays(b"\x80\x03}" + entry + b".") == {"a": {}}
+    for data, words in [
+        (b"\x80\x03}" + 2 * entry + b".", "there twice"),
+        (b"\x80\x03}NNs.", "names that are no texts"),
+        (b"\x80\x03}}Ns.", "a key that is no name"),
+        (b"\x80\x03}N.", "values left over"),
+        (b"\x80\x03}..", "left over at its end"),
+        (b"\x80\x03}0.", "has the instruction POP"),
+        (b"\x80\x04}.", "protocol 3"),
+        (b"\x80\x03}(q\0u.", "a mark for a value"),
+        (b"\x80\x03}}b.", "a state for what has none"),
+    ]:
+        with pytest.raises(PickleError, match=words):
+            read_arrays(data)
+
+
 def test_arrays_are_views():
     data = pickle.dumps({"a": np.arange(6, dtype=np.float32).reshape(2, 3)}, 3)
     data = data.replace(b"numpy._core.multi", b"numpy.core.multi")

@@ -122,7 +122,7 @@ def average_increase(
     "% increase in confidence". Raises ValueError where `average_drop` does.
 
     >>> heat = flaxvgg.explain(model, images, classes=0).heatmaps((64, 64))[:, 0]
-    >>> 0 <= float(flaxvgg.average_increase(model, images, heat, jnp.array([0, 0]))) <= 1
+    >>> 0 <= float(flaxvgg.average_increase(model, images, heat, jnp.array([0, 0]))) <= 100
     True
     """
     before, after = _confidences(_Inputs(model, images, heatmaps, classes, activation))
