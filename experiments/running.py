@@ -1,13 +1,13 @@
 """How every experiment begins and ends: its options, its weights, and the files that it leaves."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flaxvgg.commands.console import PlainCommand, step
+from flaxvgg.commands.console import PlainCommand, console, step
 from flaxvgg.files.folders import write_bytes
 
 if TYPE_CHECKING:
@@ -42,6 +42,22 @@ def read_model(weights: str, arch: str | None = None, dtype: str | None = None) 
     return model
 
 
+def read_fast_model(weights: str, arch: str | None = None) -> "VGG":
+    """`read_model` with XLA's own convolution, for what does not hang on the last bit.
+
+    It is twice as fast on a CPU.
+    """
+    import flaxvgg
+
+    read = read_model(weights, arch)
+    return flaxvgg.from_torch(
+        read.config.arch,
+        flaxvgg.to_torch(read),
+        precision="default",
+        provenance=read.provenance,
+    )
+
+
 def write_results(
     out: Path, results: Any, page: str, pictures: Mapping[str, bytes] | None = None
 ) -> None:
@@ -57,3 +73,12 @@ def write_results(
     }
     for name, data in files.items():
         write_bytes(out / name, data)
+
+
+def finish(out: Path, picture: str, missed: Sequence[str] = ()) -> None:
+    """Say what was missed, and where the results are; exit code 1 where something was missed."""
+    for line in missed:
+        console.print(f"missed: {line}", style="red", highlight=False)
+    console.print(f"look at {out / picture} and {out / 'README.md'}", style="bold")
+    if missed:
+        raise typer.Exit(1)

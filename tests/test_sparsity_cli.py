@@ -3,19 +3,18 @@
 import dataclasses
 import json
 import signal
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import flaxvgg
-from flaxvgg.commands.cli import app
 from flaxvgg.commands.sparsity_files import write_survey
 from flaxvgg.plotting.sparsity import map_sheet, places_picture
 from flaxvgg.sparsity.survey import survey_photos
-from helpers import small_model
+from helpers import check_refused, run_flaxvgg, small_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 SIZE = (32, 64)
@@ -55,11 +54,7 @@ def survey(model, photos):
     return survey_photos(model, flaxvgg.find_images(photos), None, SIZE)
 
 
-def run(*arguments):
-    result = CliRunner().invoke(app, ["sparsity", *map(str, arguments)])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+run = partial(run_flaxvgg, "sparsity")
 
 
 @pytest.fixture
@@ -199,11 +194,7 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(tmp_path, photos, no_m
         ((photos, "--html"), "add --out DIR"),
         ((photos, "--out", file), "is a file: choose a folder"),
     ]:
-        result = run(*arguments)
-        assert result.exit_code == 2, arguments
-        assert result.stderr.startswith("error: ")
-        assert len(result.stderr.strip().splitlines()) == 1
-        assert words in result.stderr
+        check_refused(run(*arguments), words)
     assert run().exit_code == 2  # no photo
 
 

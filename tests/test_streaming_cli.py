@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 import xarray
 from PIL import Image
-from typer.testing import CliRunner
 
 import flaxvgg.commands.streaming
-from flaxvgg.commands.cli import app
 from flaxvgg.streaming import Store
-from helpers import TINY_GAP, tiny_vgg
+from helpers import TINY_GAP, run_flaxvgg, tiny_vgg
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -37,17 +35,10 @@ def photos(tmp_path):
     return folder
 
 
-def run(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
 def test_features_into_a_store(tmp_path, photos):
     out = tmp_path / "f.zarr"
     command = ("features", photos, "--layers", "pool2,logits", "--size", "32x32", "--out", out)
-    result = run(*command)
+    result = run_flaxvgg(*command)
     assert result.exit_code == 1  # for the broken one
     assert "4 done, 1 broken, 0 left" in result.stdout
     assert "pool2 (5, 8, 8, 12)" in result.stdout
@@ -55,10 +46,10 @@ def test_features_into_a_store(tmp_path, photos):
     with xarray.open_zarr(out, consolidated=False) as stored:
         assert stored.name.values.tolist() == [f"{i}.png" for i in range(5)]
         assert stored.logits.shape == (5, 5)
-    again = run(*command)
+    again = run_flaxvgg(*command)
     assert again.exit_code == 1
     assert "going on: 5 of 5 images are done" in again.stdout
-    told = run("info", out)
+    told = run_flaxvgg("info", out)
     assert told.exit_code == 0
     assert "features of vgg11" in told.stdout
 
@@ -66,13 +57,13 @@ def test_features_into_a_store(tmp_path, photos):
 def test_native_sizes(tmp_path, photos):
     Image.new("RGB", (64, 33)).save(photos / "5.png")
     options = "--layers", "pool2", "--size", "native"
-    result = run("features", photos, *options, "--out", tmp_path / "n.zarr")
+    result = run_flaxvgg("features", photos, *options, "--out", tmp_path / "n.zarr")
     assert "40x48/pool2 (6, 10, 12, 12)" in result.stdout
     assert "33x64/pool2 (6, 8, 16, 12)" in result.stdout
 
 
 def test_sparsity_into_a_store(tmp_path, photos):
-    result = run("sparsity", photos, "--size", "32x32", "--out", tmp_path / "s.zarr")
+    result = run_flaxvgg("sparsity", photos, "--size", "32x32", "--out", tmp_path / "s.zarr")
     assert result.exit_code == 1
     assert "of pool2 is zero" in result.stdout
     assert "vgg11, random initialisation: 4 photos" in result.stdout
@@ -81,17 +72,17 @@ def test_sparsity_into_a_store(tmp_path, photos):
 
 def test_sparsity_of_native_sizes(tmp_path, photos):
     Image.new("RGB", (64, 33)).save(photos / "5.png")
-    result = run("sparsity", photos, "--size", "native", "--out", tmp_path / "s.zarr")
+    result = run_flaxvgg("sparsity", photos, "--size", "native", "--out", tmp_path / "s.zarr")
     assert "vgg11, random initialisation: 5 photos" in result.stdout
 
 
 def test_maps_and_localisation(tmp_path, photos):
     options = "--size", "32x32", "--method", "cam,grad_cam"
     boxes = photos / "boxes.csv"
-    maps = run("cam", boxes, *options, "--classes", "0,2", "--out", tmp_path / "m.zarr")
+    maps = run_flaxvgg("cam", boxes, *options, "--classes", "0,2", "--out", tmp_path / "m.zarr")
     assert "grad_cam (5, 2, 16, 16)" in maps.stdout
     assert "cam (5, 2, 8, 8)" in maps.stdout
-    found = run("cam", boxes, *options, "--localise", "--out", tmp_path / "l.zarr")
+    found = run_flaxvgg("cam", boxes, *options, "--localise", "--out", tmp_path / "l.zarr")
     assert "do the maps find the objects?" in found.stdout
     assert "MaxBoxAccV2" in found.stdout
     assert set(Store(tmp_path / "l.zarr").arrays()) == {"class", "cam_hit", "grad_cam_hit"}
@@ -120,7 +111,7 @@ GAP = ("--layers", "gap")
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, photos, monkeypatch, command, says):
     monkeypatch.chdir(tmp_path)
-    result = run(*(photos if part == "PHOTOS" else part for part in command))
+    result = run_flaxvgg(*(photos if part == "PHOTOS" else part for part in command))
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert says in result.stderr

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from experiments.running import Program
 from flaxvgg.commands.console import clear_errors, console
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Program()
 
 
 @app.command()

@@ -1,6 +1,5 @@
 """python -m experiments.bench_cam: what every CAM method costs, beside grad-cam and torchcam."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,13 @@ from rich.progress import Progress
 
 import flaxvgg
 from experiments.bench_cam import ours, report
+from experiments.running import Program, write_results
 from experiments.timing import Case, Report, machine, measure
 from flaxvgg.commands.console import clear_errors, console, step
-from flaxvgg.files.folders import check_folder, write_bytes
+from flaxvgg.files.folders import check_folder
 from flaxvgg.plotting.figures import png
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Program()
 TOOLS = {"flaxvgg": "highest", "flaxvgg default": "default"}
 CHANNELS = 32  # of Score-CAM, and of the packages' Ablation-CAM; the rest is reckoned
 _MEMORY = ("grad_cam", "grad_cam++", "xgrad_cam", "hires_cam", "layer_cam")
@@ -46,9 +46,8 @@ def main(
             raise ValueError(f"rounds must be at least 1, and methods be among {choices}")
         check_folder(out)
         results = run(arch, size, rounds, chosen)
-        write_bytes(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-        write_bytes(out / "README.md", report.readme(results).encode())
-        write_bytes(out / "costs.png", png(report.costs_figure(results)))
+        drawn = {"costs.png": png(report.costs_figure(results))}
+        write_results(out, results, report.readme(results), drawn)
     console.print(report.costs_table(results), highlight=False, markup=False, soft_wrap=True)
     console.print(f"look at {out / 'README.md'} and {out / 'costs.png'}", style="bold")
 

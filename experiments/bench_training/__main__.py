@@ -1,6 +1,5 @@
 """python -m experiments.bench_training: what a step of training takes, beside PyTorch's."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +14,12 @@ from flax import nnx
 from rich.progress import Progress
 
 import flaxvgg
+from experiments.running import Program, write_results
 from experiments.timing import Call, Case, Report, machine, measure
 from experiments.torch_device import DEVICE
 from flaxvgg.commands.console import clear_errors, console
-from flaxvgg.files.folders import write_bytes
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Program()
 CLASSES = 20
 # What is trained: the rate of the convolutions, as a part of the head's.
 TRAINED = {"everything": 1.0, "the head alone": 0.0}
@@ -42,8 +41,7 @@ def main(
     """
     with clear_errors(f"{out} is as it was"):
         results = run(arch, batch, [int(size) for size in sizes.split(",")], rounds)
-        write_bytes(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-        write_bytes(out / "README.md", readme(results).encode())
+        write_results(out, results, readme(results))
     console.print(table(results), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ import typer
 from rich.progress import Progress
 
 from experiments.real_weights import REAL_WEIGHTS
-from experiments.running import Out, Program, Weights, read_model, write_results
+from experiments.running import Out, Program, Weights, finish, read_fast_model, write_results
 from flaxvgg.commands.console import clear_errors, console
 
 _STEPS = {"features": 30, "classifier": 25, "maps": 35, "costs": 10}  # their part of the time
@@ -33,17 +33,12 @@ def main(
 
 
 def _compare(weights: str, arch: str, out: Path) -> None:
-    import flaxvgg
     from experiments.cam_on_vgg16 import figure, report, study
     from experiments.composed.picture import to_png
     from flaxvgg.files.folders import check_folder
 
     check_folder(out)
-    read = read_model(weights, arch)
-    # XLA's own convolution: where a map peaks does not hang on the last bit.
-    model = flaxvgg.from_torch(
-        arch, flaxvgg.to_torch(read), precision="default", provenance=read.provenance
-    )
+    model = read_fast_model(weights, arch)
     with Progress(console=console, transient=True) as progress:
         tasks = {name: progress.add_task(name, total=1.0) for name in _STEPS}
         results, shown = study.run(
@@ -52,7 +47,7 @@ def _compare(weights: str, arch: str, out: Path) -> None:
     pictures = {"cam_on_vgg16.png": to_png(figure.draw(shown))}
     write_results(out, results, report.readme(results), pictures)
     console.print(report.table(results), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"look at {out / 'cam_on_vgg16.png'} and {out / 'README.md'}", style="bold")
+    finish(out, "cam_on_vgg16.png")
 
 
 if __name__ == "__main__":

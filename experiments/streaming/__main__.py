@@ -10,13 +10,13 @@ from typing import Annotated
 
 import typer
 
+from experiments.running import Program, write_results
 from experiments.streaming.report import readme, table
 from experiments.streaming.study import Plan, disk, memory_of, speed
 from experiments.timing import machine
 from flaxvgg.commands.console import clear_errors, console, step
-from flaxvgg.files.folders import write_bytes
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Program()
 
 
 @app.command()
@@ -52,8 +52,7 @@ def main(
                 found["memory"] = [_memory(plan, n, Path(folder)) for n in (most // 4, most)]
         found["load"] = [*load, round(os.getloadavg()[0], 2)]
         found["machine"] = machine("jax", "tensorstore", "zarr", "grain")
-        write_bytes(out / "results.json", (json.dumps(found, indent=1) + "\n").encode())
-        write_bytes(out / "README.md", readme(found).encode())
+        write_results(out, found, readme(found))
     console.print(table(found), highlight=False, markup=False, soft_wrap=True)
 
 

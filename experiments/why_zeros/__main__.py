@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from experiments.real_weights import REAL_WEIGHTS
-from experiments.running import Out, Program, Weights, read_model, write_results
-from flaxvgg.commands.console import clear_errors, console
+from experiments.running import Out, Program, Weights, finish, read_model, write_results
+from flaxvgg.commands.console import clear_errors
 
 app = Program()
 
@@ -39,7 +39,7 @@ def _study(weights: str, out: Path) -> None:
     results = study.run(subject)
     drawn = {"why_zeros.png": png(figure.draw(results))}
     write_results(out, study.to_text(results), report.readme(results), drawn)
-    console.print(f"look at {out / 'why_zeros.png'} and {out / 'README.md'}", style="bold")
+    finish(out, "why_zeros.png")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,12 @@ from flaxvgg.drawn import Drawn
 
 
 class Flag(enum.IntEnum):
-    """What a map is, if it is no map to trust."""
+    """What a map is, if it is no map to trust.
+
+    >>> flags = flaxvgg.explain(model, images, classes=0).flags
+    >>> flaxvgg.Flag(int(flags[0, 0])).name
+    'FINE'
+    """
 
     FINE = 0
     NOT_FINITE = 1  # it holds NaN or infinity
@@ -34,6 +39,10 @@ class Explanation(Drawn):
     `layer_maps` has one array (N, K, h, w) for each of `layers`: raw, signed, at the layer's own
     size. `classes` (N, K) are the classes explained and `scores` (N, K) their logits.
     `.plot(images, names=())` draws them over the images: `plotting.cam.explanation_figure`.
+
+    >>> explanation = flaxvgg.explain(model, images, classes=[0, 2])
+    >>> explanation.scores.shape, explanation.heatmaps((64, 64)).shape
+    ((2, 2), (2, 2, 64, 64))
     """
 
     layer_maps: tuple[Float[Array, "n k _ _"], ...]

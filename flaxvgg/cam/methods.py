@@ -79,12 +79,12 @@ def explain(
     else:
         stacks = model.conv_stack, model.head
         found = layer_maps(stacks, images, classes, config, method, layers, chosen)
-    maps, classes, scores = found
+    maps, explained, scores = found
     if scores is None:  # not computed, so that jax_debug_nans does not take it for a mistake
         with jax.debug_nans(False):
-            scores = jnp.full(classes.shape, jnp.nan, jnp.float32)
+            scores = jnp.full(explained.shape, jnp.nan, jnp.float32)
     return Explanation(
-        maps, classes, jnp.asarray(scores), method, layers, convention, images.shape[1:3]
+        maps, explained, jnp.asarray(scores), method, layers, convention, images.shape[1:3]
     )
 
 

@@ -5,18 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flaxvgg.commands.console import clear_errors, console, errors, say_left_out, say_where
-from flaxvgg.commands.options import (
-    Arch,
-    Batch,
-    Distributed,
-    Photos,
-    StoredSize,
-    Weights,
-    is_store,
-    load_model,
-    parse_size,
-)
+from flaxvgg.commands import options
+from flaxvgg.commands.console import clear_errors, console, finish, say_where
+from flaxvgg.commands.options import is_store, load_model, parse_size
 
 if TYPE_CHECKING:
     from flaxvgg.network.model import VGG
@@ -25,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def cam(
-    photos: Photos,
-    weights: Weights = "IMAGENET1K_V1",
-    arch: Arch = "vgg16",
+    photos: options.Photos,
+    weights: options.Weights = "IMAGENET1K_V1",
+    arch: options.Arch = "vgg16",
     method: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +39,7 @@ def cam(
     convention: Annotated[
         str, typer.Option(help="How maps are weighted and scaled: paper, grad-cam or torchcam.")
     ] = "paper",
-    size: StoredSize = "224x224",
+    size: options.StoredSize = "224x224",
     out: Annotated[
         Path,
         typer.Option(help="The folder for pictures, maps.npz, cam.json; or a .zarr store of maps."),
@@ -61,8 +52,8 @@ def cam(
             "classes find them, in place of the maps.",
         ),
     ] = False,
-    batch: Batch = None,
-    distributed: Distributed = False,
+    batch: options.Batch = None,
+    distributed: options.Distributed = False,
 ) -> None:
     """Show where in photos the evidence for a class is: class activation maps.
 
@@ -113,9 +104,5 @@ def cam(
         console.print(cam_table(written.maps, plan))
         best = next(iter(written.pictures)) if len(written.pictures) == 1 else out
         say_where(best)
-        say_left_out(written.problems)
-        if written.left:
-            errors.print(f"stopped: {written.left} of {len(paths)} photos were not looked at")
-            raise typer.Exit(130)
-        if written.problems:
-            raise typer.Exit(1)
+        left = f"{written.left} of {len(paths)} photos were not looked at" if written.left else ""
+        finish(written.problems, left)

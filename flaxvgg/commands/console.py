@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -122,6 +122,19 @@ def say_left_out(problems: Iterable[str]) -> None:
     """Name the files that could not be used, a line for each."""
     for problem in problems:
         errors.print(f"left out: {plain(problem)}", style="red")
+
+
+def finish(problems: Collection[str], left: str = "") -> None:
+    """Name what could not be used, and end with the code that tells how it went.
+
+    `left` says what was not done, where it was stopped.
+    """
+    say_left_out(problems)
+    if left:
+        errors.print(f"stopped: {left}")
+        raise typer.Exit(130)
+    if problems:
+        raise typer.Exit(1)
 
 
 def say_where(path: Path) -> None:

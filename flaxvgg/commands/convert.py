@@ -5,13 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flaxvgg.commands.console import (
-    accept_any_text,
-    clear_errors,
-    console,
-    errors,
-    step,
-)
+from flaxvgg.commands.console import accept_any_text, clear_errors, console, errors, step
 
 
 def convert(

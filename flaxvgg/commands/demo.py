@@ -5,14 +5,8 @@ from typing import Annotated
 
 import typer
 
-from flaxvgg.commands.console import clear_errors, say_left_out
-from flaxvgg.commands.options import (
-    Arch,
-    Size,
-    Weights,
-    load_model,
-    parse_size,
-)
+from flaxvgg.commands.console import clear_errors, finish
+from flaxvgg.commands.options import Arch, Size, Weights, load_model, parse_size
 
 
 def demo(
@@ -33,6 +27,4 @@ def demo(
         from flaxvgg.commands.demonstration import run_demo
 
         problems = run_demo(lambda: load_model(weights, arch), photos, parse_size(size), out)
-        say_left_out(problems)
-        if problems:
-            raise typer.Exit(1)
+        finish(problems)

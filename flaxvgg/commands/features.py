@@ -1,46 +1,32 @@
 """flaxvgg features: the features of photos, as arrays."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from flaxvgg.commands.console import Shown, clear_errors, console, say_left_out
-from flaxvgg.commands.options import (
-    Arch,
-    Batch,
-    Distributed,
-    Photos,
-    StoredSize,
-    Weights,
-    is_store,
-    load_model,
-    parse_size,
-)
+from flaxvgg.commands import options
+from flaxvgg.commands.console import Shown, clear_errors, console, finish
+from flaxvgg.commands.options import is_store, load_model, parse_size
 from flaxvgg.files.foreign import plain
-
-if TYPE_CHECKING:
-    from flaxvgg.network.model import VGG
-    from flaxvgg.streaming.run import Job
-    from flaxvgg.streaming.source import Source
 
 
 def features(
-    photos: Photos,
-    weights: Weights = "IMAGENET1K_V1",
-    arch: Arch = "vgg16",
+    photos: options.Photos,
+    weights: options.Weights = "IMAGENET1K_V1",
+    arch: options.Arch = "vgg16",
     layers: Annotated[
         str,
         typer.Option(
             help="Layers, comma-separated, by the paper's, PyTorch's or Keras's names; logits, gap."
         ),
     ] = "pool5",
-    size: StoredSize = "224x224",
+    size: options.StoredSize = "224x224",
     out: Annotated[
         Path, typer.Option(help="Where the arrays go: a .npz file, or a .zarr store.")
     ] = Path("features.npz"),
-    batch: Batch = None,
-    distributed: Distributed = False,
+    batch: options.Batch = None,
+    distributed: options.Distributed = False,
 ) -> None:
     """Write the features of photos: one array a layer, and the GAP vectors.
 
@@ -53,11 +39,12 @@ def features(
             from flaxvgg.streaming.jobs import features_job
 
             setting = Setting(out, batch, distributed)
-
-            def job(model: "VGG", source: "Source", hw: tuple[int, int] | None) -> "Job":
-                return features_job(model, layers.split(","))
-
-            end(into_store(job, photos, weights, arch, size, setting))
+            end(
+                into_store(
+                    lambda model, *_: features_job(model, layers.split(",")),
+                    *(photos, weights, arch, size, setting),
+                )
+            )
             return
         from flaxvgg.commands.tables import features_table
         from flaxvgg.files.arrays import check_npz, save_npz
@@ -73,6 +60,4 @@ def features(
         save_npz(out, arrays)
         console.print(features_table(model, arrays))
         console.print(f"written: {plain(str(out))}", highlight=False)
-        say_left_out(problems)
-        if problems:
-            raise typer.Exit(1)
+        finish(problems)

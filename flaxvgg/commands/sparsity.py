@@ -1,42 +1,27 @@
 """flaxvgg sparsity: what is zero in photos, and why."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from flaxvgg.commands import options
 from flaxvgg.commands.console import (
     Shown,
     clear_errors,
     console,
-    errors,
-    say_left_out,
+    finish,
     say_where,
     step,
     stoppable,
 )
-from flaxvgg.commands.options import (
-    Arch,
-    Batch,
-    Distributed,
-    Photos,
-    StoredSize,
-    Weights,
-    is_store,
-    load_model,
-    parse_size,
-)
-
-if TYPE_CHECKING:
-    from flaxvgg.network.model import VGG
-    from flaxvgg.streaming.run import Job
-    from flaxvgg.streaming.source import Source
+from flaxvgg.commands.options import is_store, load_model, parse_size
 
 
 def sparsity(
-    photos: Photos,
-    weights: Weights = "IMAGENET1K_V1",
-    arch: Arch = "vgg16",
+    photos: options.Photos,
+    weights: options.Weights = "IMAGENET1K_V1",
+    arch: options.Arch = "vgg16",
     layers: Annotated[
         str | None,
         typer.Option(
@@ -44,7 +29,7 @@ def sparsity(
             "by default every ReLU and pooling."
         ),
     ] = None,
-    size: StoredSize = "224x224",
+    size: options.StoredSize = "224x224",
     out: Annotated[
         Path | None,
         typer.Option(help="A folder for sparsity.json and three pictures; or a .zarr store."),
@@ -52,8 +37,8 @@ def sparsity(
     html: Annotated[
         bool, typer.Option("--html", help="With a folder: sparsity.html, one page that has it all.")
     ] = False,
-    batch: Batch = None,
-    distributed: Distributed = False,
+    batch: options.Batch = None,
+    distributed: options.Distributed = False,
 ) -> None:
     """Count what is zero in photos, layer by layer, and show where and why.
 
@@ -67,13 +52,12 @@ def sparsity(
             from flaxvgg.streaming.jobs import sparsity_job
 
             setting = Setting(out, batch, distributed)
-
-            def job(model: "VGG", source: "Source", hw: tuple[int, int] | None) -> "Job":
-                return sparsity_job(model, names)
-
             if html:
                 raise ValueError("--html needs a folder for the page, and not a .zarr store")
-            streamed = into_store(job, photos, weights, arch, size, setting)
+            streamed = into_store(
+                lambda model, *_: sparsity_job(model, names),
+                *(photos, weights, arch, size, setting),
+            )
             show_zeros(streamed.store)
             end(streamed)
             return
@@ -103,9 +87,5 @@ def sparsity(
                 written += write_survey(survey, out, html=html)
             best = out / ("sparsity.html" if html else "sparsity.png")
             say_where(best)
-        say_left_out(survey.problems)
-        if survey.partial:
-            errors.print(f"stopped: {survey.left} of the photos were not looked at")
-            raise typer.Exit(130)
-        if survey.problems:
-            raise typer.Exit(1)
+        left = f"{survey.left} of the photos were not looked at" if survey.partial else ""
+        finish(survey.problems, left)

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flaxvgg.commands.console import Shown, clear_errors, errors, say_where, stoppable
-from flaxvgg.commands.options import (
-    load_model,
-)
+from flaxvgg.commands.options import load_model
 
 if TYPE_CHECKING:
     from flaxvgg.network.model import VGG

@@ -70,7 +70,8 @@ def insertion(
 
     `deletion` the other way round: `baseline` gives way to the images. By default it is the images
     blurred as in the published evaluation: by a Gaussian with a standard deviation of 5 pixels in a
-    window of 11, what would lie outside folded back into it, and zeros around the image.
+    window of 11, what would lie outside folded back into it, and zeros around the image. Petsiuk et
+    al. 2018 (arXiv:1806.07421). Raises ValueError where `deletion` does.
 
     >>> heat = flaxvgg.explain(model, images, classes=0).heatmaps((64, 64))[:, 0]
     >>> flaxvgg.insertion(model, images, heat, jnp.array([0, 0])).shape
@@ -121,7 +122,7 @@ def average_increase(
     "% increase in confidence". Raises ValueError where `average_drop` does.
 
     >>> heat = flaxvgg.explain(model, images, classes=0).heatmaps((64, 64))[:, 0]
-    >>> 0 <= float(flaxvgg.average_increase(model, images, heat, jnp.array([0, 0]))) <= 1
+    >>> 0 <= float(flaxvgg.average_increase(model, images, heat, jnp.array([0, 0]))) <= 100
     True
     """
     before, after = _confidences(_Inputs(model, images, heatmaps, classes, activation))

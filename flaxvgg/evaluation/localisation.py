@@ -84,6 +84,7 @@ def max_box_acc_v2(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> float:
 
     `max_box_acc` with the boxes of all outlines, those of holes included, of which the best counts;
     and the mean of that for an IoU of at least 0.3, 0.5 and 0.7, each at its own best threshold.
+    Raises ValueError where `max_box_acc` does.
 
     >>> heat = np.pad(np.ones((1, 40, 40)), [(0, 0), (12, 12), (12, 12)])
     >>> round(flaxvgg.max_box_acc_v2(heat, [np.array([[12, 12, 52, 52]])]), 3)

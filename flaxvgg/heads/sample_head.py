@@ -69,6 +69,10 @@ def with_sample_head(model: VGG) -> VGG:
     `flaxvgg.vgg16(weights="IMAGENET1K_V1_CONVOLUTIONS")` has them. The convolutions are shared, not
     copied. Raises ValueError for another architecture, other convolutions, or a model that expects
     another preprocessing. Not for use inside `jax.jit`: the weights are looked at.
+
+    >>> convolutions = flaxvgg.vgg16(weights="IMAGENET1K_V1_CONVOLUTIONS")
+    >>> flaxvgg.with_sample_head(convolutions).classes[:2]
+    ('astronaut', 'cat')
     """
     head = sample_head_of(model)
     gap = with_gap(model, len(head.bias), rngs=nnx.Rngs(0))

@@ -31,6 +31,10 @@ class LabelledImages:
     each class, in pixels of the file, or is None; `sizes` the (height, width) that the annotation
     of each image gives, None where it gives none (`flaxvgg.images.orientation` for photos that were
     stored turned).
+
+    >>> paths = tuple(flaxvgg.find_images("photos"))
+    >>> len(flaxvgg.LabelledImages(paths, np.ones((1, 1), np.float32), ("dog",)))
+    1
     """
 
     paths: tuple[Path, ...]

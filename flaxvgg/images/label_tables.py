@@ -94,9 +94,10 @@ def _numbered(path: Path, table: TableFile) -> tuple[list[tuple[int, ...]] | Non
     if column is None:
         return None, ()
     found = [_parts(value) for value in column]
-    number_of = {label: _number(label) for label in {x for labels in found for x in labels}}
-    if any(number is None for number in number_of.values()):
-        names = sorted({str(label) for label in number_of})
+    distinct = {x for labels in found for x in labels}
+    number_of = {x: number for x in distinct if (number := _number(x)) is not None}
+    if len(number_of) < len(distinct):
+        names = sorted({str(label) for label in distinct})
         numbers = {name: i for i, name in enumerate(names)}
         return [tuple(numbers[str(x)] for x in labels) for labels in found], tuple(names)
     problems = []

@@ -123,6 +123,11 @@ class VGGConfig:
 
     `head` is empty for weights that have convolutions only; `no_head_because` then says why, and
     is what somebody who asks for logits is told. Without `last_pool` the stack ends before pool5.
+    Raises ValueError for an unknown architecture, and a dropout that is not in [0, 1).
+
+    >>> config = flaxvgg.VGGConfig.classifier("vgg16", num_classes=20)
+    >>> config.num_classes, config.resolve("features.29")
+    (20, 'relu5_3')
     """
 
     arch: str

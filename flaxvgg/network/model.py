@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -33,13 +33,16 @@ _LINEAR_INIT = nnx.initializers.normal(0.01)
 class Convolution(nnx.Conv):
     """`nnx.Conv`, and the ReLU and the 2x2 max pooling behind it, which a CPU does in one go."""
 
-    def __call__(self, x: Array, *, relu: bool = False, pool: bool = False) -> Array:
+    def __call__(
+        self, inputs: Array, out_sharding: Any = None, *, relu: bool = False, pool: bool = False
+    ) -> Array:
         """The convolution and its bias, then ReLU, then pooling, where they are wanted."""
-        ours = self.conv_general_dilated is conv_general_dilated
-        if ours and self.dtype == jnp.float32 and convolution.fits(x, self.kernel[...]):
+        ours = self.conv_general_dilated is conv_general_dilated and self.dtype == jnp.float32
+        kernel, bias = self.kernel[...], self.bias
+        if ours and bias is not None and convolution.fits(inputs, kernel):
             settings = {"relu": relu, "pool": pool, "precision": self.precision}
-            return convolution.conv3x3_block(x, self.kernel[...], self.bias[...], **settings)
-        y = super().__call__(x)
+            return convolution.conv3x3_block(inputs, kernel, bias[...], **settings)
+        y = super().__call__(inputs, out_sharding)
         y = jax.nn.relu(y) if relu else y
         return max_pool_2x2(y) if pool else y
 
@@ -155,6 +158,9 @@ class VGG(nnx.Module):
     Images are float arrays of shape (N, H, W, 3) with H, W >= 32, normalised by `preprocessing`
     (`model.load_images(paths)` gives them). Any other number of leading axes works alike, and so do
     tensors of PyTorch and lists of images of one size.
+
+    >>> model(images).shape, model.activations(images, ["pool5"])["pool5"].shape
+    ((2, 3), (2, 2, 2, 512))
     """
 
     def __init__(

@@ -18,6 +18,9 @@ class Preprocessing:
     (x - mean) / std; `mean` and `std` are in that order and on that scale. With `fit` "crop" the
     image is scaled to cover the target enlarged by 256/224 and its centre is cut out; with
     "stretch" it is resized to the target, whatever its shape.
+
+    >>> flaxvgg.PREPROCESSING["keras"].formula
+    'BGR - (103.939, 116.779, 123.68)'
     """
 
     name: str
@@ -87,6 +90,9 @@ class Provenance:
     logits (empty where unknown), `versions` the packages that did the conversion, and `notes` what
     was left out or changed when they were read, a line each. `guess` says why `preprocessing` is
     only assumed ("" where the weights' publisher or file tells it).
+
+    >>> flaxvgg.Provenance(source="run 7").noting("the classifier was left out").notes
+    ('the classifier was left out',)
     """
 
     source: str = "random initialisation"

@@ -38,6 +38,10 @@ class Diagnosis:
     still learns, but no score can be negative), or "healthy". `resting_loss` is the loss at scores
     of 0: ln 2, or ln K. `inactive` gives, by layer, the fraction of the pre-activations that the
     ReLU behind it stops, at 0 (a shifted one at -1); `dead` are the layers where that is all.
+
+    >>> diagnosis = flaxvgg.diagnose(model, images, np.eye(3, dtype=np.float32)[[0, 2]])
+    >>> diagnosis.state, round(diagnosis.resting_loss, 3)
+    ('healthy', 0.693)
     """
 
     state: str

@@ -29,6 +29,9 @@ class Optimisation:
     (0: not at all). `weight_decay` is added to the gradient as PyTorch's SGD and Adam do, and
     decoupled for "adamw". `accumulate` batches make one step. `average` is the decay, batch by
     batch, of an exponential moving average of the parameters (0: none). Dropout draws from `seed`.
+
+    >>> flaxvgg.Optimisation(loss="softmax", optimiser="sgd", momentum=0.9, stack_rate=0.1).clip
+    0.0
     """
 
     loss: Literal["multilabel", "softmax"] = "multilabel"
@@ -119,6 +122,10 @@ class TrainState:
 
     `trained` holds the parameters that the optimiser moves, `kept` frozen parameters and BatchNorm
     statistics, `average` the moving average of the trained ones or None.
+
+    >>> state = flaxvgg.Trainer.of(model).start(model)
+    >>> int(state.step), state.average
+    (0, None)
     """
 
     step: Int[Array, ""]
@@ -132,13 +139,13 @@ class TrainState:
 class Trainer:
     """A model's structure, a loss and an optimiser: from a state and a batch to the next state.
 
-        trainer = flaxvgg.Trainer.of(model, flaxvgg.Optimisation(learning_rate=1e-3))
-        state = trainer.start(model)
-        state, metrics = trainer.step(state, images, labels)
-        model = trainer.model(state)
-
     With `after` set to a layer, images are that layer's outputs, computed before once and for all.
     Trainers of the same models and options are equal, and what was compiled for one serves another.
+
+    >>> trainer = flaxvgg.Trainer.of(model, flaxvgg.Optimisation(learning_rate=1e-3))
+    >>> state, labels = trainer.start(model), jnp.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> state, metrics = trainer.step(state, images, labels)
+    >>> trained = trainer.model(state)
     """
 
     optimisation: Optimisation

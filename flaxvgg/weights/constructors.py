@@ -82,6 +82,9 @@ def _architecture(arch: str) -> Architecture:
     build.__name__ = build.__qualname__ = arch
     build.__doc__ = f"""torchvision's {arch}, with its initialisation or with weights.
 
+    The model takes normalised images (N, H, W, 3) and gives logits (N, `num_classes`). Simonyan &
+    Zisserman 2015 (arXiv:1409.1556){", with batch normalisation" if arch.endswith("_bn") else ""}.
+
     `weights` is None for torchvision's initialisation from `rngs`; the name of published weights
     ("IMAGENET1K_V1", downloaded from the Hugging Face hub; for vgg16 also
     "IMAGENET1K_V1_CONVOLUTIONS", the same without the classifier, 64 MB from a package registry;
@@ -98,6 +101,10 @@ def _architecture(arch: str) -> Architecture:
     `provenance.notes` of the model says what was left out or assumed. Raises WeightsError,
     CheckpointError or MappingError (each a ValueError) where the weights cannot be had, read, or
     are another network's.
+
+    >>> model = flaxvgg.{arch}(num_classes=3, rngs=nnx.Rngs(0))
+    >>> model.config.arch, model.config.num_classes
+    ('{arch}', 3)
     """
     return build
 

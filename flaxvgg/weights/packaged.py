@@ -26,7 +26,8 @@ import numpy as np
 
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.provenance import PREPROCESSING, Provenance, WeightsError
-from flaxvgg.weights.array_pickle import ArrayPickleError, read_arrays
+from flaxvgg.weights.array_pickle import read_arrays
+from flaxvgg.weights.pickles import PickleError
 
 _LARGEST = 1 << 30  # bytes of a file that is read as a whole
 
@@ -246,9 +247,9 @@ def read_convolutions(path: Path) -> dict[str, np.ndarray]:
     data = read_archive(path) if is_archive(path) else _read(path)
     try:
         arrays = read_arrays(data)
-    except ArrayPickleError as error:
+    except PickleError as error:
         raise WeightsError(
-            f"{path} is a pickle, and was not executed: {error}. Save a PyTorch state dict with "
+            f"{path} is a pickle, and was not executed: it {error}. Save a PyTorch state dict with "
             "torch.save, or use .safetensors"
         ) from None
     stack = arrays.pop("VGG16_0", None)

@@ -1,16 +1,20 @@
 """Pickles, read as data: nothing in one is imported, called or executed.
 
-A pickle is a program that builds objects. This interprets it with a table of the few names that a
-file of PyTorch's needs: dictionaries, storages, tensors. Whatever else it names becomes `Unread`,
-which remembers the name alone, so that hyperparameters of any kind may stand beside the weights.
+A pickle is a program for a stack machine that builds objects. Of what it calls, only what the
+caller has a maker for is made; `torch_pickle` has PyTorch's. All else becomes `Unread`, which
+remembers what it would have been: enough for NumPy's arrays, in `array_pickle`.
 """
 
 import dataclasses
 import io
 import pickletools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
+
+_PROTOCOL = 5  # the last there is
+_STEPS = 10_000_000  # instructions, some seconds; weights take ten or twenty a tensor
+_DEPTH = 500_000  # values on the stack; a tuple has all of its own there
 
 
 class PickleError(ValueError):
@@ -19,10 +23,12 @@ class PickleError(ValueError):
 
 @dataclasses.dataclass(eq=False)
 class Unread:
-    """An object that was not made: what it would have been, and what was put into it by keys."""
+    """An object that was not made: what would have been called, and what was put into it."""
 
     name: str
-    items: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+    items: dict[Any, Any] = dataclasses.field(default_factory=dict)  # by keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,45 +38,31 @@ class Global:
     name: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """A run of `size` numbers: its name in the file, and PyTorch's name of its type.
-
-    In old files it can be a part of it that is meant: `length` numbers from `start`.
-    """
-
-    key: str
-    kind: str
-    size: int
-    start: int
-    length: int
+Makers = Mapping[str, Callable[..., Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """A tensor as a file has it: a storage, and where in it the elements lie.
-
-    `unusual` says what makes it no plain array of numbers: "sparse", "quantised".
-    """
-
-    storage: Storage | None
-    offset: int = 0
-    shape: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    dtype: str = ""  # where it is not the storage's
-    unusual: str = ""
-
-
-def load_pickle(file: io.BufferedIOBase, storages: list[Storage] | None = None) -> Any:
+def load_pickle(
+    file: io.BufferedIOBase,
+    makers: Makers,
+    refer: Callable[[Any], Any] | None = None,
+    only: Collection[str] = (),
+) -> Any:
     """The value of the pickle at the file's position, which is left behind its end.
 
-    Gives numbers, texts, tuples, lists, dictionaries (subclasses too), `Global`, `StoredTensor`,
-    `Storage` and `Unread`; every storage that is named is added to `storages`. Raises PickleError.
+    Gives numbers, texts, bytes, tuples, lists, dictionaries (subclasses too), `Global`, `Unread`,
+    what the `makers` give for calls of the names that they stand under, and what `refer` gives for
+    what lies outside of the pickle. Objects of any kind may stand beside the weights; but where
+    `only` is given, names and instructions (as in pickletools) that are not in it are refused. Time
+    and memory are bounded by the size of the file. Raises PickleError.
     """
-    machine = _Machine([] if storages is None else storages)
+    machine = _Machine(makers, refer, only)
     try:
-        for opcode, argument, _ in pickletools.genops(file):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if only and opcode.name not in only:
+                raise PickleError(f"has the instruction {opcode.name}, which it does not need")
             machine.step(opcode.name, argument)
+            if count > _STEPS or len(machine.stack) > _DEPTH:
+                raise PickleError("nests too deeply, or is too long, in its pickle")
     except PickleError:
         raise
     except _DAMAGE as error:
@@ -93,83 +85,31 @@ _HARMFUL |= {"importlib", "webbrowser", "code", "signal", "multiprocessing"}
 _HARMFUL_BUILTINS = {"exec", "eval", "compile", "open", "__import__", "execfile", "breakpoint"}
 
 
-def _named(module: str, name: str) -> Global:
+def _is_harmful(module: str, name: str) -> bool:
     root = module.partition(".")[0]
-    harmful = root in _HARMFUL or (
-        root in ("builtins", "__builtin__") and name in _HARMFUL_BUILTINS
-    )
-    if harmful:
-        raise PickleError(
-            f"would run {module}.{name}, as malicious files do; it was not executed: save "
-            "model.state_dict() instead"
-        )
-    return Global(f"{module}.{name}")
+    return root in _HARMFUL or (root in ("builtins", "__builtin__") and name in _HARMFUL_BUILTINS)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> StoredTensor:
-    if not isinstance(storage, Storage):
-        return StoredTensor(None, unusual="without a storage of its own")
-    # rest: requires_grad, backward hooks, and flags of lazy conjugation or negation
-    unusual = "lazily conjugated or negated" if len(rest) > 2 and rest[2] else ""
-    return StoredTensor(storage, offset, tuple(shape), tuple(strides), unusual=unusual)
-
-
-def _typed_tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any
-) -> StoredTensor:
-    return dataclasses.replace(_tensor(storage, offset, shape, strides), dtype=dtype.name)
-
-
-def _parameter(data: Any, *rest: Any) -> Any:
-    return data
-
-
-def _wrapped(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    """A tensor with attributes, or of a subclass."""
-    return _MADE[function.name](*arguments)
-
-
-def _unusual(what: str) -> Callable[..., StoredTensor]:
-    return lambda *arguments: StoredTensor(None, unusual=what)
-
-
-def _dictionary(*arguments: Any) -> dict[Any, Any]:
-    if not arguments or not isinstance(arguments[-1], list):
-        return {}
-    # Python 2 wrote a list of pairs. Each is used once: a file cannot multiply it.
-    pairs = [tuple(pair) for pair in arguments[-1]]
-    arguments[-1].clear()
-    return {key: value for key, value in pairs if _is_key(key)}
-
-
-def _is_key(key: Any) -> bool:
+def is_key(key: Any) -> bool:
+    """Whether something may be the name of a tensor, or of a dictionary with some."""
     return isinstance(key, str | int | float | bytes | None)
 
 
-_MADE: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _dictionary,
-    "collections.defaultdict": _dictionary,
-    "torch.Size": tuple,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _typed_tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch._tensor._rebuild_from_type_v2": _wrapped,
-    "torch._utils._rebuild_qtensor": _unusual("quantised"),
-    "torch._utils._rebuild_sparse_tensor": _unusual("sparse"),
-    "torch._utils._rebuild_sparse_csr_tensor": _unusual("sparse"),
-    "torch._utils._rebuild_nested_tensor": _unusual("nested"),
-    "torch._utils._rebuild_meta_tensor_no_storage": _unusual("without data"),
-}
 _MARK = object()
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
+_UNKNOWN = {"PERSID", "EXT1", "EXT2", "EXT4"}  # with an argument that is no value
 
 
 class _Machine:
     """A stack and a memo, as in `pickle`."""
 
-    def __init__(self, storages: list[Storage]) -> None:
-        self.storages = storages
+    def __init__(
+        self, makers: Makers, refer: Callable[[Any], Any] | None, only: Collection[str]
+    ) -> None:
+        self.makers = makers
+        self.refer = refer
+        self.only = only
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.result: Any = None
@@ -177,10 +117,14 @@ class _Machine:
     def step(self, name: str, argument: Any) -> None:
         stack = self.stack
         match name:
+            case "PROTO" if argument > _PROTOCOL:
+                raise ValueError(f"protocol {argument}")
             case "PROTO" | "FRAME":
                 pass
             case "STOP":
-                self.result = stack.pop()
+                (self.result,) = self._pop(1)
+                if stack:
+                    raise LookupError("values left over")
             case "MARK":
                 stack.append(_MARK)
             case "POP":
@@ -188,82 +132,80 @@ class _Machine:
             case "POP_MARK":
                 self._to_mark()
             case "DUP":
-                stack.append(stack[-1])
+                stack.append(self._top())
             case "PUT" | "BINPUT" | "LONG_BINPUT":
-                self.memo[argument] = stack[-1]
+                self.memo[argument] = self._top()
             case "MEMOIZE":
-                self.memo[len(self.memo)] = stack[-1]
+                self.memo[len(self.memo)] = self._top()
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(self.memo[argument])
             case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+                stack.append(_CONSTANTS[name])
             case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
-                stack.append({"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}[name]())
+                stack.append(_EMPTY[name]())
             case "EMPTY_SET":
                 stack.append(Unread("set"))
             case "FROZENSET":
                 self._to_mark()
                 stack.append(Unread("frozenset"))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                n = int(name[-1])
-                stack[-n:] = [tuple(self._top(n))]
+                stack.append(tuple(self._pop(int(name[-1]))))
             case "TUPLE":
                 stack.append(tuple(self._to_mark()))
             case "LIST":
                 stack.append(self._to_mark())
             case "DICT":
-                found: dict[Any, Any] = {}
-                self._set(found, self._to_mark())
-                stack.append(found)
+                pairs = self._to_mark()
+                stack.append({})
+                self._set(pairs)
             case "APPEND":
-                self._append([stack.pop()])
+                self._append(self._pop(1))
             case "APPENDS" | "ADDITEMS":
                 self._append(self._to_mark())
             case "SETITEM":
-                pair = self._top(2)
-                del stack[-2:]
-                self._set(stack[-1], pair)
+                self._set(self._pop(2))
             case "SETITEMS":
-                pairs = self._to_mark()
-                self._set(stack[-1], pairs)
+                self._set(self._to_mark())
             case "GLOBAL":
-                stack.append(_named(*argument.split(" ", 1)))
+                stack.append(self._named(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
-                module, attribute = self._top(2)
-                stack[-2:] = [_named(str(module), str(attribute))]
+                stack.append(self._named(*map(str, self._pop(2))))
             case "INST":
                 arguments = tuple(self._to_mark())
-                stack.append(_made(_named(*argument.split(" ", 1)), arguments))
+                stack.append(self._made(self._named(*argument.split(" ", 1)), arguments))
             case "OBJ":
                 function, *rest = self._to_mark()
-                stack.append(_made(function, tuple(rest)))
+                stack.append(self._made(function, tuple(rest)))
             case "REDUCE" | "NEWOBJ":
-                function, arguments = self._top(2)
-                stack[-2:] = [_made(function, arguments)]
+                stack.append(self._made(*self._pop(2)))
             case "NEWOBJ_EX":
-                function, arguments, _ = self._top(3)
-                stack[-3:] = [_made(function, arguments)]
+                function, arguments, _ = self._pop(3)
+                stack.append(self._made(function, arguments))
             case "BUILD":
-                stack.pop()  # attributes of an object that was not made, or of a dictionary
-            case "BINPERSID":
-                self._reference(stack.pop())
+                (state,) = self._pop(1)
+                target = self._top()
+                if isinstance(target, Unread) and target.state is None:
+                    target.state = state
+                elif self.only:  # elsewhere it has attributes of a dictionary or a tensor
+                    raise TypeError("a state for what has none")
+            case "BINPERSID" if self.refer is not None:
+                stack.append(self.refer(*self._pop(1)))
             case _ if argument is not None and name not in _UNKNOWN:
                 stack.append(argument)
             case _:
                 raise PickleError(f"is no PyTorch file: its pickle has {name}")
 
-    def _reference(self, pid: Any) -> None:
-        if isinstance(pid, tuple) and len(pid) > 1 and pid[0] in ("module", b"module"):
-            self.stack.append(pid[1])  # of a whole network in an old file: a class, and its source
-            return
-        storage = _storage(pid)
-        self.storages.append(storage)
-        self.stack.append(storage)
+    def _top(self) -> Any:
+        if self.stack[-1] is _MARK:
+            raise LookupError("a mark for a value")
+        return self.stack[-1]
 
-    def _top(self, n: int) -> list[Any]:
-        if len(self.stack) < n:
+    def _pop(self, n: int) -> list[Any]:
+        found = self.stack[-n:]
+        if len(found) < n or any(value is _MARK for value in found):
             raise LookupError("an empty stack")
-        return self.stack[-n:]
+        del self.stack[-n:]
+        return found
 
     def _to_mark(self) -> list[Any]:
         at = len(self.stack) - 1
@@ -276,41 +218,39 @@ class _Machine:
         return found
 
     def _append(self, values: list[Any]) -> None:
-        if isinstance(self.stack[-1], list):
-            self.stack[-1].extend(values)
-        elif not isinstance(self.stack[-1], Unread):
+        target = self._top()
+        if isinstance(target, list):
+            target.extend(values)
+        elif not isinstance(target, Unread):
             raise TypeError("items for what is no list")
 
-    def _set(self, target: Any, pairs: list[Any]) -> None:
+    def _set(self, pairs: list[Any]) -> None:
+        target = self._top()
         items = target.items if isinstance(target, Unread) else target
         if not isinstance(items, dict) or len(pairs) % 2:
             raise TypeError("entries for what is no dictionary")
+        size = len(items) + len(pairs) // 2
         # Other keys name no tensor, and might not be hashable.
-        items |= {k: v for k, v in zip(pairs[::2], pairs[1::2], strict=True) if _is_key(k)}
+        items |= {k: v for k, v in zip(pairs[::2], pairs[1::2], strict=True) if is_key(k)}
+        if self.only and len(items) < size:
+            raise TypeError("a key that is no name, or is there twice")
 
+    def _named(self, module: str, name: str) -> Global:
+        named = f"{module}.{name}"
+        if self.only and named not in self.only:
+            raise PickleError(f"asks for {named[:64]!a}, which is not called")
+        if _is_harmful(module, name):
+            raise PickleError(
+                f"would run {named}, as malicious files do; it was not executed: save "
+                "model.state_dict() instead"
+            )
+        return Global(named)
 
-# Opcodes with an argument that is no value.
-_UNKNOWN = {"PERSID", "EXT1", "EXT2", "EXT4"}
-
-
-def _made(function: Any, arguments: Any) -> Any:
-    if isinstance(function, Unread):
-        return Unread(function.name)
-    if not isinstance(function, Global) or not isinstance(arguments, tuple):
-        raise TypeError("a call of what is no function")
-    if function.name in _MADE:
-        return _MADE[function.name](*arguments)
-    return Unread(function.name)
-
-
-def _storage(pid: Any) -> Storage:
-    """The storage that ("storage", type, key, device, length, part of another) stands for."""
-    if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] not in ("storage", b"storage"):
-        raise TypeError("a reference that is no storage")
-    _, kind, key, _, size, *view = pid
-    start, length = view[0][1:] if view and view[0] is not None else (0, size)
-    numbers = (start, length, size)
-    if not isinstance(kind, Global) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise TypeError("a storage without type or size")
-    key = key.decode("ascii") if isinstance(key, bytes) else str(key)
-    return Storage(key, kind.name, size, start, length)
+    def _made(self, function: Any, arguments: Any) -> Any:
+        if isinstance(function, Unread) and not self.only:
+            return Unread(function.name)
+        if not isinstance(function, Global) or not isinstance(arguments, tuple):
+            raise TypeError("a call of what is no function")
+        if function.name in self.makers:
+            return self.makers[function.name](*arguments)
+        return Unread(function.name, arguments)

@@ -274,13 +274,13 @@ def read_weights(path: Path, *, arch: str | None = None, prefix: str = "") -> We
     tensors: dict[str, Any] = {}
     released = []
     for file in files:
-        found, release = _read_file(file)
+        found, release_one = _read_file(file)
         if len(files) > 1 and not isinstance(found, dict):
             raise WeightsError(f"{file} holds no state dict: the set is damaged")
         if len(files) > 1 and (twice := found.keys() & tensors.keys()):
             raise WeightsError(f"{path}: {min(twice)!r} is in two of its files")
         tensors = found if len(files) == 1 else tensors | found
-        released.append(release)
+        released.append(release_one)
     if wanted and (missing := wanted.difference(tensors)):
         raise WeightsError(
             f"{path} names {min(missing)!r}, which none of its files has: download them again"

@@ -18,7 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from flaxvgg.weights.pickles import PickleError, Storage, StoredTensor, Unread, load_pickle
+from flaxvgg.weights.pickles import PickleError, Unread
+from flaxvgg.weights.torch_pickle import Storage, StoredTensor, load_torch_pickle
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -71,7 +72,7 @@ class MappedFile:
 def read_torch_file(path: Path, mapped: MappedFile) -> Any:
     """The value that was saved, with an array, a view of `mapped`, for each tensor.
 
-    Everything else is as `load_pickle` gives it; `NoArray` stands for tensors of other kinds.
+    Everything else is as `load_torch_pickle` gives it; `NoArray` stands for tensors of other kinds.
     Raises TorchFileError.
     """
     try:
@@ -122,7 +123,7 @@ def _read_archive(path: Path, mapped: MappedFile) -> tuple[Any, _Storages]:
         order = f"{folder}byteorder"
         if order in members and archive.read(order) != b"little":
             raise TorchFileError("was written on a big-endian machine: save it again on another")
-        value = load_pickle(io.BytesIO(archive.read(pickles[0])))
+        value = load_torch_pickle(io.BytesIO(archive.read(pickles[0])))
     storages = {}
     for name, member in members.items():
         if name.startswith(f"{folder}data/"):
@@ -140,18 +141,18 @@ def _read_series(path: Path, mapped: MappedFile) -> tuple[Any, _Storages]:
         if file.read(4) == b"PK\x03\x04":
             raise TorchFileError("is truncated: download it again")
         file.seek(0)
-        if load_pickle(file) != _MAGIC:
+        if load_torch_pickle(file) != _MAGIC:
             raise TorchFileError(
                 "is a pickle, and no PyTorch file; it was not executed: save "
                 "model.state_dict() instead"
             )
-        if load_pickle(file) != _PROTOCOL:
+        if load_torch_pickle(file) != _PROTOCOL:
             raise TorchFileError("is damaged, or of an unknown version of PyTorch's format")
-        machine = load_pickle(file)
+        machine = load_torch_pickle(file)
         if isinstance(machine, dict) and machine.get("little_endian") is False:
             raise TorchFileError("was written on a big-endian machine: save it again on another")
         named: list[Storage] = []
-        value, keys = load_pickle(file, named), load_pickle(file)
+        value, keys = load_torch_pickle(file, named), load_torch_pickle(file)
         at = file.tell()
     sizes = {storage.key: _itemsize(storage) for storage in named}
     storages = {}

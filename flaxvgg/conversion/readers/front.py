@@ -38,10 +38,9 @@ class ChannelMap:
 
     def scaled(self, scale: Any, offset: Any = 0.0) -> "ChannelMap | None":
         """channels * scale + offset; None where these are not one number, or one a channel."""
-        factors = [_per_channel(value, len(self.offset)) for value in (scale, offset)]
-        if any(factor is None for factor in factors):
+        factor, added = (_per_channel(value, len(self.offset)) for value in (scale, offset))
+        if factor is None or added is None:
             return None
-        factor, added = factors
         return _finite(self.matrix * factor[:, None], self.offset * factor + added, self.apart)
 
     def mixed(self, weights: np.ndarray, bias: np.ndarray) -> "ChannelMap | None":

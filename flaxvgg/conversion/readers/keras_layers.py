@@ -209,21 +209,20 @@ def _padding(call: Call) -> tuple[int, ...] | None:
     """(top, left, bottom, right) of a ZeroPadding2D; None where that is none of Keras's."""
     given = call.config.get("padding", 1)
     if isinstance(given, list) and len(given) == 2:
-        sides = [_two(n) for n in given]
+        rows, columns = map(_two, given)
     else:
-        sides = [_two(given)] * 2 if isinstance(given, int) else [()]
-    if not all(sides):
+        rows = columns = _two(given) if isinstance(given, int) else None
+    if rows is None or columns is None:
         return None
-    (top, bottom), (left, right) = sides
-    return top, left, bottom, right
+    return rows[0], columns[0], rows[1], columns[1]
 
 
-def _two(value: Any) -> tuple[int, ...]:
-    """A padding of two sides, none negative: one number for both, or one each; () for others."""
-    values = [value, value] if isinstance(value, int) else value
-    if not isinstance(values, list) or len(values) != 2:
-        return ()
-    return tuple(values) if all(isinstance(n, int) and n >= 0 for n in values) else ()
+def _two(value: Any) -> tuple[int, int] | None:
+    """A padding of two sides, none negative: one number for both, or one each; None for others."""
+    match [value, value] if isinstance(value, int) else value:
+        case [int(first), int(second)] if first >= 0 and second >= 0:
+            return first, second
+    return None
 
 
 def _relu(config: dict[str, Any]) -> str:

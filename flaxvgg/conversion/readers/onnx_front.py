@@ -105,7 +105,10 @@ def _arithmetic(
         if node.op_type not in signs or a.layout != b.layout:
             return None
         return a.map.plus(b.map, signs[node.op_type])
-    colours = (a or b).map
+    pixels = a or b
+    if pixels is None:
+        return None
+    colours = pixels.map
     other = graph.constant(node.input[1 if a else 0])
     value = None if other is None else _channels(other, axis)
     if value is None:
@@ -188,9 +191,10 @@ def _batch_norm(
     graph: "Graph", node: "NodeProto", attributes: dict[str, Any], colours: ChannelMap
 ) -> ChannelMap | None:
     given = [graph.constant(name) for name in node.input[1:5]]
-    if len(given) < 4 or any(x is None or x.shape != colours.offset.shape for x in given):
+    known = [x.astype(np.float64) for x in given if x is not None]
+    if len(known) < 4 or any(x.shape != colours.offset.shape for x in known):
         return None
-    weight, bias, mean, variance = (x.astype(np.float64) for x in given)
+    weight, bias, mean, variance = known
     spread = variance + attributes.get("epsilon", 1e-5)
     if not (spread > 0).all():
         return None
