@@ -109,6 +109,8 @@ def test_scenes_come_from_the_seed():
     labels = scenes.held_out_scenes(110, 0, 32).labels
     assert labels.sum(axis=0).tolist() == [20] * 11
     assert (labels.sum(axis=1) == 2).all()
+    both = scenes.training_scenes(220, 0, 32, ("training", "test")).labels
+    assert (abs(both[::2].sum(axis=0) - both[1::2].sum(axis=0)) < 10).all()  # each part as often
     counts = scenes.training_scenes(110, 0, 32).labels.sum(axis=1)
     assert set(counts.tolist()) == {0, 1, 2}
 

@@ -6,6 +6,7 @@ known without anybody having drawn one. Whatever is random comes from the seed.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -17,6 +18,7 @@ from flaxvgg.images.datasets import Box
 from flaxvgg.images.loading import fit_image
 from flaxvgg.network.provenance import Preprocessing
 
+Part = Literal["training", "test"]
 _EMPTY = 0.15  # of the training images show no object
 _SMALLEST = 0.4  # of the image's side, in the direction in which an object is tighter
 _PHOTOS = {  # whole objects, where they are in whole photos
@@ -41,15 +43,23 @@ class Scenes:
         return found
 
 
-def training_scenes(count: int, seed: int, size: int = 224) -> Scenes:
-    """Images of no object, one or two, each class about as often as the others."""
+def training_scenes(
+    count: int, seed: int, size: int = 224, parts: Sequence[Part] = ("training",)
+) -> Scenes:
+    """Images of no object, one or two, each class about as often as the others.
+
+    With both parts of the things they are taken in turn, and nothing is left to test with.
+    """
     random = np.random.default_rng([seed, 0])
-    paint = _Painter([item.training for item in OBJECTS], objects.TRAINING_BACKGROUNDS, size)
+    paints = [
+        _Painter([getattr(item, part) for item in OBJECTS], objects.TRAINING_BACKGROUNDS, size)
+        for part in parts
+    ]
     canvases = []
     for i in range(count):
-        first, second = _pair(i)
+        first, second = _pair(i // len(parts))
         chosen = () if random.random() < _EMPTY else (first, second)[: random.integers(1, 3)]
-        canvases.append(paint.scene(chosen, random))
+        canvases.append(paints[i % len(parts)].scene(chosen, random))
     return _scenes(canvases)
 
 

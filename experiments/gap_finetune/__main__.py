@@ -48,7 +48,9 @@ def _finetune(weights: str, out: Path) -> None:
     runs = [_run(model, effort, seed) for seed in effort.seeds]
     results = study.results_of(model, effort, runs)
     console.print(f"{len(runs)} seeds in {time.perf_counter() - start:.0f} s", highlight=False)
-    head = embed(runs[0], effort)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("sample head: features", total=1.0)
+        head = embed(model, runs[0], effort, lambda _, done: progress.update(task, completed=done))
     pictures = {
         "gap_finetune.png": to_png(figure.draw(runs[0].seen)),
         "sample_head.md": card(head).encode(),

@@ -7,16 +7,23 @@ import jax
 import numpy as np
 
 import flaxvgg
+from experiments.composed.fitting import features_of, fit_gap
 from experiments.composed.objects import OBJECTS, TEST_BACKGROUNDS, TRAINING_BACKGROUNDS, open_photo
-from experiments.gap_finetune.study import FITTED, Effort, Run
+from experiments.composed.scenes import training_scenes
+from experiments.gap_finetune.study import FITTED, Effort, Report, Run
 from flaxvgg.heads.sample_head import SampleHead, convolutions_digest
 from flaxvgg.images.loading import fit_image, normalise
 from flaxvgg.network.model import VGG
 
 
-def embed(found: Run, effort: Effort) -> SampleHead:
-    """The fitted head of a run, with what the card says about it."""
-    gap = found.fitted
+def embed(model: VGG, found: Run, effort: Effort, report: Report) -> SampleHead:
+    """A head fitted as that of a run, but to both parts of the things, and what its card says.
+
+    The figures are the run's: of a head that was fitted to one part, and tested on the other.
+    """
+    both = training_scenes(effort.training, effort.seeds[0], effort.size, ("training", "test"))
+    features = features_of(model, both.pixels, lambda done: report("features", done))
+    gap = fit_gap(model, features, both.labels)
     names = tuple(item.name for item in OBJECTS)
     facts: dict[str, Any] = {
         "seed": effort.seeds[0],
@@ -110,14 +117,15 @@ Only the classes in an image were known, never the places.
 
 ## How good it is
 
-On {tests} images composed of other parts of the same photos, which share no pixel with the
-training, on other backgrounds ({other_backgrounds}):
+Of every photo two parts were cut, which share no pixel. A head that was fitted to one part of each,
+and tested on {tests} images composed of the others, on other backgrounds
+({other_backgrounds}):
 
 | mean average precision | pointing game | MaxBoxAccV2 |
 |---:|---:|---:|
 | {mean_average_precision} | {pointing_game} | {max_box_acc_v2} |
 
-The whole photos, of which it was fitted on one part:
+The head in the file was fitted to both parts. To the whole photos it says:
 
 | photo | first class | probability |
 |---|---|---:|

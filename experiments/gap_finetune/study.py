@@ -59,11 +59,10 @@ class Seen(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One seed: figures by method, the loss of every step, the fitted head, and the maps."""
+    """One seed: figures by method, the loss of every step, and the maps."""
 
     figures: dict[str, dict[str, float]]
     losses: list[float]
-    fitted: VGG
     seen: Seen
 
 
@@ -105,7 +104,7 @@ def run(model: VGG, effort: Effort, seed: int, report: Report) -> Run:
             )
         figures[name] = named | located(heat, asked)
         report("maps", (i + 1) / len(heats))
-    return Run(figures, losses, fitted, Seen(test, asked, heats))
+    return Run(figures, losses, Seen(test, asked, heats))
 
 
 def results_of(model: VGG, effort: Effort, runs: list[Run]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def _head_caption(model: VGG, paths: Sequence[Path]) -> str:
         f"{len(model.classes)} things"
     )
     if set(paths) & set(sample_photos()):
-        return f"{caption}, each learnt from a part of one photo, and these are among them"
+        return f"{caption}, each from one photo, and these are among them"
     return f"{caption}: {', '.join(model.classes)}"
 
 
