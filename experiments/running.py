@@ -1,7 +1,8 @@
 """How every experiment begins and ends: its options, its weights, and the files that it leaves."""
 
+import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,20 +60,55 @@ def read_fast_model(weights: str, arch: str | None = None) -> "VGG":
 
 
 def write_results(
-    out: Path, results: Any, page: str, pictures: Mapping[str, bytes] | None = None
+    out: Path,
+    results: dict[str, Any],
+    readme: Callable[[Any], str],
+    pictures: Mapping[str, bytes] | None = None,
+    *,
+    model: "VGG | None" = None,
 ) -> None:
     """results.json, README.md and the pictures, each whole, once all of them are made.
 
-    `results` is a JSON value, or its text where that is to be laid out otherwise.
+    The results get "made": on what, when, with which versions, and of which weights where `model`
+    is given. The page is what `readme` makes of them, and says so at its end.
     """
-    text = results if isinstance(results, str) else json.dumps(results, indent=1) + "\n"
+    results = results | {"made": _made(model)}
+    parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in results.items()]
     files = {
-        "results.json": text.encode(),
-        "README.md": page.encode(),
+        "results.json": ("{\n" + ",\n".join(parts) + "\n}\n").encode(),
+        "README.md": page(readme, results).encode(),
         **(pictures or {}),
     }
     for name, data in files.items():
         write_bytes(out / name, data)
+
+
+def page(readme: Callable[[Any], str], results: dict[str, Any]) -> str:
+    """README.md as `write_results` leaves it."""
+    made = results.get("made")
+    if made is None:  # of before it was noted
+        return readme(results)
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    lines = [
+        f"Made on {made['date']} on {made['cores']} cores of {made['processor']}",
+        f"with Python {made['python']}, {versions}.",
+    ]
+    if "sha256" in made:
+        lines.append(f"The file of the weights has the SHA-256 {made['sha256']}.")
+    return readme(results).rstrip() + "\n\n" + "\n".join(lines) + "\n"
+
+
+def _made(model: "VGG | None") -> dict[str, Any]:
+    from experiments.timing import machine
+    from flaxvgg.versions import versions
+
+    found = machine()
+    made: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        **{name: found[name] for name in ("processor", "cores", "devices", "python")},
+        "versions": versions(),
+    }
+    return made if model is None else made | {"sha256": model.provenance.sha256}
 
 
 def finish(out: Path, picture: str, missed: Sequence[str] = ()) -> None:

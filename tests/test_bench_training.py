@@ -8,6 +8,7 @@ from flax import nnx
 
 import experiments.bench_training.__main__ as bench
 import flaxvgg
+from experiments.running import page
 
 FOLDER = Path(bench.__file__).parent
 
@@ -26,6 +27,6 @@ def test_both_sides_do_the_same(rate):
 
 def test_the_page_is_that_of_the_results():
     results = json.loads((FOLDER / "results.json").read_text("utf-8"))
-    assert (FOLDER / "README.md").read_text("utf-8") == bench.readme(results)
+    assert (FOLDER / "README.md").read_text("utf-8") == page(bench.readme, results)
     assert {row["size"] for row in results["results"]} == {112, 224}
     assert {row["trained"] for row in results["results"]} == set(bench.TRAINED)

@@ -16,6 +16,7 @@ from experiments.bench_cam import report as bench_report
 from experiments.cam_on_vgg16 import costs, figure, methods, report, study
 from experiments.composed.objects import OBJECTS
 from experiments.composed.picture import to_png
+from experiments.running import page
 from experiments.timing import Case, Measured, measure
 from flaxvgg.network.config import VGGConfig
 
@@ -81,7 +82,7 @@ def test_benchmark_runs_beside_the_packages(monkeypatch: pytest.MonkeyPatch):
 
 def test_benchmark_page_is_that_of_its_results():
     results, text = committed("bench_cam")
-    assert text == bench_report.readme(results)
+    assert text == page(bench_report.readme, results)
     measured = {(row["method"], row["tool"]) for row in results["results"]}
     assert measured >= {(method, tool) for method in ours.METHODS for tool in bench.TOOLS}
     assert set(ours.METHODS) == set(flaxvgg.METHODS) == set(results["compilations"])

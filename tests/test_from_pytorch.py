@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import flaxvgg
 from experiments.from_pytorch import classifiers, exchange, networks, report, study
 from experiments.from_pytorch.__main__ import app
+from experiments.running import page
 from flaxvgg.network.provenance import PREPROCESSING, Provenance
 from helpers import random_model
 
@@ -87,7 +88,7 @@ def test_ratios_by_hand():
 
 def test_the_committed_page_is_that_of_the_committed_results():
     results = json.loads((FOLDER / "results.json").read_text("utf-8"))
-    assert (FOLDER / "README.md").read_text("utf-8") == report.readme(results)
+    assert (FOLDER / "README.md").read_text("utf-8") == page(report.readme, results)
     shared = results["answers"]["shared"]
     assert shared["pixels"] == shared["features"] == shared["batches"] > 0
     assert results["rounded_differently"] == {"torchvision": 0, "keras": 0}
@@ -102,7 +103,7 @@ def test_the_command_from_end_to_end(found: study.Study, tmp_path: Path, monkeyp
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
-    assert (tmp_path / "out" / "README.md").read_text("utf-8") == report.readme(results)
+    assert (tmp_path / "out" / "README.md").read_text("utf-8") == page(report.readme, results)
     assert results["answers"]["shared"] == {"batches": 12, "pixels": 12, "features": 12}
     assert all(len(rounds) == 1 for rounds in results["speed"].values())
     with Image.open(tmp_path / "out" / "from_pytorch.png") as picture:

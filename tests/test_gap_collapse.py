@@ -12,6 +12,7 @@ import flaxvgg
 from experiments.gap_collapse import figure, report, six_steps, study
 from experiments.gap_collapse.cures import CURES, DISEASE, Cure, initialised, random_batch
 from experiments.gap_collapse.peer import Network
+from experiments.running import page
 
 ROOM = Path(study.__file__).parent
 RESULTS = json.loads((ROOM / "results.json").read_text("utf-8"))
@@ -63,7 +64,7 @@ def test_the_committed_steps_are_the_same_in_both_frameworks():
 
 
 def test_the_committed_report_is_that_of_the_committed_results(tmp_path):
-    assert (ROOM / "README.md").read_text("utf-8") == report.readme(RESULTS)
+    assert (ROOM / "README.md").read_text("utf-8") == page(report.readme, RESULTS)
     figure.draw(RESULTS).savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert (ROOM / "gap_collapse.png").stat().st_size < 400_000

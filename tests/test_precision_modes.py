@@ -10,6 +10,7 @@ import pytest
 
 from experiments.precision_modes import modes
 from experiments.precision_modes.__main__ import readme
+from experiments.running import page
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG, run_layers
 from flaxvgg.weights.mapping import build, model_arrays
@@ -72,4 +73,4 @@ def test_flips_are_counted_against_highest(model, monkeypatch):
 
 def test_the_committed_report_is_that_of_the_committed_results():
     results = json.loads((FOLDER / "results.json").read_text("utf-8"))
-    assert (FOLDER / "README.md").read_text("utf-8") == readme(results)
+    assert (FOLDER / "README.md").read_text("utf-8") == page(readme, results)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.running import page
 from experiments.skip_zeros import figure, report, study
 
 FOLDER = Path(study.__file__).parent
@@ -25,6 +26,6 @@ def test_summary_by_hand():
 
 def test_the_committed_report_is_that_of_the_committed_results(tmp_path):
     results = json.loads((FOLDER / "results.json").read_text("utf-8"))
-    assert (FOLDER / "README.md").read_text("utf-8") == report.readme(results)
+    assert (FOLDER / "README.md").read_text("utf-8") == page(report.readme, results)
     figure.draw(results).savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000

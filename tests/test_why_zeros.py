@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
 
 import flaxvgg
+from experiments.running import page
 from experiments.why_zeros import (
     figure,
     information,
@@ -73,11 +74,11 @@ def results(out):
 @pytest.mark.slow
 def test_the_command_writes_numbers_words_and_a_picture(out, results):
     assert {path.name for path in out.iterdir()} == {"results.json", "README.md", "why_zeros.png"}
-    page = (out / "README.md").read_text("utf-8")
+    text = (out / "README.md").read_text("utf-8")
     for letter, explanation in study.EXPLANATIONS.items():
-        assert f"({letter}) “{explanation.CLAIM}”" in page
-        assert explanation.verdict(results[letter]) in page
-    assert "nan" not in page
+        assert f"({letter}) “{explanation.CLAIM}”" in text
+        assert explanation.verdict(results[letter]) in text
+    assert "nan" not in text
     assert results["arch"] == "vgg11"
     assert len(results["photos"]) == 8
 
@@ -232,7 +233,7 @@ def test_the_largest_features_stay():
 
 def test_the_committed_page_says_what_the_committed_numbers_say(tmp_path):
     results = json.loads((ROOM / "results.json").read_text("utf-8"))
-    assert report.readme(results) == (ROOM / "README.md").read_text("utf-8")
+    assert page(report.readme, results) == (ROOM / "README.md").read_text("utf-8")
     assert results["arch"] == "vgg16"
     figure.draw(results).savefig(tmp_path / "again.png")
     assert (ROOM / "why_zeros.png").stat().st_size < 400_000

@@ -47,7 +47,7 @@ def main(
         check_folder(out)
         results = run(arch, size, rounds, chosen)
         drawn = {"costs.png": png(report.costs_figure(results))}
-        write_results(out, results, report.readme(results), drawn)
+        write_results(out, results, report.readme, drawn)
     console.print(report.costs_table(results), highlight=False, markup=False, soft_wrap=True)
     console.print(f"look at {out / 'README.md'} and {out / 'costs.png'}", style="bold")
 

@@ -41,7 +41,7 @@ def main(
     """
     with clear_errors(f"{out} is as it was"):
         results = run(arch, batch, [int(size) for size in sizes.split(",")], rounds)
-        write_results(out, results, readme(results))
+        write_results(out, results, readme)
     console.print(table(results), highlight=False, markup=False, soft_wrap=True)
 
 

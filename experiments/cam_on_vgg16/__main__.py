@@ -45,7 +45,7 @@ def _compare(weights: str, arch: str, out: Path) -> None:
             model, study.Effort(), lambda name, done: progress.update(tasks[name], completed=done)
         )
     pictures = {"cam_on_vgg16.png": to_png(figure.draw(shown))}
-    write_results(out, results, report.readme(results), pictures)
+    write_results(out, results, report.readme, pictures, model=model)
     console.print(report.table(results), highlight=False, markup=False, soft_wrap=True)
     finish(out, "cam_on_vgg16.png")
 

@@ -40,7 +40,7 @@ def _run(weights: str, out: Path) -> None:
     pictures = {
         "from_pytorch.png": to_png(figure.draw(results)),
     }
-    write_results(out, results, report.readme(results), pictures)
+    write_results(out, results, report.readme, pictures, model=model)
     console.print(report.readme(results), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -1,6 +1,5 @@
 """python -m experiments.gap_collapse: the collapse of a GAP head, and what cures it."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def _study(weights: str, out: Path) -> None:
     pictures = {
         "gap_collapse.png": to_png(figure.draw(results)),
     }
-    write_results(out, json.dumps(results) + "\n", report.readme(results), pictures)
+    write_results(out, results, report.readme, pictures, model=model)
     console.print(report.answer(results), highlight=False, markup=False, soft_wrap=True)
     finish(out, "gap_collapse.png", study.unmet(results))
 

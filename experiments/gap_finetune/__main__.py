@@ -55,7 +55,7 @@ def _finetune(weights: str, out: Path) -> None:
         "gap_finetune.png": to_png(figure.draw(runs[0].seen)),
         "sample_head.md": card(head).encode(),
     }
-    write_results(out, results, report.readme(results), pictures)
+    write_results(out, results, report.readme, pictures, model=model)
     write_head(out / "sample_head.safetensors", head)
     console.print(report.table(results), highlight=False, markup=False, soft_wrap=True)
     finish(out, "gap_finetune.png", study.unmet(results))

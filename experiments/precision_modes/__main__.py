@@ -44,9 +44,8 @@ def _run(weights: str, out: Path) -> None:
         "photos": [photo.stem for photo in photos],
         "layers": rows,
     }
-    text = readme(results)
-    write_results(out, results, text)
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    write_results(out, results, readme, model=model)
+    console.print(readme(results), highlight=False, markup=False, soft_wrap=True)
 
 
 def readme(results: dict[str, Any]) -> str:

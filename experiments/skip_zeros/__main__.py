@@ -35,13 +35,14 @@ def _run(weights: str, repeats: int, out: Path) -> None:
     photos = sample_photos()
     if not photos:
         raise ValueError("the photos are in scikit-image: pip install scikit-image")
-    networks = study.networks(read_model(weights))
+    model = read_model(weights)
+    networks = study.networks(model)
     with step("timing") as found:
         results = study.study(networks, photos, repeats)
         found.append(f"{len(photos)} photos, {repeats} turns")
-    text = report.readme(results)
-    write_results(out, results, text, {"skip_zeros.png": png(figure.draw(results))})
-    console.print(text, highlight=False, markup=False)
+    pictures = {"skip_zeros.png": png(figure.draw(results))}
+    write_results(out, results, report.readme, pictures, model=model)
+    console.print(report.readme(results), highlight=False, markup=False)
 
 
 if __name__ == "__main__":

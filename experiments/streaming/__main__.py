@@ -52,7 +52,7 @@ def main(
                 found["memory"] = [_memory(plan, n, Path(folder)) for n in (most // 4, most)]
         found["load"] = [*load, round(os.getloadavg()[0], 2)]
         found["machine"] = machine("jax", "tensorstore", "zarr", "grain")
-        write_results(out, found, readme(found))
+        write_results(out, found, readme)
     console.print(table(found), highlight=False, markup=False, soft_wrap=True)
 
 

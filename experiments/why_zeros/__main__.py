@@ -38,7 +38,7 @@ def _study(weights: str, out: Path) -> None:
     subject = Subject(model, pictures.photos(), Effort())
     results = study.run(subject)
     drawn = {"why_zeros.png": png(figure.draw(results))}
-    write_results(out, study.to_text(results), report.readme(results), drawn)
+    write_results(out, results, report.readme, drawn, model=model)
     finish(out, "why_zeros.png")
 
 

@@ -51,12 +51,6 @@ def run(subject: Subject) -> dict[str, Any]:
     return json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 6))
 
 
-def to_text(results: dict[str, Any]) -> str:
-    """JSON with a line for each part."""
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in results.items()]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
 def _map(subject: Subject) -> dict[str, Any]:
     """Where pool5 of the first photo is not zero: the bits of (h, w, channels)."""
     features = subject.activations(["pool5"], slice(0, 1))["pool5"][0]
