@@ -1,6 +1,7 @@
 """(e) The image was preprocessed wrongly."""
 
 import dataclasses
+import warnings
 
 from experiments.why_zeros.subject import Subject, count, spread, zeros
 from experiments.why_zeros.text import Table, percent, points, spread_of
@@ -37,7 +38,9 @@ def measure(subject: Subject) -> dict:
     right = zeros(subject.counts, "pool5")
     rows = []
     for name, recipe in recipes(subject.recipe).items():
-        counts = count(subject.model, subject.pixels, recipe, ["pool5"])
+        with warnings.catch_warnings():  # it is wrong on purpose
+            warnings.filterwarnings("ignore", "images from .* than what these weights")
+            counts = count(subject.model, subject.pixels, recipe, ["pool5"])
         found = zeros(counts, "pool5")
         rows.append(
             {
