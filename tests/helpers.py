@@ -4,7 +4,9 @@ import importlib.metadata
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import torchvision
 from click.testing import Result
@@ -112,3 +114,10 @@ def assert_holds(checks: Iterable[LayerCheck]) -> None:
     assert checks, "nothing was compared"
     failing = [describe(check) for check in checks if not check.holds]
     assert not failing, "\n" + "\n".join(failing)
+
+
+def quickly(names: Iterable[Any], *chosen: Any) -> list:
+    """The names as parameters; only those that are `chosen` run in the quick suite."""
+    return [
+        name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names
+    ]

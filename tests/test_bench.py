@@ -41,7 +41,7 @@ def assert_all_run_the_same_network(results: dict, left_out: set[str]):
 
 
 @pytest.fixture(scope="module")
-def results(quick_compiler, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return measured("vgg11", QUICK, tmp_path_factory.mktemp("bench"))
 
 
@@ -65,7 +65,7 @@ def test_operations_of_the_layers(results: dict):
 
 
 @pytest.mark.slow
-def test_every_section_from_end_to_end(quick_compiler, tmp_path: Path):
+def test_every_section_from_end_to_end(tmp_path: Path):
     found = measured("vgg16", tuple(run.SECTIONS), tmp_path)
     assert_all_run_the_same_network(found, set())
     reason = "its classifier takes 224x224 alone: no adaptive pooling"

@@ -24,8 +24,6 @@ from flaxvgg.network.model import VGG
 from flaxvgg.network.provenance import Provenance
 from helpers import TINY_CLASSIFIER, TINY_GAP, random_images, tiny_vgg
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def model() -> VGG:

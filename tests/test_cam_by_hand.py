@@ -22,7 +22,6 @@ from flaxvgg.cam.methods import METHODS
 from flaxvgg.network.config import Layer, VGGConfig
 from flaxvgg.network.model import LayerStack
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 A = np.array([[[1, 0], [0, 4]], [[2, 0], [3, 0]]], np.float32)  # (h, w, channel)
 G = np.array([[[1, 0.5], [-1, 1]], [[2, 0], [-1, -0.5]]], np.float32)
 CONV = (Layer("conv1", "conv", inputs=3, outputs=2), Layer("relu1", "relu"))

@@ -38,7 +38,6 @@ from flaxvgg.plotting.cam import cam_figure
 from flaxvgg.plotting.figures import overlay
 from helpers import TINY_GAP, check_refused, run_flaxvgg, tiny_vgg
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 SIZE = (32, 64)
 NAMES = ("cat", "space shuttle", "not finite", "zero", "American Staffordshire terrier")
 # A name that would do harm in matplotlib's formulas, in rich's markup and in a terminal, that is no

@@ -33,7 +33,7 @@ from flaxvgg.weights.checkpoint import CheckpointError, is_checkpoint
 from flaxvgg.weights.checksums import Checksum, checksums
 from flaxvgg.weights.mapping import entries
 from flaxvgg.weights.published import WeightsError, read_weights
-from helpers import torch_features, torch_vgg
+from helpers import quickly, torch_features, torch_vgg
 
 FORMATS = ("orbax", "model.safetensors")
 PROVENANCE = Provenance(
@@ -127,7 +127,7 @@ def test_what_is_guessed_and_was_left_out_is_said(model, other, tmp_path):
     assert "a guess: a state dict does not say it" in model_facts(other)["preprocessing"]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", quickly(FORMATS, "orbax"))
 def test_a_whole_network_there_and_back_and_into_torchvision(whole, tmp_path, name):
     state_dict, model = whole
     flaxvgg.save(model, tmp_path / name)

@@ -22,8 +22,6 @@ from flaxvgg.images.samples import sample_photos
 from flaxvgg.plotting.demo import demo_figure
 from helpers import REAL_WEIGHTS, check_refused, run_flaxvgg, small_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
@@ -133,6 +131,7 @@ def test_demo_names_what_is_in_photos_that_the_sample_head_knows(tmp_path, weigh
     assert cams.heats.max() == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_sums")
 def test_demo_of_a_gap_network_without_pool5(tmp_path, photos, maps):
     path = tmp_path / "gap.safetensors"
@@ -281,6 +280,7 @@ def test_the_command_line_keeps_what_it_compiled(tmp_path):
     assert compiled(**elsewhere) == "miss"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("always::flaxvgg.images.finding.PassedOver")
 @pytest.mark.usefixtures("small_sums")
 def test_demo_of_odd_names(tmp_path, weights, photos):

@@ -13,7 +13,6 @@ from flaxvgg.network.config import Layer
 from flaxvgg.network.model import VGG
 from helpers import TINY_CLASSIFIER, TINY_GAP, random_images, tiny_vgg
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 CLASSES = 5
 IMAGES = random_images(4, 32, 32)
 LABELS = np.eye(CLASSES, dtype=np.float32)[:4]

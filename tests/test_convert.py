@@ -179,6 +179,7 @@ def test_published_names(tmp_path, monkeypatch):
         read_published(record)
 
 
+@pytest.mark.slow
 def test_features_with_the_nan_classifier_are_features_only(tmp_path, conv_weights):
     path, out = tmp_path / "features.pth", tmp_path / "out"
     with torch.device("meta"):

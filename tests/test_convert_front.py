@@ -27,7 +27,6 @@ from flaxvgg.weights.mapping import from_torch
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    pytest.mark.usefixtures("quick_compiler"),
 ]
 STACK = VGGConfig.features_only("vgg11", "").conv_stack
 PIXELS = np.random.default_rng(0).integers(0, 255, (1, 32, 32, 3), dtype=np.uint8)

@@ -118,6 +118,7 @@ def test_features_of_every_format(suffix: str, features: keras.Model, tmp_path: 
     _assert_close(_pool5(ours, jnp.asarray(images)), features.predict(images, verbose=0))
 
 
+@pytest.mark.slow
 def test_classifier_gives_kerass_predictions(tmp_path: Path):
     model = _vgg16(classes=7)
     path = _save(model, tmp_path / "full.weights.h5")

@@ -19,8 +19,6 @@ from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.provenance import PREPROCESSING
 from flaxvgg.weights.mapping import from_torch
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def _images(height: int = 64, width: int = 48) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
@@ -174,6 +172,7 @@ def test_folded_batch_norm_reads_as_the_plain_architecture(tmp_path: Path):
     _assert_close(outputs["pool5"], _hooked(features, _images())["0"], "pool5")
 
 
+@pytest.mark.slow
 def test_classifier_of_a_torch_export(vgg11: torchvision.models.VGG, tmp_path: Path):
     path = _export(vgg11, tmp_path / "full.onnx", size=224, do_constant_folding=False)
     source = read_onnx(path)

@@ -24,8 +24,6 @@ from flaxvgg.network.config import Layer, VGGConfig
 from flaxvgg.network.model import VGG
 from helpers import TINY_CLASSIFIER, TINY_GAP, TinyConfig, random_images, random_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def block(left: int, top: int, right: int, bottom: int, size: int = 10) -> np.ndarray:
     """A map (size, size) that is 1 in a box and 0 around it."""

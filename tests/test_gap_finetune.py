@@ -25,7 +25,6 @@ from flaxvgg.evaluation.classification import mean_average_precision
 from flaxvgg.heads.sample_head import convolutions_digest, packaged_heads, read_head, write_head
 from helpers import REAL_WEIGHTS, TUMOUR_WEIGHTS, random_images, small_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 STANDARD = functools.partial(jax.numpy_dtype_promotion, "standard")  # optax's Adam promotes
 STEMS = ("sample_head_v1", "sample_head")
 TINY = study.Effort(size=64, training=22, tests=11, seeds=(0,), steps=3, batch=8)

@@ -41,7 +41,7 @@ IMAGES, CLASSES = random_images(2, 32, 32), [1, 3]
 
 
 @pytest.fixture(scope="module")
-def folder(quick_compiler, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the report's own processes
@@ -54,6 +54,7 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_every_section_is_there(results: dict):
     found = {name: section["rows"] for name, section in results["sections"].items()}
     assert list(found) == ["parity", "speed", "maps", "determinism", "memory"]
@@ -69,6 +70,7 @@ def test_every_section_is_there(results: dict):
     assert {row["note"] for row in found["memory"]} == {NO_CUDA}
 
 
+@pytest.mark.slow
 def test_parity_holds_on_a_cpu(results: dict):
     verdicts = [target["verdict"] for target in results["targets"]]
     judged = [verdict for verdict in verdicts if verdict != NO_CUDA]
@@ -76,6 +78,7 @@ def test_parity_holds_on_a_cpu(results: dict):
     assert len(verdicts) == 12
 
 
+@pytest.mark.slow
 def test_page_and_json_agree(folder: Path, results: dict):
     page = (folder / "results.md").read_text("utf-8")
     assert page == report.page(results)
@@ -85,6 +88,7 @@ def test_page_and_json_agree(folder: Path, results: dict):
         assert row["ms"] is None or f"| {row['tool']} | {row['ms']:.3f} |" in page
 
 
+@pytest.mark.slow
 def test_a_dropped_bias_is_reported(results: dict):
     config = subject.config_of(TINY, TINY.arch)
     weights = subject.random_weights(config)
@@ -140,7 +144,7 @@ def test_it_finds_what_the_verification_finds():
 
 
 @pytest.fixture(scope="module")
-def our_maps(quick_compiler) -> dict[str, np.ndarray]:
+def our_maps() -> dict[str, np.ndarray]:
     """Every method's maps of a tiny network; one program for all takes less compiling."""
     plain, gap = tiny_vgg(TINY_CLASSIFIER), tiny_vgg(TINY_GAP)
     classes = jnp.asarray([CLASSES] * 2)

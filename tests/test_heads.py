@@ -22,8 +22,6 @@ from flaxvgg.network.provenance import Provenance
 from flaxvgg.weights.mapping import MappingError
 from helpers import TINY_CLASSIFIER, assert_holds, random_images, tiny_vgg
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:

@@ -26,7 +26,6 @@ from flaxvgg.network.provenance import PREPROCESSING
 from helpers import small_model
 from networks import random_images, tiny_vgg
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 IMAGES = random_images(2, 32, 33)
 
 

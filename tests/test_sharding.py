@@ -26,8 +26,6 @@ from flaxvgg.training.settings import Data, Model, Run
 from helpers import TINY_CLASSIFIER, TINY_GAP, tiny_vgg
 from networks import coloured_photos
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 RECIPE = PREPROCESSING["torchvision"]
 # Of the largest number of an array: sums over images are taken in another order.
 ROUNDING = 16 * np.finfo(np.float32).eps

@@ -16,7 +16,6 @@ from flaxvgg.plotting.sparsity import map_sheet, places_picture
 from flaxvgg.sparsity.survey import survey_photos
 from helpers import check_refused, run_flaxvgg, small_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 SIZE = (32, 64)
 FILES = ["maps.png", "sparsity.json", "sparsity.png", "where.png"]
 # A name that would do harm in HTML, in matplotlib's formulas, in rich's markup and in a terminal.

@@ -227,6 +227,7 @@ def test_two_photos_give_everybodys_counts_and_eight_the_readings(real_weights):
     np.testing.assert_allclose(pool5, POOL5_READINGS, rtol=0, atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_photo_at_375x1242_gives_pytorchs_counts_and_the_reading(real_weights):
     photo = _photos(1, (375, 1242))
     ours = _measure(real_weights, photo)
@@ -236,6 +237,7 @@ def test_a_photo_at_375x1242_gives_pytorchs_counts_and_the_reading(real_weights)
     assert abs(100 * pool5.zero_fraction - WIDE_ASTRONAUT) <= 0.1
 
 
+@pytest.mark.slow
 def test_the_classifier_gives_everybodys_counts(random_weights):
     photo = _photos(1, (224, 224)) / np.float32(60)
     ours = _measure(random_weights, photo)

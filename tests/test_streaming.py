@@ -44,8 +44,6 @@ from flaxvgg.streaming import (
 )
 from helpers import TINY_GAP, tiny_vgg
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 HERE = Path(__file__).parent
 SIZES = [(40, 48), (33, 64)]  # height, width
 BROKEN = "cats/07.png"
@@ -573,6 +571,7 @@ def test_no_room_stops_it_with_a_store_that_is_whole(tmp_path):
     assert same_files(tmp_path / "full.zarr", tmp_path / "whole.zarr")
 
 
+@pytest.mark.slow
 def test_eight_devices_and_two_processes_of_one_give_the_same_stores(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

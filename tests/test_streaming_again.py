@@ -21,7 +21,6 @@ from flaxvgg.streaming import Source, Store, StoreError, find_source, localisati
 from flaxvgg.streaming import source as reading
 from networks import TINY_GAP, tiny_vgg
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 COUNT, UNIT = 40, 32
 
 

@@ -9,8 +9,6 @@ import flaxvgg.commands.streaming
 from flaxvgg.streaming import Store
 from helpers import TINY_GAP, run_flaxvgg, tiny_vgg
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):

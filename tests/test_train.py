@@ -32,7 +32,6 @@ from flaxvgg.weights.checkpoint import CheckpointError
 from helpers import TINY_GAP, random_model, tiny_vgg
 from networks import COLOURS, coloured_photos
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 SIZE = (32, 32)
 RECIPE = PREPROCESSING["torchvision"]
 
@@ -159,7 +158,7 @@ app(sys.argv[1:])
 def test_a_killed_run_ends_in_the_same_bits(undisturbed, photos, weights, tmp_path):
     config = toml(tmp_path / "run.toml", photos, weights)
     command = ["train", "--config", str(config), "--out", str(tmp_path / "run")]
-    # Compiled as here (`quick_compiler`): it is the same bits that are asked for.
+    # Compiled as here (conftest.py): it is the same bits that are asked for.
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     program = [sys.executable, "-c", _KILLED, *command]
     killed = subprocess.run(program, env=environment, capture_output=True)
@@ -174,6 +173,7 @@ def test_a_killed_run_ends_in_the_same_bits(undisturbed, photos, weights, tmp_pa
     assert read_rows(undisturbed[0] / "metrics.csv") == read_rows(tmp_path / "run" / "metrics.csv")
 
 
+@pytest.mark.slow
 def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not(photos, tiny, tmp_path):
     run = a_run(photos, every=2, stack_rate=0.1)
     whole = train(tiny, run, tmp_path / "whole")

@@ -18,8 +18,6 @@ from flaxvgg.training.trainer import Optimisation
 from flaxvgg.weights.checkpoint import CheckpointError
 from networks import TINY_GAP, coloured_photos, tiny_vgg
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):

@@ -11,7 +11,6 @@ import flaxvgg
 from flaxvgg.training.losses import LOSSES
 from networks import TINY_GAP, random_images, tiny_vgg
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 IMAGES = random_images(4, 32, 32)
 LABELS = np.eye(5, dtype=np.float32)[[0, 1, 2, 4]]
 NOT_IMAGES = {

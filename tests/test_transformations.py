@@ -5,7 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -21,9 +21,8 @@ from flaxvgg.cam.methods import METHODS
 from flaxvgg.ops import native
 from flaxvgg.ops.convolution import conv3x3, conv3x3_block
 from flaxvgg.sparsity.counting import count_images
-from helpers import TINY_GAP, random_images, tiny_vgg
+from helpers import TINY_GAP, quickly, random_images, tiny_vgg
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 IMAGES = random_images(2, 32, 32)
 WITH_LAYERS = [method for method in METHODS if method != "fully_convolutional"]
 
@@ -46,13 +45,6 @@ def assert_close(found, expected) -> None:
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         bound = 2e-5 * max(1, np.abs(other).max())
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=0, atol=bound)
-
-
-def quickly(names: Iterable[str], *chosen: str) -> list:
-    """The names as parameters; only those that are `chosen` run in the quick suite."""
-    return [
-        name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names
-    ]
 
 
 ROWWISE = {
