@@ -98,7 +98,7 @@ VGG16 has 25,088 numbers and two hidden layers in between. There are three ways 
 
 Forward passes are those of the network with its classifier at 224 px: the median of the rounds, and
 their range. Arithmetic is the same in products of convolutions and linear layers. Peak and heat on
-the object are what was found in {questions} questions of the kind "where is the cat?"; a peak
+the object are what was found for {questions} (image, class) pairs, "where is the cat?"; a peak
 anywhere would be on the object in {chance} of them. Eigen-CAM knows no class: it gives one map for
 both objects of a scene.
 

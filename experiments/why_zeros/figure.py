@@ -66,7 +66,7 @@ def _negatives(ax: "Axes", found: dict) -> str:
         share = row["negative_before"] / row["values"]
         ax.text(-4.9, -i + 0.12, row["layer"], **_TEXT)
         ax.text(3.1, -i + 0.12, f"{100 * share:.0f} % < 0", ha="left", **_TEXT)
-    ax.set(xlim=(-5, 5), yticks=[], xlabel="in front of ReLU, standard deviations")
+    ax.set(xlim=(-5, 5), yticks=[], xlabel="pre-activation, standard deviations")
     ax.spines["left"].set_visible(False)
     zero, negative = (sum(row[key] for row in layers) for key in ("zero_after", "negative_before"))
     share = negative / zero
@@ -242,7 +242,7 @@ def _silence(ax: "Axes", found: dict) -> str:
 
 
 _PANELS = {
-    "a": ("Negative in front of ReLU?", _negatives),
+    "a": ("Negative before ReLU?", _negatives),
     "b": ("Is every ReLU network so?", _initialisation),
     "c": ("Too little detail?", _detail),
     "d": ("The wrong size?", _size),

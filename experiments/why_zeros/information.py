@@ -199,7 +199,7 @@ def verdict(found: dict) -> str:
         f"{found['tasks'][1]['task']}), with the features themselves {both(FEATURES)}, with their "
         f"largest 5 % {both(TOP_5)}; but how negative a zero was "
         f"{'is lost, and would help' if removed else 'would not help'} "
-        f"({points(BEFORE)} points with the signed values in front of ReLU)."
+        f"({points(BEFORE)} points with the signed values before ReLU)."
     )
 
 

@@ -10,7 +10,7 @@ from experiments.why_zeros.text import Table, millions, percent
 
 CLAIM = "The convolution's results are negative there"
 METHOD = (
-    "Counts in front of and behind each ReLU, over all photos; a normal distribution with the "
+    "Counts before and after each ReLU, over all photos; a normal distribution with the "
     "layer's mean and standard deviation would have the last column below zero."
 )
 
@@ -69,8 +69,8 @@ def verdict(found: dict) -> str:
     last = layers[-1]
     holds = zero == negative + exact and negative > 0.999 * zero
     return (
-        f"{'True' if holds else 'Not the whole story'}: of the {millions(zero)} zeros behind the "
-        f"{len(layers)} ReLUs, {negative:,} were negative in front and {exact:,} exactly zero; "
+        f"{'True' if holds else 'Not the whole story'}: of the {millions(zero)} zeros after the "
+        f"{len(layers)} ReLUs, {negative:,} were negative before them and {exact:,} exactly zero; "
         f"{last['layer']} is on average {-last['mean'] / last['sd']:.2f} standard deviations below "
         f"zero, and {percent(last['negative_before'] / last['values'])} of it is negative."
     )

@@ -53,7 +53,7 @@ def answer(results: dict[str, Any]) -> str:
         row["representation"]: row["mean"] for row in results["g"]["tasks"][0]["representations"]
     }
     return (
-        f"The numbers in front of the last ReLU are mostly negative "
+        f"The pre-activations of the last ReLU are mostly negative "
         f"({percent(last['negative_before'] / last['values'])} of {last['layer']} over "
         f"{len(results['photos'])} photos), ReLU makes each of them exactly 0, and max pooling, "
         f"which keeps a zero only where all four values are zero, leaves "
