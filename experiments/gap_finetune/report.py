@@ -112,9 +112,9 @@ python -m experiments.gap_finetune        # needs the environment that `make tes
 
 {answer} One linear layer on frozen convolutions was fitted, in seconds, to images whose classes are
 known and places are not. The peak of its map lies on the object asked for in {first} of
-{questions} (image, class) pairs such as "where is the cat?", against {eigen} for Eigen-CAM, which gives one
-map for both objects of a scene, {random} for a head that was not fitted, and {gaussian} for the
-middle of the image.
+{questions} (image, class) pairs such as "where is the cat?", against {eigen} for Eigen-CAM, which
+gives one map for both objects of a scene, {random} for a head that was not fitted, and {gaussian}
+for the middle of the image.
 
 {table}
 
