@@ -171,7 +171,7 @@ def test_experiment_runs_from_weights_to_the_picture(monkeypatch: pytest.MonkeyP
 
 def test_experiment_page_is_that_of_its_results():
     results, text = committed("cam_on_vgg16")
-    assert text == report.readme(results)
+    assert text == page(report.readme, results)
     assert [row["method"] for row in results["methods"]] == [x.name for x in methods.METHODS]
     assert results["objects"] == [item.name for item in OBJECTS]
     picture = (EXPERIMENTS / "cam_on_vgg16" / "cam_on_vgg16.png").stat().st_size
