@@ -192,6 +192,7 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(tmp_path, photos, no_m
         ((photos, "--size", "large"), "--size is HxW"),
         ((photos, "--html"), "add --out DIR"),
         ((photos, "--out", file), "is a file: choose a folder"),
+        ((photos, "--out", photos), "where pictures will be: choose another folder"),
     ]:
         check_refused(run(*arguments), words)
     assert run().exit_code == 2  # no photo

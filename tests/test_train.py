@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from flaxvgg.training.run import TrainingError, train
 from flaxvgg.training.settings import Data, Model, Run, read_run
 from flaxvgg.training.trainer import Optimisation
 from flaxvgg.weights.checkpoint import CheckpointError
-from helpers import TINY_GAP, random_model, tiny_vgg
+from helpers import TINY_GAP, random_model, run_flaxvgg, tiny_vgg
 from networks import COLOURS, coloured_photos
 
 SIZE = (32, 32)
@@ -446,3 +447,14 @@ def test_a_torn_row_is_left_out(tmp_path):
     with Log(tmp_path, 1) as log:
         assert [row["step"] for row in log.rows] == [1]
     assert [row["step"] for row in read_rows(tmp_path / "metrics.csv")] == [1]
+
+
+@pytest.mark.parametrize("name", ["photos", "photos/run"])
+def test_a_run_does_not_become_a_class_of_its_own_images(photos, tmp_path, name):
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "run.toml").write_text('[data]\ntrain = "photos"')
+    before = sorted(tmp_path.rglob("*"))
+    result = run_flaxvgg("train", "--config", tmp_path / "run.toml", "--out", tmp_path / name)
+    assert result.exit_code == 2, result.output
+    assert "where every folder is a class: choose another --out" in result.stderr.replace("\n", " ")
+    assert sorted(tmp_path.rglob("*")) == before

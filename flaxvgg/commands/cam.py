@@ -1,4 +1,9 @@
-"""flaxvgg cam: where in photos the evidence for a class is."""
+"""flaxvgg cam: where in photos the evidence for a class is.
+
+`cam.photos.plan_maps` reads the options. Into a folder it is `cam_files.write_cams`, which goes by
+`cam.photos.explain_photos` to `cam.methods.explain`; into a .zarr store `streaming.into_store`,
+with `maps_job` or `localisation_job` of `flaxvgg.streaming.jobs`.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

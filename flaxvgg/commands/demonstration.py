@@ -15,7 +15,7 @@ from flaxvgg.cam.methods import explain
 from flaxvgg.commands.console import Shown, console, say_where, step
 from flaxvgg.commands.tables import sizes_table, sparsity_table
 from flaxvgg.files.arrays import save_npz
-from flaxvgg.files.folders import Names, check_folder, make_folder, write_bytes
+from flaxvgg.files.folders import Names, check_apart, check_folder, make_folder, write_bytes
 from flaxvgg.heads.sample_head import with_sample_head
 from flaxvgg.images.batches import map_readable
 from flaxvgg.images.loading import find_images, load_pixels, normalise
@@ -45,6 +45,7 @@ def run_demo(
         raise ValueError("no photos: name some, or install scikit-image, which carries eight")
     check_drawing()
     check_folder(out)
+    check_apart(out, paths)
     model = load()
     headed = None if model.config.head else _with_sample_head(model)
     sampled = headed is not None

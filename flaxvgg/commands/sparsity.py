@@ -63,7 +63,7 @@ def sparsity(
             return
         from flaxvgg.commands.sparsity_files import write_survey
         from flaxvgg.commands.tables import sparsity_table
-        from flaxvgg.files.folders import check_folder
+        from flaxvgg.files.folders import check_apart, check_folder
         from flaxvgg.images.loading import find_images
         from flaxvgg.plotting.figures import check_drawing
         from flaxvgg.sparsity.summary import explanation
@@ -76,6 +76,7 @@ def sparsity(
         if out is not None:
             check_drawing()
             check_folder(out)
+            check_apart(out, paths)
         model = load_model(weights, arch)
         with stoppable() as stop:
             survey = survey_photos(model, paths, names, hw, stop.is_set, Shown())

@@ -1,6 +1,7 @@
 """2x2 max pooling, with PyTorch's gradient where values tie.
 
-`network.model` calls it; after a convolution and ReLU a CPU pools within `conv3x3_block` instead.
+`network.model` calls it (`LayerStack._apply`, `Convolution`); after a convolution and ReLU a CPU
+pools in C instead, within `ops.convolution.conv3x3_block`.
 """
 
 import jax

@@ -110,6 +110,11 @@ def train(
     devices = jax.local_devices() if devices is None else devices
     mesh = _mesh(devices, run.data.batch, watch)
     check_folder(out)
+    for images in (run.data.train, run.data.test):
+        if images is not None and out.resolve().is_relative_to(images.resolve()):
+            raise ValueError(
+                f"{out} is in {images}, where every folder is a class: choose another --out"
+            )
     if out.is_dir():  # what is in the way is said now, and not behind the last step
         check_target(out / "model")
     images, test = read_images(run)
