@@ -120,7 +120,7 @@ def test_what_is_guessed_and_was_left_out_is_said(model, other, tmp_path):
     flaxvgg.save(model, tmp_path / "model.safetensors")
     shown = CliRunner().invoke(app, ["info", str(tmp_path / "model.safetensors")]).stdout
     said = " ".join(shown.split())
-    assert "features (a guess: the file does not say it; python -m convert" in said
+    assert "features (a guess: the file does not say it; flaxvgg convert" in said
     assert "a head is left out" in said
     assert "\x1b" not in shown
     assert other.provenance.guess == "a state dict does not say it"
@@ -516,7 +516,7 @@ def test_a_parent_that_does_not_exist(model, tmp_path, name):
 def test_foreign_safetensors(tmp_path):
     path = tmp_path / "foreign.safetensors"
     safetensors.numpy.save_file({"weight": np.zeros(3, np.float32)}, path)
-    _refused(path, "was not written by flaxvgg: convert it with python -m convert")
+    _refused(path, "was not written by flaxvgg: convert it with flaxvgg convert")
     safetensors.numpy.save_file({"w": np.zeros(3)}, path, metadata={"format": "pt"})
     _refused(path, "was not written by flaxvgg")
 

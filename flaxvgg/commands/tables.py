@@ -69,7 +69,7 @@ def _recipe(provenance: Provenance) -> str:
     name = recipe.name if known else f"{recipe.name}: {recipe.formula}"
     if not provenance.guess:
         return name
-    return f"{name} (a guess: {provenance.guess}; python -m convert --preprocessing sets it)"
+    return f"{name} (a guess: {provenance.guess}; flaxvgg convert --preprocessing sets it)"
 
 
 def environment_facts() -> dict[str, str]:

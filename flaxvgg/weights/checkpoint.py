@@ -204,7 +204,7 @@ def _floating(name: object) -> np.dtype:
 def _checked_header(path: Path, header: Any) -> dict[str, Any]:
     if header is None:
         raise CheckpointError(
-            f"{path} was not written by flaxvgg: convert it with python -m convert {path} --out ..."
+            f"{path} was not written by flaxvgg: convert it with flaxvgg convert {path} --out ..."
         )
     if not isinstance(header, dict) or "config" not in header:
         raise CheckpointError(f"{path} is damaged, in its header")
@@ -275,7 +275,7 @@ def _open(path: Path) -> tuple[dict[str, Any], _Arrays]:
     if found != "safetensors":
         raise CheckpointError(
             f"{path} is no checkpoint of flaxvgg, but other weights ({found}): convert it with "
-            f"python -m convert {path} --out ..."
+            f"flaxvgg convert {path} --out ..."
         )
     return _safetensors_open(path)
 

@@ -357,7 +357,7 @@ _KINDS = {"keras": "a Keras file", "onnx": "an ONNX file", "index": "an index of
 
 def convert_it(path: Path, kind: FileKind) -> str:
     """What is to be said of weights that only the converter reads."""
-    return f"is {_KINDS[kind]}: python -m convert {path} --out vgg.safetensors makes weights of it"
+    return f"is {_KINDS[kind]}: flaxvgg convert {path} --out vgg.safetensors makes weights of it"
 
 
 def provenance_of(path: Path, digest: str) -> Provenance:

@@ -211,7 +211,7 @@ def _choose(
         if not _same(first, other, tensors):
             raise StateDictError(
                 f"{subject} holds {len(wanted)} VGGs, whose names begin with "
-                f"{' and '.join(map(repr, wanted))}: choose with --prefix of python -m convert, or "
+                f"{' and '.join(map(repr, wanted))}: choose with --prefix of flaxvgg convert, or "
                 "give flaxvgg.from_torch one alone"
             )
     if first is None:
