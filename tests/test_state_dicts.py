@@ -336,5 +336,7 @@ def test_torchscript_is_named(tmp_path):
 
 def test_a_file_of_pytorch_is_no_checkpoint_and_says_what_to_type(tmp_path):
     torch.save({"features.0.bias": torch.ones(3)}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"other weights \(torch\): convert it with python"):
+    with pytest.raises(
+        CheckpointError, match=r"other weights \(torch\): convert it with flaxvgg convert"
+    ):
         flaxvgg.load(tmp_path / "a.pth")
