@@ -336,7 +336,6 @@ def test_torchscript_is_named(tmp_path):
 
 def test_a_file_of_pytorch_is_no_checkpoint_and_says_what_to_type(tmp_path):
     torch.save({"features.0.bias": torch.ones(3)}, tmp_path / "a.pth")
-    with pytest.raises(
-        CheckpointError, match=r"other weights \(torch\): convert it with flaxvgg convert"
-    ):
+    said = r"other weights \(torch\): convert it with flaxvgg convert"
+    with pytest.raises(CheckpointError, match=said):
         flaxvgg.load(tmp_path / "a.pth")
