@@ -135,7 +135,7 @@ def _true_weights(data: bytes, path: Path, whole: bytes) -> Arrays:
         case "onnx":
             found = _true_onnx(data)
         case _:
-            found = _true_keras(data)
+            found = _true_keras(data, path)
     return {name[name.find("features.") :]: array for name, array in found.items()}
 
 
@@ -246,13 +246,15 @@ def _as_computed(data: bytes, weights: Arrays) -> Arrays:
     return {} if error < 1e-3 or not np.isfinite(error) else {f"error {error}": np.zeros(0)}
 
 
-def _true_keras(data: bytes) -> Arrays:
+def _true_keras(data: bytes, path: Path) -> Arrays:
+    # Of a path HDF5 leaves out what no reader of local files needs.
+    source: io.BytesIO | Path = path
     if data.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             json.loads(archive.read("config.json"))
-            data = archive.read("model.weights.h5")
+            source = io.BytesIO(archive.read("model.weights.h5"))
     found = {}
-    with h5py.File(io.BytesIO(data)) as file:
+    with h5py.File(source) as file:
         for i, layer in enumerate(CONVS):
             group = file.get("model_weights", file)
             names = [f"{layer.name}/{layer.name}/{x}:0" for x in ("kernel", "bias")]
