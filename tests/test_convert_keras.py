@@ -573,6 +573,18 @@ def test_layers_of_one_name_are_told_apart_by_their_places(features: keras.Model
         np.testing.assert_array_equal(array, expected[name])
 
 
+@pytest.mark.parametrize("instead", ["conv3d_11", "conv2d_13", "my_conv_11"])
+def test_convolutions_in_no_known_order_are_refused(
+    instead: str, features: keras.Model, tmp_path: Path
+):
+    """The last three have one shape: in the wrong order nothing would be noticed."""
+    path = _save(features, tmp_path / "vgg.weights.h5")
+    with h5py.File(path, "r+") as file:
+        file.move("layers/conv2d_11", f"layers/{instead}")
+    with pytest.raises(SourceError, match="does not number its convolutions as Keras does"):
+        read_keras(path)
+
+
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "bomb.keras", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model.weights.h5", bytes(4 << 20))
