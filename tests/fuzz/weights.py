@@ -227,7 +227,9 @@ def _as_computed(data: bytes, weights: Arrays) -> Arrays:
     except Exception:  # it is picky about names and declared outputs, which change no weight
         return {}
     dtype = weights["features.0.weight"].dtype
-    images = np.random.default_rng(2).standard_normal((1, 3, 32, 32)).astype(dtype)
+    told = session.get_inputs()[0].shape  # numbers, and names of what may be any
+    shape = [n if isinstance(n, int) else 32 for n in told[2:]]
+    images = np.random.default_rng(2).standard_normal((1, 3, *shape)).astype(dtype)
     (features,) = session.run(None, {session.get_inputs()[0].name: images})
     x = torch.from_numpy(images).double()
     for layer in VGG11.conv_stack:
