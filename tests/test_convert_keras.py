@@ -505,10 +505,10 @@ def _replaced(path: Path, change) -> Path:
         (lambda file, name: file.__setitem__(name, h5py.ExternalLink("other.h5", "x")), "another"),
         (lambda file, name: file.__setitem__(name, h5py.Empty("f4")), "is no array"),
         (lambda file, name: file.create_group(name), "is no array"),
-        (lambda file, name: file.__setitem__(name, "text"), "has the type object"),
+        (lambda file, name: file.__setitem__(name, "text"), "is no array of numbers"),
         (
             lambda file, name: file["model_weights"].attrs.__setitem__("layer_names", 7),
-            "7 is missing",
+            "the attribute layer_names of /model_weights is no text",
         ),
         (
             lambda file, name: file["model_weights"].attrs.__setitem__("layer_names", [b"a", b"a"]),
@@ -540,6 +540,49 @@ def test_a_heap_without_an_end_is_refused(tmp_path: Path):
     content[heap : heap + 16] = bytes(16)
     path.write_bytes(content)
     with pytest.raises(SourceError, match="its strings are damaged"):
+        read_keras(path)
+
+
+@pytest.mark.parametrize(
+    ("whole", "damaged", "said"),
+    [
+        # A sequence of a kind that there is not, on which HDF5 would crash.
+        (b"\x19\x01\x01\0", b"\x19\xff\xff\0", "the attribute name of .*/vars is no text"),
+        (b"\x19\x01\x01\0", b"\x19\x01\x02\0", "the attribute name of .*/vars is no text"),
+        # Numbers that become times, or texts in an encoding that there is not.
+        (b"\x11\x20\x1f\0", b"\x12\x20\x1f\0", "/vars/0 is no array of numbers"),
+        (b"\x11\x20\x1f\0", b"\x13\x20\x1f\0", "/vars/0 is no array of numbers"),
+    ],
+)
+def test_damaged_types_are_refused(whole, damaged, said: str, features: keras.Model, tmp_path):
+    path = _save(features, tmp_path / "vgg.weights.h5")
+    assert whole in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(whole, damaged))
+    with pytest.raises(SourceError, match=said):
+        read_keras(path)
+
+
+def test_layers_of_one_name_are_told_apart_by_their_places(features: keras.Model, tmp_path: Path):
+    path = _save(features, tmp_path / "vgg.weights.h5")
+    expected = read_keras(path).state_dict
+    with h5py.File(path, "r+") as file:
+        for other in ("conv2d_1", "conv2d_2"):
+            file[f"layers/{other}/vars"].attrs["name"] = file["layers/conv2d/vars"].attrs["name"]
+    found = read_keras(path).state_dict
+    assert list(found) == list(expected)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+@pytest.mark.parametrize("instead", ["conv3d_11", "conv2d_13", "my_conv_11"])
+def test_convolutions_in_no_known_order_are_refused(
+    instead: str, features: keras.Model, tmp_path: Path
+):
+    """The last three have one shape: in the wrong order nothing would be noticed."""
+    path = _save(features, tmp_path / "vgg.weights.h5")
+    with h5py.File(path, "r+") as file:
+        file.move("layers/conv2d_11", f"layers/{instead}")
+    with pytest.raises(SourceError, match="does not number its convolutions as Keras does"):
         read_keras(path)
 
 

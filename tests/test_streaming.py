@@ -413,6 +413,10 @@ def test_images_inside_a_parquet_file(model, folder, tmp_path):
     np.testing.assert_allclose(done.store.read("logits"), model(images), rtol=2e-6, atol=2e-6)
     with pytest.raises(DatasetError, match="its images are inside it"):
         label_file(tmp_path / "bytes.parquet")
+    table = table.replace_schema_metadata({"huggingface": b'{"info": {"fe\xac'})
+    parquet.write_table(table, tmp_path / "note.parquet")
+    with pytest.raises(DatasetError, match=r"its note of the classes is damaged .*: get it again"):
+        find_source(tmp_path / "note.parquet")
     parquet.write_table(pyarrow.table({"image": [1, 2]}), tmp_path / "numbers.parquet")
     with pytest.raises(DatasetError, match="the column image is int64: it holds paths"):
         find_source(tmp_path / "numbers.parquet")

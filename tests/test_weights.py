@@ -607,6 +607,27 @@ def test_one_flipped_bit_in_an_archive(tmp_path):
     _refused(path, "is damaged: weights/data/0 has a wrong checksum; download it again")
 
 
+def test_a_member_whose_checksum_is_of_nothing(tmp_path):
+    """`zipfile` reads none of it, and finds the checksum right."""
+    path = _save(tmp_path / "weights.pth")
+    content = bytearray(path.read_bytes())
+    name = content.rindex(b"weights/data/0")  # in the directory: 46 bytes, then the name
+    assert content[name - 46 : name - 42] == b"PK\x01\x02"
+    content[name - 30 : name - 22] = bytes(8)  # the checksum, and the size in the archive
+    path.write_bytes(content)
+    assert zipfile.ZipFile(path).testzip() is None
+    _refused(path, "is damaged: a member has two sizes; download it again")
+
+
+@pytest.mark.parametrize("version", ["0", "11", "2147483648"])
+def test_an_archive_of_another_version(tmp_path, version):
+    whole = _save(tmp_path / "weights.pth")
+    path = _packed_again(whole, tmp_path / "later.pth", {"version": f"{version}\n".encode()})
+    with pytest.raises(RuntimeError, match="version"):
+        torch.load(path)
+    _refused(path, f"has version {version} of PyTorch's format, and 1 to 10 are known: save it")
+
+
 def test_an_archive_that_was_compressed(tmp_path):
     whole = _save(tmp_path / "weights.pth")
     path = _packed_again(whole, tmp_path / "packed.pth", {}, compression=zipfile.ZIP_DEFLATED)

@@ -5,7 +5,6 @@ import bisect
 import csv
 import dataclasses
 import io
-import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxvgg.files.foreign import AnyPath
+from flaxvgg.files.nesting import parse_json
 from flaxvgg.images.finding import ImageError
 
 BOX = ("left", "top", "right", "bottom")
@@ -223,7 +223,7 @@ def _parquet(path: Path) -> TableFile:
             found = file.read(columns=wanted).to_pydict() if wanted else {}
             columns = {names[name]: column for name, column in found.items()}
             count = file.metadata.num_rows
-            classes = _class_names(schema.metadata or {})
+            classes = _class_names(path, schema.metadata or {})
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(path, [f"no Parquet file: {str(error).splitlines()[0]}"]) from None
     return TableFile(columns, range(1, count + 1), "row", classes, inside)
@@ -254,12 +254,21 @@ def _is_binary(kind: Any) -> bool:
     return any(test(kind) for test in (*tests, types.is_binary_view))
 
 
-def _class_names(metadata: Mapping[bytes, bytes]) -> tuple[str, ...]:
-    """The names of class numbers that Hugging Face's `datasets` notes beside a schema."""
+def _class_names(path: Path, metadata: Mapping[bytes, bytes]) -> tuple[str, ...]:
+    """The names of class numbers that Hugging Face's `datasets` notes beside a schema.
+
+    Raises DatasetError for a note that is damaged: Parquet has no checksum for it.
+    """
     try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        note = parse_json(metadata.get(b"huggingface", b"{}"))
+    except ValueError as error:
+        raise DatasetError(
+            path, [f"its note of the classes is damaged ({error}): get it again"]
+        ) from None
+    try:
+        features = note["info"]["features"]
         labels = features["labels" if "labels" in features else "label"]
         names = labels.get("names") or labels["feature"]["names"]
         return tuple(map(str, names))
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError):
         return ()

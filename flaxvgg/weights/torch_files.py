@@ -93,6 +93,7 @@ _DAMAGE += (zipfile.BadZipFile, UnicodeDecodeError, OverflowError, MemoryError)
 _Storages = Mapping[str, np.ndarray]
 
 
+_VERSIONS = [str(n).encode() for n in range(1, 11)]
 _NUMBERS = ".storage_alignment", ".data/serialization_id"  # members that not every archive has
 
 
@@ -103,6 +104,9 @@ def _read_archive(path: Path, mapped: MappedFile) -> tuple[Any, _Storages]:
             raise TorchFileError("is damaged: a member is there twice")
         if any(member.compress_type for member in members.values()):
             raise TorchFileError("was packed again by another program: pack it uncompressed")
+        if any(member.compress_size != member.file_size for member in members.values()):
+            # Of which no checksum would be computed over the bytes that are taken below.
+            raise TorchFileError("is damaged: a member has two sizes; download it again")
         # PyTorch does not look: it takes changed bytes for weights.
         spoiled = archive.testzip()
         if spoiled is not None:
@@ -120,6 +124,11 @@ def _read_archive(path: Path, mapped: MappedFile) -> tuple[Any, _Storages]:
         ]
         if outside or f"{folder}version" not in members or not all(x.isdigit() for x in numbers):
             raise TorchFileError("is damaged: it is not the archive that PyTorch writes")
+        if numbers[0] not in _VERSIONS:
+            raise TorchFileError(
+                f"has version {numbers[0].decode()[:20]} of PyTorch's format, and 1 to 10 are "
+                "known: save it again with another PyTorch, or download it again"
+            )
         order = f"{folder}byteorder"
         if order in members and archive.read(order) != b"little":
             raise TorchFileError("was written on a big-endian machine: save it again on another")

@@ -96,6 +96,7 @@ class Inputs:
             foreign = [t for t in self._targets if not t.kind.startswith("our")]
             theirs = foreign[random.integers(len(foreign))]
             data = theirs.seeds[random.integers(len(theirs.seeds))].data
+            return Case(target, name, data, data)
         return Case(target, name, data, chosen.data)
 
 

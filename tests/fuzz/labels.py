@@ -1,8 +1,6 @@
 """Lists of images, and what another parser makes of them."""
 
-import csv
 import io
-import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from pyarrow import parquet
 from flaxvgg.images.datasets import VOC_CLASSES, DatasetError, label_file, pascal_voc
 from flaxvgg.streaming.manifest import read_manifest
 from tests.fuzz.cases import Arrays, Seed, Target, in_place
+from tests.fuzz.tables import class_names, csv_rows, numbered
 
 
 def label_targets() -> list[Target]:
@@ -74,33 +73,31 @@ def _read_manifest(path: Path) -> Arrays:
 
 def _true_manifest(data: bytes, path: Path, whole: bytes) -> Arrays:
     """Parquet has checksums: what is read is what was written."""
-    if path.suffix == ".parquet":
-        rows = parquet.read_table(io.BytesIO(whole)).to_pylist()
-    else:
-        rows = _csv_rows(data)
+    rows, names = _rows(whole if path.suffix == ".parquet" else data)
     # `labels` may be damaged to a name that is none: then there are no labels.
-    key = "labels" if rows and "labels" in rows[0] else "label"
-    given = [[x.strip() for x in (row.get(key) or "").split(";")] for row in rows]
-    named = [set(labels) - {""} for labels in given]
-    classes = sorted(set().union(*named))
-    several = np.array([[c in row for c in classes] for row in named], bool)
-    one = all(len(row) == 1 for row in named)
-    if rows and key not in rows[0]:
-        several, classes = np.zeros(0, bool), []
-    elif classes and all(name.isdecimal() for name in classes):
-        raise AssertionError("class numbers: not compared")
-    labels = several.argmax(1).astype(np.int32) if one and classes else several
-    names = [_path(path.parent, row["image"]) for row in rows]
-    return {"labels": labels, "images": _text(*names), "classes": _text(*classes)}
+    found, classes = numbered(rows, names)
+    labels = np.zeros(0, bool)
+    if found is not None and all(len(row) == 1 for row in found):
+        labels = np.array([number for (number,) in found], np.int32)
+    elif found is not None:
+        labels = np.array([[i in row for i in range(len(classes))] for row in found], bool)
+    images = [_name(path.parent, i, row["image"]) for i, row in enumerate(rows)]
+    return {"labels": labels, "images": _text(*images), "classes": _text(*classes)}
 
 
-def _csv_rows(data: bytes) -> list[dict[str, str]]:
-    if data.startswith(b"PAR1"):  # whatever the suffix
-        return parquet.read_table(io.BytesIO(data)).to_pylist()
-    text = io.StringIO(data.decode("utf-8-sig"), newline="")
-    head, *lines = filter(any, csv.reader(text, skipinitialspace=True))
-    head = [name.strip().lower() for name in head]
-    return [dict(itertools.zip_longest(head, line, fillvalue="")) for line in lines]
+def _rows(data: bytes) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of a table, and the names that it gives to class numbers."""
+    if not data.startswith(b"PAR1"):
+        return csv_rows(data), []
+    table = parquet.read_table(io.BytesIO(data))  # whatever the suffix
+    return table.to_pylist(), class_names(table.schema)
+
+
+def _name(folder: Path, row: int, cell: Any) -> str:
+    """The name of the image in a row: a path, or what images inside a table are called."""
+    if isinstance(cell, str):
+        return _path(folder, cell)
+    return (cell["path"] if isinstance(cell, dict) else "") or str(row)
 
 
 def _path(folder: Path, name: str) -> str:
@@ -119,7 +116,7 @@ def _read_table(path: Path) -> Arrays:
 
 
 def _true_table(data: bytes, path: Path, whole: bytes) -> Arrays:
-    rows = _csv_rows(data)
+    rows, _ = _rows(data)
     key = "labels" if "labels" in rows[0] else "label"
     labels = [{x.strip() for x in row[key].split(";")} - {""} for row in rows]
     classes = sorted(set().union(*labels))

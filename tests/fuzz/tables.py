@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow
 from PIL import Image
 from pyarrow import parquet
 
-from flaxvgg.images.label_tables import read_label_table
+from flaxvgg.images.label_tables import MOST_CLASSES, read_label_table
 from flaxvgg.images.loading import ImageError
 from flaxvgg.images.table_files import DatasetError
 from flaxvgg.network.provenance import PREPROCESSING
@@ -21,6 +22,7 @@ from flaxvgg.streaming.source import find_source
 from tests.fuzz.cases import Arrays, Seed, Target, in_place
 
 _BOX = ("left", "top", "right", "bottom")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 
 
 def table_targets() -> list[Target]:
@@ -95,14 +97,14 @@ def _read_table(path: Path) -> Arrays:
 
 
 def _true_table(data: bytes, path: Path, whole: bytes) -> Arrays:
-    """The same with csv.DictReader, row by row."""
+    """The same with dictionaries, row by row."""
     if data.startswith(b"PAR1"):  # whatever the suffix: the other target's
         return _read_table(path)
-    rows = _rows(data)
+    rows = csv_rows(data)
     key = "labels" if "labels" in rows[0] else "label"
     parts = [[x.strip() for x in (row.get(key) or "").split(";") if x.strip()] for row in rows]
     every = {x for found in parts for x in found}
-    if all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", x, re.ASCII) for x in every):
+    if all(map(_NUMBER.fullmatch, every)):
         parts = [[str(int(float(x))) for x in found if float(x) >= 0] for found in parts]
     images: dict[str, set[str]] = {}
     boxes = []
@@ -123,7 +125,8 @@ def _true_table(data: bytes, path: Path, whole: bytes) -> Arrays:
     }
 
 
-def _rows(data: bytes) -> list[dict[str, str]]:
+def csv_rows(data: bytes) -> list[dict[str, str]]:
+    """The lines of a table by the names in its first one, in whatever is around `image` there."""
     marked = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     text = data.decode("utf-16" if marked else "utf-8-sig").lstrip("\r\n")
     head, separator = text.split("\n", 1)[0], ","
@@ -132,14 +135,36 @@ def _rows(data: bytes) -> list[dict[str, str]]:
         if cells[i].strip(' "\r').lower() == "image" and len(cells) > 1:
             separator = cells[i + 1] if i + 1 < len(cells) else cells[i - 1]
             break
-    lines = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, restval=""
-    )
-    return [
-        {str(name).strip().lower(): value for name, value in line.items() if name is not None}
-        for line in lines
-        if any(line.values())
-    ]
+    file = io.StringIO(text, newline="")
+    first, *lines = filter(any, csv.reader(file, delimiter=separator, skipinitialspace=True))
+    names = [name.strip().lower() for name in first]
+    return [dict(itertools.zip_longest(names, line, fillvalue="")) for line in lines]
+
+
+def numbered(
+    rows: list[dict[str, Any]], names: list[str]
+) -> tuple[list[list[int]] | None, list[str]]:
+    """Every row's class numbers, None without any, and the classes' names.
+
+    `names` are those of class numbers.
+    """
+    key = next((x for x in ("labels", "label") if rows and x in rows[0]), None)
+    if key is None:
+        return None, []
+    cells = ["" if row[key] is None else str(row[key]) for row in rows]
+    parts = [{x.strip() for x in cell.split(";")} - {""} for cell in cells]
+    every = sorted(set().union(*parts))
+    if not all(map(_NUMBER.fullmatch, every)):
+        return [[every.index(x) for x in sorted(found)] for found in parts], every
+    numbers = [sorted({int(float(x)) for x in found if float(x) >= 0}) for found in parts]
+    count = max((n for found in numbers for n in found), default=-1) + 1
+    return numbers, names or [str(n) for n in range(count if count <= MOST_CLASSES else 0)]
+
+
+def class_names(schema: pyarrow.Schema) -> list[str]:
+    """The names of class numbers that stand beside a Parquet file's schema."""
+    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return told.get("info", {}).get("features", {}).get("label", {}).get("names", [])
 
 
 def _read_packed(path: Path) -> Arrays:
@@ -173,6 +198,8 @@ def _true_packed(data: bytes, path: Path, whole: bytes) -> Arrays:
         images += found if len(found) == count else [None] * count
     for image in images:
         cell = image["bytes"] if isinstance(image, dict) else image
+        if isinstance(cell, str):  # a path, of a file that is not there
+            cell = b""
         try:
             with Image.open(io.BytesIO(cell or b""), formats=["PNG"]) as opened:
                 opened.verify()
@@ -181,19 +208,8 @@ def _true_packed(data: bytes, path: Path, whole: bytes) -> Arrays:
             pixels.append(found.tobytes() if min(found.shape[:2]) >= 32 else b"")
         except (OSError, SyntaxError, ValueError):
             pixels.append(b"")
-    classes: list[str] = []
-    labels: list[Any] = []
-    key = next((x for x in ("labels", "label") if rows and x in rows[0]), None)
-    if key == "label":
-        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        classes = told.get("info", {}).get("features", {}).get("label", {}).get("names", [])
-        numbers = [row[key] for row in rows]
-        classes = classes or [str(x) for x in range(max(numbers) + 1)]
-        labels = [[x] if x >= 0 else [] for x in numbers]
-    elif key:
-        parts = [{x for x in (row[key] or "").split(";") if x} for row in rows]
-        classes = sorted(set().union(*parts))
-        labels = [sorted(classes.index(x) for x in found) for found in parts]
+    found, classes = numbered(rows, class_names(schema))
+    labels: list[Any] = found or []
     if labels and all(len(x) == 1 for x in labels):
         labels = [x[0] for x in labels]
     return {

@@ -135,7 +135,7 @@ def _true_weights(data: bytes, path: Path, whole: bytes) -> Arrays:
         case "onnx":
             found = _true_onnx(data)
         case _:
-            found = _true_keras(data)
+            found = _true_keras(data, path)
     return {name[name.find("features.") :]: array for name, array in found.items()}
 
 
@@ -227,7 +227,9 @@ def _as_computed(data: bytes, weights: Arrays) -> Arrays:
     except Exception:  # it is picky about names and declared outputs, which change no weight
         return {}
     dtype = weights["features.0.weight"].dtype
-    images = np.random.default_rng(2).standard_normal((1, 3, 32, 32)).astype(dtype)
+    told = session.get_inputs()[0].shape  # numbers, and names of what may be any
+    shape = [n if isinstance(n, int) else 32 for n in told[2:]]
+    images = np.random.default_rng(2).standard_normal((1, 3, *shape)).astype(dtype)
     (features,) = session.run(None, {session.get_inputs()[0].name: images})
     x = torch.from_numpy(images).double()
     for layer in VGG11.conv_stack:
@@ -246,13 +248,15 @@ def _as_computed(data: bytes, weights: Arrays) -> Arrays:
     return {} if error < 1e-3 or not np.isfinite(error) else {f"error {error}": np.zeros(0)}
 
 
-def _true_keras(data: bytes) -> Arrays:
+def _true_keras(data: bytes, path: Path) -> Arrays:
+    # Of a path HDF5 leaves out what no reader of local files needs.
+    source: io.BytesIO | Path = path
     if data.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             json.loads(archive.read("config.json"))
-            data = archive.read("model.weights.h5")
+            source = io.BytesIO(archive.read("model.weights.h5"))
     found = {}
-    with h5py.File(io.BytesIO(data)) as file:
+    with h5py.File(source) as file:
         for i, layer in enumerate(CONVS):
             group = file.get("model_weights", file)
             names = [f"{layer.name}/{layer.name}/{x}:0" for x in ("kernel", "bias")]

@@ -4,6 +4,8 @@ Where a file has the model's configuration (`.keras`, and `.h5` of `model.save`)
 a VGG; where it has weights alone, their shapes must.
 """
 
+import re
+from collections import defaultdict
 from pathlib import Path
 
 from flaxvgg.conversion.readers.front import ChannelMap, Front
@@ -80,6 +82,7 @@ def _steps_by_shape(name: str, layers: list[LayerWeights]) -> list[Step]:
             f"{name} is no VGG, or not all of it: it has {len(stack)} convolutions, and VGG11, "
             "VGG13, VGG16 and VGG19 have 8, 10, 13 and 16"
         )
+    _refuse_unnumbered(name, convs, stack)
     left = iter(stack)
     steps = []
     for layer in VGGConfig.features_only(arch, "").conv_stack:
@@ -119,6 +122,31 @@ def _refuse_between(name: str, layers: list[LayerWeights], stack: list[LayerWeig
             f"{name} has weights of {layer.name}, and nothing says where among the convolutions "
             f"it stands: {_SAVE_WHOLE}"
         )
+
+
+def _refuse_unnumbered(name: str, convs: list[LayerWeights], stack: list[LayerWeights]) -> None:
+    """Raise SourceError for lists of layers not numbered as Keras does: the order is unknown then.
+
+    Keras names what is in a list by its class: conv2d, conv2d_1, conv2d_2, ...
+    """
+    kinds = {_kind(layer.path) for layer in stack}
+    lists: dict[str, list[str]] = defaultdict(list)
+    for layer in convs:
+        folder, _, own = layer.path.rpartition("/")
+        if folder.rpartition("/")[2] == "layers" and _kind(own) in kinds:
+            lists[folder].append(own)
+    for names in lists.values():
+        expected = {f"{kind}_{i}".removesuffix("_0") for kind in kinds for i in range(len(names))}
+        if len(kinds) > 1 or not expected.issuperset(names):
+            raise SourceError(
+                f"{name} does not number its convolutions as Keras does, so that nothing says "
+                f"how they follow each other ({', '.join(names)[:200]}): {_SAVE_WHOLE}"
+            )
+
+
+def _kind(path: str) -> str:
+    """conv2d of layers/conv2d_3."""
+    return re.sub(r"_\d+$", "", path.rpartition("/")[2])
 
 
 def _weighted(name: str, layer: LayerWeights, kind: str) -> Step:

@@ -26,7 +26,7 @@ from flaxvgg.conversion.source_weights import SourceError
 from flaxvgg.files.nesting import parse_json
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)  # arrays that differ in shape cannot be compared
 class LayerWeights:
     """The arrays of one Keras layer, in Keras's order; `path` is where the file has them."""
 
@@ -49,8 +49,8 @@ def read_layers(path: Path) -> tuple[list[LayerWeights], dict[str, Any] | None]:
             with path.open("rb") as file:
                 _check_heaps(file)
             with h5py.File(path) as file:
-                config = file.attrs.get("model_config")
-                return _read_hdf5(path, file), None if config is None else _parsed(config)
+                config = _texts(file, "model_config")
+                return _read_hdf5(path, file), None if config is None else _parsed("".join(config))
         if start.startswith(b"PK\x03\x04"):
             with zipfile.ZipFile(path) as archive, tempfile.TemporaryFile() as copy:
                 _check_sizes(archive)
@@ -114,11 +114,10 @@ def _check_heaps(file: IO[bytes]) -> None:
             heap = data.find(_HEAP, heap + 8)
 
 
-def _parsed(config: object) -> dict[str, Any]:
-    if isinstance(config, str | bytes):
-        found = parse_json(config)
-        if isinstance(found, dict):
-            return found
+def _parsed(config: str | bytes) -> dict[str, Any]:
+    found = parse_json(config)
+    if isinstance(found, dict):
+        return found
     raise KeyError("the model's configuration is none")
 
 
@@ -162,7 +161,7 @@ def _numbered_layers(file: Any) -> Iterator[LayerWeights]:
             keys = sorted(variables, key=_natural)
             arrays = [_array(variables[key], file.filename) for key in keys]
             path = name.removesuffix("/vars")
-            yield LayerWeights(str(variables.attrs.get("name", path)), arrays, path)
+            yield LayerWeights("".join(_texts(variables, "name") or [path]), arrays, path)
 
 
 def _natural(name: str) -> list[list[str | int]]:
@@ -176,15 +175,37 @@ def _strings(group: Any, name: str) -> list[str]:
 
     Raises KeyError for a name that is there twice.
     """
-    values = group.attrs.get(name)
-    if values is None:
-        pieces = (f"{name}{i}" for i in itertools.count())
-        pieces = itertools.takewhile(lambda piece: piece in group.attrs, pieces)
-        values = [value for piece in pieces for value in np.ravel(group.attrs[piece])]
-    names = [x.decode() if isinstance(x, bytes) else str(x) for x in np.ravel(values)]
+    names = _texts(group, name)
+    if names is None:
+        pieces = (_texts(group, f"{name}{i}") for i in itertools.count())
+        present = itertools.takewhile(lambda piece: piece is not None, pieces)
+        names = [text for piece in present for text in piece or []]
     if len(set(names)) < len(names):
         raise KeyError(f"{name} of {group.name} has a name twice")
     return names
+
+
+def _texts(group: Any, name: str) -> list[str] | None:
+    """An attribute's text or texts; None where there is no such attribute.
+
+    Raises KeyError where it is no text: HDF5 reads past its memory for types that it does not know.
+    """
+    from h5py import h5t
+
+    if name not in group.attrs:
+        return None
+    attribute = group.attrs.get_id(name)
+    if attribute.shape is not None and 0 in attribute.shape:  # names of none, as Keras writes them
+        return []
+    kind = attribute.get_type()
+    is_text = isinstance(kind, h5t.TypeStringID) and kind.get_cset() in (
+        h5t.CSET_ASCII,
+        h5t.CSET_UTF8,
+    )
+    if attribute.shape is None or not is_text:
+        raise KeyError(f"the attribute {name} of {group.name} is no text")
+    values = np.ravel(group.attrs[name])
+    return [x.decode() if isinstance(x, bytes) else str(x) for x in values]
 
 
 def _array(dataset: Any, filename: str) -> np.ndarray:
@@ -193,6 +214,12 @@ def _array(dataset: Any, filename: str) -> np.ndarray:
 
     if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
         raise KeyError(f"{dataset.name} is no array")
+    # Before `dtype`, which is a TypeError for the types that NumPy has not.
+    if not isinstance(
+        dataset.id.get_type(),
+        h5py.h5t.TypeFloatID | h5py.h5t.TypeIntegerID | h5py.h5t.TypeOpaqueID,
+    ):
+        raise KeyError(f"{dataset.name} is no array of numbers")
     if dataset.dtype.kind not in "fiu" and dataset.dtype != np.dtype("V2"):
         raise KeyError(f"{dataset.name} has the type {dataset.dtype}")
     if dataset.external or dataset.is_virtual or dataset.file.filename != filename:
