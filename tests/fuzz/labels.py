@@ -11,6 +11,7 @@ import pyarrow
 from pyarrow import parquet
 
 from flaxvgg.images.datasets import VOC_CLASSES, DatasetError, label_file, pascal_voc
+from flaxvgg.images.table_files import BOX
 from flaxvgg.streaming.manifest import read_manifest
 from tests.fuzz.cases import Arrays, Seed, Target, in_place
 from tests.fuzz.tables import class_names, csv_rows, numbered
@@ -76,12 +77,18 @@ def _true_manifest(data: bytes, path: Path, whole: bytes) -> Arrays:
     rows, names = _rows(whole if path.suffix == ".parquet" else data)
     # `labels` may be damaged to a name that is none: then there are no labels.
     found, classes = numbered(rows, names)
+    images = [_name(path.parent, i, row["image"]) for i, row in enumerate(rows)]
+    if rows and rows[0].keys() >= set(BOX):  # a line for each box: an image may have several
+        of_image: dict[str, set[int]] = {name: set() for name in images}
+        for name, numbers in zip(images, found or [], strict=found is not None):
+            of_image[name].update(numbers)
+        images = list(of_image)
+        found = None if found is None else [sorted(numbers) for numbers in of_image.values()]
     labels = np.zeros(0, bool)
     if found is not None and all(len(row) == 1 for row in found):
         labels = np.array([number for (number,) in found], np.int32)
     elif found is not None:
         labels = np.array([[i in row for i in range(len(classes))] for row in found], bool)
-    images = [_name(path.parent, i, row["image"]) for i, row in enumerate(rows)]
     return {"labels": labels, "images": _text(*images), "classes": _text(*classes)}
 
 
