@@ -42,7 +42,7 @@ a step was true before it.
 
 ## Why
 
-Behind a ReLU every score is at least 0, its sigmoid at least 1/2, and a label that is 0 costs at
+After a ReLU every score is at least 0, its sigmoid at least 1/2, and a label that is 0 costs at
 least ln 2 = {math.log(2):.5f}. Nine labels of ten are 0, so every step pushes the scores down; a
 long step carries all pre-activations of the last convolution below 0, in every place of every
 image, and there the derivative of the ReLU is exactly 0. A shorter step gets there later. Nor is
@@ -66,10 +66,10 @@ The convolutions of {results["arch"]} in `{results["weights"]}`, frozen; a head 
 composed {effort["size"]}x{effort["size"]} images (`experiments/composed`: things cut out of photos,
 laid on textures) in {effort["steps"]} batches of {effort["batch"]}. Then it names and finds the
 other parts of the same things on other textures: mean average precision over classes, and how often
-the map of a class is highest on its object ({real["questions"]} questions; by chance
+the map of a class is highest on its object ({real["questions"]} (image, class) pairs; by chance
 {real["chance"]:.0%}). "Own channel" is the same for channel k of the last map taken as the map of
 class k. {part:.1%} of the labels are 1: to know no more than that costs {entropy(part):.3f}, and
-behind a ReLU scores that are always right still cost {(1 - part) * math.log(2):.3f}.
+after a ReLU scores that are always right still cost {(1 - part) * math.log(2):.3f}.
 
 {_real_table(real["rows"])}
 
@@ -100,13 +100,13 @@ def answer(results: dict[str, Any]) -> str:
     zero = next(i for i, step in enumerate(cases["ReLU", 1.0]) if not step["gradient_norm"])
     maps = _best(results["pretrained"]["rows"], "pointing")
     return (
-        "Because of the ReLU in front of the mean. Behind it no score can be negative, which nine "
+        "Because of the ReLU before the mean. After it no score can be negative, which nine "
         f"labels of ten want it to be: at a learning rate of 1, after {zero} "
         f"step{'s' if zero > 1 else ''} every score is exactly 0, the loss rests at ln 2 and the "
         "gradient is exactly 0, in PyTorch and here alike. **Leave that ReLU out.** Each channel "
         f"is still a class, the loss falls to {without[-1]['loss']:.3f} in {len(without) - 1} "
         "steps, and on real convolutions a class's map is highest on its object for "
-        f"{maps['no ReLU']:.0%} of the questions (with the ReLU {maps['ReLU']:.0%} at best, by "
+        f"{maps['no ReLU']:.0%} of the (image, class) pairs (with the ReLU {maps['ReLU']:.0%} at best, by "
         f"chance {results['pretrained']['chance']:.0%})."
     )
 
@@ -225,11 +225,11 @@ object at the best one:
 - **No ReLU** ({lost("no ReLU")}): {maps["no ReLU"]:.0%}. One channel a class, and nothing to add.
 - **Biases at the prior** as well ({lost("no ReLU, bias at the prior")}):
   {maps["no ReLU, bias at the prior"]:.0%}. The loss starts where the others first have to get.
-  Behind a ReLU there is no such thing ({lost("ReLU, bias at the prior")}): the score that the prior
+  After a ReLU there is no such thing ({lost("ReLU, bias at the prior")}): the score that the prior
   asks for is negative, and a bias that is negative enough stops every pre-activation at once.
-- **BatchNorm in front of the ReLU** ({lost("BatchNorm, ReLU")}): {maps["BatchNorm, ReLU"]:.0%}. On
+- **BatchNorm before the ReLU** ({lost("BatchNorm, ReLU")}): {maps["BatchNorm, ReLU"]:.0%}. On
   real convolutions it centres every channel, so that some places stay above 0. From random weights
-  the images hardly differ in front of it, its eps of 1e-3 outweighs their variance, and it saves
+  the images hardly differ before it, its eps of 1e-3 outweighs their variance, and it saves
   nothing. And the scores still cannot be negative: the loss ends at {lowest:.3f} at the lowest,
   above the {floor:.3f} that a ReLU leaves possible, and no label's probability is below 1/2. It
   ranks, and must not be read as a probability.
