@@ -106,8 +106,8 @@ def answer(results: dict[str, Any]) -> str:
         "gradient is exactly 0, in PyTorch and here alike. **Leave that ReLU out.** Each channel "
         f"is still a class, the loss falls to {without[-1]['loss']:.3f} in {len(without) - 1} "
         "steps, and on real convolutions a class's map is highest on its object for "
-        f"{maps['no ReLU']:.0%} of the (image, class) pairs (with the ReLU {maps['ReLU']:.0%} at best, "
-        f"by chance {results['pretrained']['chance']:.0%})."
+        f"{maps['no ReLU']:.0%} of the (image, class) pairs (with the ReLU {maps['ReLU']:.0%} "
+        f"at best, by chance {results['pretrained']['chance']:.0%})."
     )
 
 
