@@ -32,7 +32,7 @@ test: .venv/ready native
 		tests/test_parity_random.py tests/test_parity.py tests/test_streaming.py \
 		tests/test_sharding.py tests
 
-# And every experiment from end to end, in small: three minutes more.
+# And what takes long: every experiment from end to end in small, other processors, sanitizers.
 test-all: .venv/ready native
 	.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST) tests
 

@@ -458,3 +458,16 @@ def test_a_run_does_not_become_a_class_of_its_own_images(photos, tmp_path, name)
     assert result.exit_code == 2, result.output
     assert "where every folder is a class: choose another --out" in result.stderr.replace("\n", " ")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["VOC2007", "VOC2007/run"])
+def test_a_run_in_a_folder_of_pascal_voc_is_no_class_of_it(tmp_path, name):
+    voc = tmp_path / "VOC2007"
+    for folder in ("Annotations", "JPEGImages"):
+        (voc / folder).mkdir(parents=True)
+    (tmp_path / "run.toml").write_text('[data]\ntrain = "VOC2007"')
+    result = run_flaxvgg("train", "--config", tmp_path / "run.toml", "--out", tmp_path / name)
+    assert result.exit_code == 2
+    assert (
+        "trainval" in result.stderr
+    )  # the list of its images is missing, and nothing else is wrong

@@ -50,7 +50,7 @@ def _finetune(weights: str, out: Path) -> None:
     console.print(f"{len(runs)} seeds in {time.perf_counter() - start:.0f} s", highlight=False)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("sample head: features", total=1.0)
-        head = embed(model, runs[0], effort, lambda _, done: progress.update(task, completed=done))
+        head = embed(model, runs[0], effort, lambda done: progress.update(task, completed=done))
     pictures = {
         "gap_finetune.png": to_png(figure.draw(runs[0].seen)),
         "sample_head.md": card(head).encode(),

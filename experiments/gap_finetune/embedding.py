@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 import flaxvgg
-from experiments.composed.fitting import features_of, fit_gap
+from experiments.composed.fitting import Report, features_of, fit_gap
 from experiments.composed.objects import OBJECTS, TEST_BACKGROUNDS, TRAINING_BACKGROUNDS, open_photo
 from experiments.composed.scenes import training_scenes
-from experiments.gap_finetune.study import FITTED, Effort, Report, Run
+from experiments.gap_finetune.study import FITTED, Effort, Run
 from flaxvgg.heads.sample_head import SampleHead, convolutions_digest
 from flaxvgg.images.loading import fit_image, normalise
 from flaxvgg.network.model import VGG
@@ -22,7 +22,7 @@ def embed(model: VGG, found: Run, effort: Effort, report: Report) -> SampleHead:
     The figures are the run's: of a head that was fitted to one part, and tested on the other.
     """
     both = training_scenes(effort.training, effort.seeds[0], effort.size, ("training", "test"))
-    features = features_of(model, both.pixels, lambda done: report("features", done))
+    features = features_of(model, both.pixels, report)
     gap = fit_gap(model, features, both.labels)
     names = tuple(item.name for item in OBJECTS)
     facts: dict[str, Any] = {

@@ -92,12 +92,17 @@ def read_labelled(path: AnyPath, classes: Sequence[str] | None = None) -> Labell
     path = Path(path)
     if path.is_file():
         return label_file(path, classes)
-    if (path / "Annotations").is_dir() and (path / "JPEGImages").is_dir():
+    if is_pascal_voc(path):
         found = pascal_voc(path)
         if classes is not None and tuple(classes) != found.classes:
             raise DatasetError(path, ["Pascal VOC's 20 classes are not those of the other images"])
         return found
     return image_folder(path, classes)
+
+
+def is_pascal_voc(folder: Path) -> bool:
+    """Whether a folder has Pascal VOC's layout, and not one folder for each class."""
+    return (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
 
 
 def image_folder(path: AnyPath, classes: Sequence[str] | None = None) -> LabelledImages:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
-from flaxvgg.images.datasets import Box, pascal_voc
+from flaxvgg.images.datasets import Box, is_pascal_voc, pascal_voc
 from flaxvgg.images.finding import TABLES
 from flaxvgg.images.fingerprint import UNKNOWN, content_of, content_of_file
 from flaxvgg.images.loading import AnyPath, ImageError, find_images, fit_image, open_turned, upright
@@ -179,7 +179,7 @@ def _photos(given: list[Path]) -> Source:
     if len(given) != 1 or not root.is_dir():
         names = [str(path) for path in find_images(given)]
         return Source(names, names, Path.cwd())
-    if (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir():
+    if is_pascal_voc(root):
         voc = pascal_voc(root)
         names = [path.name for path in voc.paths]
         told = voc.labels.astype(bool), voc.classes, voc.boxes, voc.sizes

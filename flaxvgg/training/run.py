@@ -18,7 +18,7 @@ from flaxvgg.evaluation.classification import mean_average_precision
 from flaxvgg.files.folders import check_folder, write_bytes
 from flaxvgg.files.locking import alone
 from flaxvgg.images.batches import map_photos
-from flaxvgg.images.datasets import LabelledImages, read_labelled
+from flaxvgg.images.datasets import LabelledImages, is_pascal_voc, read_labelled
 from flaxvgg.images.fingerprint import model_digest
 from flaxvgg.images.loading import normalise
 from flaxvgg.network.model import VGG
@@ -36,7 +36,7 @@ from flaxvgg.training.inventory import (
 )
 from flaxvgg.training.log import Log, Row
 from flaxvgg.training.losses import LOSSES
-from flaxvgg.training.settings import Run
+from flaxvgg.training.settings import Data, Run
 from flaxvgg.training.trainer import Trainer, TrainState
 from flaxvgg.watching import Watcher
 from flaxvgg.weights.checkpoint import CheckpointError, check_target, save
@@ -80,6 +80,16 @@ def read_images(run: Run) -> tuple[LabelledImages, LabelledImages]:
     return train, test
 
 
+def _check_apart(out: Path, data: Data) -> None:
+    """Raise ValueError where `out` is in a folder of classes, of which it would become one."""
+    for folder in filter(None, (data.train, data.test)):
+        has_classes = folder.is_dir() and not is_pascal_voc(folder)
+        if has_classes and out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{out} is in {folder}, where every folder is a class: choose another --out"
+            )
+
+
 def train(
     load: Callable[[], VGG],
     run: Run,
@@ -110,11 +120,7 @@ def train(
     devices = jax.local_devices() if devices is None else devices
     mesh = _mesh(devices, run.data.batch, watch)
     check_folder(out)
-    for images in (run.data.train, run.data.test):
-        if images is not None and out.resolve().is_relative_to(images.resolve()):
-            raise ValueError(
-                f"{out} is in {images}, where every folder is a class: choose another --out"
-            )
+    _check_apart(out, run.data)
     if out.is_dir():  # what is in the way is said now, and not behind the last step
         check_target(out / "model")
     images, test = read_images(run)
