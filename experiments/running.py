@@ -1,6 +1,7 @@
 """How every experiment begins and ends: its options, its weights, and the files that it leaves."""
 
 import datetime
+import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,21 +67,24 @@ def write_results(
     pictures: Mapping[str, bytes] | None = None,
     *,
     model: "VGG | None" = None,
-) -> None:
-    """results.json, README.md and the pictures, each whole, once all of them are made.
+    packages: Sequence[str] = (),
+) -> str:
+    """results.json, README.md and the pictures, each whole, once all of them are made; the page.
 
-    The results get "made": on what, when, with which versions, and of which weights where `model`
-    is given. The page is what `readme` makes of them, and says so at its end.
+    The results get "made": on what, when, with which versions (of `packages` too), and of which
+    weights where `model` is given. The page is what `readme` makes of them, and says so at its end.
     """
-    results = results | {"made": _made(model)}
+    results = results | {"made": _made(model, packages)}
     parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in results.items()]
+    text = page(readme, results)
     files = {
         "results.json": ("{\n" + ",\n".join(parts) + "\n}\n").encode(),
-        "README.md": page(readme, results).encode(),
+        "README.md": text.encode(),
         **(pictures or {}),
     }
     for name, data in files.items():
         write_bytes(out / name, data)
+    return text
 
 
 def page(readme: Callable[[Any], str], results: dict[str, Any]) -> str:
@@ -98,16 +102,12 @@ def page(readme: Callable[[Any], str], results: dict[str, Any]) -> str:
     return readme(results).rstrip() + "\n\n" + "\n".join(lines) + "\n"
 
 
-def _made(model: "VGG | None") -> dict[str, Any]:
+def _made(model: "VGG | None", packages: Sequence[str]) -> dict[str, Any]:
     from experiments.timing import machine
     from flaxvgg.versions import versions
 
-    found = machine()
-    made: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        **{name: found[name] for name in ("processor", "cores", "devices", "python")},
-        "versions": versions(),
-    }
+    found = versions() | {name: importlib.metadata.version(name) for name in packages}
+    made = {"date": datetime.date.today().isoformat(), **machine(), "versions": found}
     return made if model is None else made | {"sha256": model.provenance.sha256}
 
 

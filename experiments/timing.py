@@ -7,7 +7,6 @@ waiting. One of `compete` goes through the tools that do the same.
 """
 
 import dataclasses
-import importlib.metadata
 import os
 import platform
 import statistics
@@ -135,14 +134,13 @@ def _clocks(call: Call) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def machine(*packages: str) -> dict[str, str]:
-    """What the times were taken on, with the versions of the packages."""
+def machine() -> dict[str, str]:
+    """What the times were taken on."""
     return {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
         "devices": ", ".join(device.device_kind for device in jax.devices()),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
     }
 
 

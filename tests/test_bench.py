@@ -116,7 +116,7 @@ def test_aims_are_those_of_the_issue():
         "memory": memory,
     }
     results = {
-        "machine": {"backend": "cpu"},
+        "devices": {"backend": "cpu"},
         "sections": {name: {"rows": rows} for name, rows in sections.items()},
     }
     assert [(aim.what, aim.bound, aim.measured, aim.holds) for aim in ratios.aims(results)] == [
@@ -130,7 +130,7 @@ def test_aims_are_those_of_the_issue():
         ("overhead, ms", "< 0.5", "0.40", True),
         ("m: GB at most beyond what was held", f"<= 3.00 ({EAGER})", "2.00", True),
     ]
-    gpu = results | {"machine": {"backend": "gpu"}}
+    gpu = results | {"devices": {"backend": "gpu"}}
     assert not [aim for aim in ratios.aims(gpu) if "as fast as" in aim.what]
 
 

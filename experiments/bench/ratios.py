@@ -81,7 +81,7 @@ def aims(results: Results) -> Iterator[Aim]:
 
 def _speeds(results: Results) -> Iterator[Aim]:
     """On a CPU: the convolutions at 224 px, and the whole network."""
-    if results["machine"]["backend"] != "cpu":
+    if results["devices"]["backend"] != "cpu":
         return
     bounds = {"stack, 8 x 224x224": {ORT: 1.35, EAGER: 2.0}}
     bounds["stack, 1 x 224x224"] = {ORT: 1.0, EAGER: 1.45}

@@ -23,7 +23,7 @@ _TITLES = {
 
 def readme(results: Results, pictures: Sequence[str]) -> str:
     """The page: the aims, a table of all tools, the sections, what was left out, the columns."""
-    machine, load = results["machine"], results["load"]
+    devices, load = results["devices"], results["load"]
     parts = [
         _HEAD.format(
             command=results["command"],
@@ -49,7 +49,7 @@ def readme(results: Results, pictures: Sequence[str]) -> str:
         _COLUMNS,
         f"Load of the machine before and after: {load[0]:.1f} and {load[-1]:.1f}. Sections took "
         + ", ".join(f"{name} {x['seconds']:.0f} s" for name, x in results["sections"].items())
-        + f". {', '.join(f'{name} {value}' for name, value in machine.items())}.",
+        + f". {', '.join(f'{name} {value}' for name, value in devices.items())}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

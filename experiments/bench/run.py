@@ -2,11 +2,11 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from experiments.bench import figures, files, forward, layers, others, report, s
 from experiments.bench.plan import FULL, TINY, Plan
 from experiments.bench.steps import Row, Section, Step, Study
 from experiments.bench.tools import PICTURES, Tools
-from experiments.timing import machine
+from experiments.running import write_results
 from flaxvgg.commands.console import console
-from flaxvgg.files.folders import write_bytes
 from flaxvgg.network.config import check_arch
 from flaxvgg.plotting.figures import png
 
@@ -67,7 +66,7 @@ def run(plan: Plan, sections: Sequence[str] | None, out: Path, command: str) -> 
     results: dict[str, Any] = {
         "command": command,
         "plan": dataclasses.asdict(plan),
-        "machine": machine(*_installed()) | _devices(),
+        "devices": _devices(),
         "load": [round(os.getloadavg()[0], 2)],
         "left_out": [],
         "sections": {},
@@ -113,10 +112,13 @@ def _left_out(study: Study) -> list[dict[str, str]]:
 def _write(results: Mapping[str, Any], out: Path) -> None:
     drawn = all(entry["tool"] != PICTURES for entry in results["left_out"])
     pictures = figures.all_of(results) if drawn else {}
-    for name, figure in pictures.items():
-        write_bytes(out / name, png(figure))
-    write_bytes(out / "README.md", report.readme(results, list(pictures)).encode())
-    write_bytes(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_results(
+        out,
+        dict(results),
+        partial(report.readme, pictures=list(pictures)),
+        {name: png(figure) for name, figure in pictures.items()},
+        packages=_installed(),
+    )
 
 
 def _devices() -> dict[str, str]:

@@ -13,7 +13,7 @@ from rich.progress import Progress
 import flaxvgg
 from experiments.bench_cam import ours, report
 from experiments.running import Program, write_results
-from experiments.timing import Case, Report, machine, measure
+from experiments.timing import Case, Report, measure
 from flaxvgg.commands.console import clear_errors, console, step
 from flaxvgg.files.folders import check_folder
 from flaxvgg.plotting.figures import png
@@ -47,7 +47,8 @@ def main(
         check_folder(out)
         results = run(arch, size, rounds, chosen)
         drawn = {"costs.png": png(report.costs_figure(results))}
-        write_results(out, results, report.readme, drawn)
+        packages = "torch", "grad-cam", "torchcam"
+        write_results(out, results, report.readme, drawn, packages=packages)
     console.print(report.costs_table(results), highlight=False, markup=False, soft_wrap=True)
     console.print(f"look at {out / 'README.md'} and {out / 'costs.png'}", style="bold")
 
@@ -85,7 +86,6 @@ def run(
         "arch": arch,
         "size": size,
         "rounds": rounds,
-        "machine": machine("jax", "torch", "grad-cam", "torchcam"),
         "load": load,
         "forward": _forward(results),
         "results": results,

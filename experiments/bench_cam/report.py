@@ -110,14 +110,12 @@ def aims_table(results: Results) -> str:
 
 def readme(results: Results) -> str:
     """The page of the benchmark."""
-    machine, load = results["machine"], results["load"]
     channels = next((row["channels"] for row in results["results"] if row["channels"]), [0, 0])
     return _PAGE.format(
         arch=results["arch"],
         size=results["size"],
         rounds=results["rounds"],
-        machine=", ".join(f"{name} {value}" for name, value in machine.items()),
-        load=" and ".join(f"{value:.1f}" for value in load),
+        load=" and ".join(f"{value:.1f}" for value in results["load"]),
         timed=channels[0],
         of=channels[1],
         aims=aims_table(results),
@@ -209,5 +207,5 @@ The peak memory of the process, model included, in the second of two calls:
 
 {compilations}
 
-Load of the machine before and after: {load}. {machine}.
+Load of the machine before and after: {load}.
 """

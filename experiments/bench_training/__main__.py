@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 import flaxvgg
 from experiments.running import Program, write_results
-from experiments.timing import Call, Case, Report, machine, measure
+from experiments.timing import Call, Case, Report, measure
 from experiments.torch_device import DEVICE
 from flaxvgg.commands.console import clear_errors, console
 
@@ -41,7 +41,7 @@ def main(
     """
     with clear_errors(f"{out} is as it was"):
         results = run(arch, batch, [int(size) for size in sizes.split(",")], rounds)
-        write_results(out, results, readme)
+        write_results(out, results, readme, packages=["torch"])
     console.print(table(results), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -54,8 +54,7 @@ def run(arch: str, batch: int, sizes: Sequence[int], rounds: int) -> dict[str, A
             arch, batch, sizes, rounds, lambda done: progress.update(task, completed=done)
         )
     load.append(round(os.getloadavg()[0], 2))
-    what = {"arch": arch, "batch": batch, "rounds": rounds}
-    return what | {"machine": machine("jax", "torch"), "load": load, "results": rows}
+    return {"arch": arch, "batch": batch, "rounds": rounds, "load": load, "results": rows}
 
 
 def timings(
@@ -152,7 +151,6 @@ def table(results: dict[str, Any]) -> str:
 
 def readme(results: dict[str, Any]) -> str:
     """The page of the benchmark."""
-    made_on = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     first = ", ".join(f"{row['first_call_seconds']:.0f}" for row in results["results"])
     before, after = results["load"]
     return f"""\
@@ -170,7 +168,7 @@ right behind PyTorch's, in {results["rounds"]} rounds: the ratio's median, and l
 
 The first step, with compilation: {first} s. On a CPU the convolutions and both their derivatives
 are flaxvgg's own (`flaxvgg/ops/native`). Load of the machine before and after:
-{before:.1f} and {after:.1f}. {made_on}.
+{before:.1f} and {after:.1f}.
 """
 
 

@@ -40,8 +40,9 @@ def _run(weights: str, out: Path) -> None:
     pictures = {
         "from_pytorch.png": to_png(figure.draw(results)),
     }
-    write_results(out, results, report.readme, pictures, model=model)
-    console.print(report.readme(results), highlight=False, markup=False, soft_wrap=True)
+    packages = "torch", "torchvision", "scikit-learn"
+    text = write_results(out, results, report.readme, pictures, model=model, packages=packages)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

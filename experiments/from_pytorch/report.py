@@ -118,7 +118,7 @@ same two lines. All numbers are in results.json.
 def readme(results: Results) -> str:
     """The page of the experiment."""
     answers, effort, copying = results["answers"], results["effort"], results["copying"]
-    rows, machine = answers["rows"], results["machine"]
+    rows, made = answers["rows"], results["made"]
     return _PAGE.format(
         **answers["shared"],
         **effort,
@@ -138,8 +138,8 @@ def readme(results: Results) -> str:
         forward=f"{1e3 * effort['batch'] / rates(results)[MEMORY][0]:.0f}",
         speed=_speed(results),
         measured=len(results["speed"][DLPACK]),
-        cores=machine["cores"],
-        processor=machine["processor"],
+        cores=made["cores"],
+        processor=made["processor"],
         busy=f"{100 * ratios(results, DLPACK, MEMORY)[0]:.0f}",
     )
 

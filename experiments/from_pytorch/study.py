@@ -20,7 +20,7 @@ from experiments.composed.scenes import Scenes, held_out_scenes, training_scenes
 from experiments.from_pytorch import batches, classifiers, exchange, networks
 from experiments.from_pytorch.batches import Normalised, Pixels, Sample
 from experiments.from_pytorch.networks import Features
-from experiments.timing import compete, machine
+from experiments.timing import compete
 from flaxvgg.network.model import VGG
 from flaxvgg.network.provenance import PREPROCESSING
 
@@ -218,5 +218,4 @@ def study(model: VGG, effort: Effort, report: Report) -> dict[str, Any]:
             "answers": found.answers(),
             "copying": found.copying(),
             "speed": found.speed(report),
-            "machine": machine("jax", "torch", "torchvision", "scikit-learn"),
         }

@@ -13,7 +13,6 @@ import typer
 from experiments.running import Program, write_results
 from experiments.streaming.report import readme, table
 from experiments.streaming.study import Plan, disk, memory_of, speed
-from experiments.timing import machine
 from flaxvgg.commands.console import clear_errors, console, step
 
 app = Program()
@@ -51,8 +50,7 @@ def main(
             with step("memory"):
                 found["memory"] = [_memory(plan, n, Path(folder)) for n in (most // 4, most)]
         found["load"] = [*load, round(os.getloadavg()[0], 2)]
-        found["machine"] = machine("jax", "tensorstore", "zarr", "grain")
-        write_results(out, found, readme)
+        write_results(out, found, readme, packages=("tensorstore", "zarr", "grain"))
     console.print(table(found), highlight=False, markup=False, soft_wrap=True)
 
 

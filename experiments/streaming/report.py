@@ -32,7 +32,6 @@ def _several(values: list[float]) -> str:
 
 def readme(found: dict[str, Any]) -> str:
     """The page."""
-    where = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
     return f"""# Does streaming keep the model busy?
 
 ```sh
@@ -48,5 +47,5 @@ that of a process of its own.
 {table(found)}
 
 The bytes are those after compression (Blosc with Zstandard): most of pool5 is zeros. Load of the
-machine before and after: {found["load"][0]} and {found["load"][1]}. {where}.
+machine before and after: {found["load"][0]} and {found["load"][1]}.
 """
