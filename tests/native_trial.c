@@ -158,8 +158,8 @@ static const int64_t CHANNELS[] = {0, 1, 2, 3, 5, 8, 15, 16, 17, 24, 31, 33, 48,
 static void images_of(uint64_t *state, int64_t *n, int64_t *h, int64_t *w) {
   int large = below(state, 20) == 0;
   *n = below(state, large ? 2 : 4);
-  *h = below(state, large ? 40 : 11);
-  *w = below(state, large ? 40 : 11);
+  *h = below(state, large ? 48 : 11);
+  *w = below(state, large ? 48 : 11);
 }
 
 static void trial_of_conv3x3(uint64_t *state) {

@@ -14,7 +14,7 @@
 #include "vectors.h"
 
 enum {
-  MOST_TILES = GROUP,     // of a block, and
+  MOST_DEPTH = 64,        // of a block's products, and
   MOST_ROWS = 22 * ROWS,  // and
   MOST_COLUMNS = 128,     // of the result, for which it is transformed
   LEAST_BLOCKS = 4,       // of a span: fewer are not worth sums of their own
@@ -35,17 +35,18 @@ static void plan(Loops *loops, int64_t workers) {
   ByKernel *call = (ByKernel *)loops;
   int direct = is_direct(&call->x);
   int64_t rows = all_rows(call), panels = all_panels(call);
+  call->tiles.height = call->tiles.width = 2;
   call->tiles.down = pieces(call->x.height, 2);
   call->tiles.across = pieces(call->x.width, 2);
   call->tiles.count = call->x.count * call->tiles.down * call->tiles.across;
-  call->blocks = pieces(call->tiles.count, MOST_TILES);
+  call->depth = direct ? 4 : 1;
+  call->blocks = pieces(call->tiles.count, MOST_DEPTH / call->depth);
   call->block = call->blocks ? padded(pieces(call->tiles.count, call->blocks), CHAIN) : 0;
   call->row_ranges = direct ? rows > 0 : pieces(rows, MOST_ROWS);
   call->rows = rows ? padded(pieces(rows, call->row_ranges), ROWS) : 0;
   call->panel_ranges = pieces(panels * PANEL, MOST_COLUMNS);
   call->panels = panels ? pieces(panels, call->panel_ranges) : 0;
   call->places = direct ? 1 : 16;
-  call->depth = direct ? 4 : 1;
   call->row_stride = call->rows + APART;
   call->input_stride = call->block * call->depth * call->row_stride;
   call->panel_stride = call->block * call->depth * PANEL;
@@ -64,7 +65,7 @@ static void plan(Loops *loops, int64_t workers) {
 
 // The cotangents: of each tile, a row (PANEL) in every panel, at every place.
 
-INLINE void output_1d(Vector first, Vector second, Vector out[4]) {  // A y
+INLINE void cotangent_1d(Vector first, Vector second, Vector out[4]) {  // A y
   out[0] = first;
   out[1] = first + second;
   out[2] = first - second;
@@ -84,10 +85,10 @@ static void transform_outputs(const ByKernel *call, Tile tile, int64_t panel, in
       for (int i = 0; i < 4; i++) store(at + i * PANEL, y[i]);
       continue;
     }
-    output_1d(y[0], y[2], down[0]);
-    output_1d(y[1], y[3], down[1]);
+    cotangent_1d(y[0], y[2], down[0]);
+    cotangent_1d(y[1], y[3], down[1]);
     for (int j = 0; j < 4; j++) {
-      output_1d(down[0][j], down[1][j], out);
+      cotangent_1d(down[0][j], down[1][j], out);
       for (int k = 0; k < 4; k++) store(at + (4 * j + k) * call->output_stride, out[k]);
     }
   }
@@ -127,7 +128,7 @@ static int64_t transform_block(const ByKernel *call, const Part *part, int64_t b
     if (is_direct(&call->x))
       gather_tile(&call->x, tile, part->rows, to, call->row_stride);
     else
-      transform_tile(&call->x, tile, part->first_row, padded(part->rows, LANES), to,
+      transform_tile(2, 2, &call->x, tile, part->first_row, padded(part->rows, LANES), to,
                      call->input_stride);  // whole vectors: what is too much is not read
     transform_outputs(call, tile, part->first_panel, part->panels,
                       outputs + i * call->depth * PANEL);
@@ -147,7 +148,7 @@ static int64_t transform_block(const ByKernel *call, const Part *part, int64_t b
 static void add_product(const float *inputs, int64_t step, const float *outputs, int64_t depth,
                         int is_first, double *sums) {
   Vector product[ROWS][2];
-  multiply(inputs, 1, step, outputs, depth, product);
+  multiply(inputs, 1, step, outputs, depth, NULL, product);
   for (int r = 0; r < ROWS; r++)
     for (int v = 0; v < 2; v++) {
       double *to = sums + r * PANEL + v * LANES;
@@ -176,7 +177,7 @@ static void first_turn(const Loops *loops, int64_t turn, float *room) {
 
 // The way back: the sums of all spans, and G' m G of them.
 
-INLINE void kernel_1d(Doubles m0, Doubles m1, Doubles m2, Doubles m3, Doubles out[3]) {  // G' m
+INLINE void sums_1d(Doubles m0, Doubles m1, Doubles m2, Doubles m3, Doubles out[3]) {  // G' m
   out[0] = m0 + 0.5 * (m1 + m2);
   out[1] = 0.5 * (m1 - m2);
   out[2] = 0.5 * (m1 + m2) + m3;
@@ -202,11 +203,11 @@ static void second_turn(const Loops *loops, int64_t row, float *room) {
       continue;
     }
     for (int k = 0; k < 4; k++) {
-      kernel_1d(m[k], m[4 + k], m[8 + k], m[12 + k], out);
+      sums_1d(m[k], m[4 + k], m[8 + k], m[12 + k], out);
       for (int j = 0; j < 3; j++) down[j][k] = out[j];
     }
     for (int j = 0; j < 3; j++) {
-      kernel_1d(down[j][0], down[j][1], down[j][2], down[j][3], out);
+      sums_1d(down[j][0], down[j][1], down[j][2], down[j][3], out);
       for (int k = 0; k < 3; k++)
         store_some(to + (3 * j + k) * call->x.channels * outputs,
                    rounded(out[k]), count);

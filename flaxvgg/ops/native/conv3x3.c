@@ -1,30 +1,38 @@
-// Winograd's minimal filtering F(2x2, 3x3), with float32 sums in short chains.
+// A 3x3 convolution as matrix products, with float32 sums that stay close to float64's.
 //
-// A 2x2 tile of outputs takes 36 products for each pair of channels, or 16 after the 4x4 tile of
-// inputs d and the kernel g were transformed by sums and differences (Lavin & Gray 2016,
-// arXiv:1509.09308, equations 6 to 12):
-//     y = A' [(G g G') * (B' d B)] A
-//     B' = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1]
-//     G  = [1 0 0; 1/2 1/2 1/2; 1/2 -1/2 1/2; 0 0 1]     A' = [1 1 1 0; 0 1 -1 -1]
-// Over all channels these are 16 matrix products, (tiles, inputs) x (inputs, outputs). A task
-// transforms a block of tiles, small enough to stay in the cache, and goes through the outputs in
-// panels of two vectors: 16 products of the panel, and the way back, with bias, ReLU and pooling.
+// Most go by Winograd's minimal filtering (winograd.h). Over all channels every place of the
+// transformed tiles is one matrix product, (tiles, inputs) x (inputs, outputs); its outputs go in
+// panels of two vectors. F(2x4) takes 3 products for each output and pair of channels, F(2x2) 4, but
+// a larger kernel is read for it, which pays on maps of many tiles. (F(4x4) would take 2.25, and its
+// error on maps without structure is up to twice PyTorch's.) With few inputs (an image's colours)
+// the transforms cost more than they save, and on maps of a few pixels, most of them beside the
+// edge, direct sums are shorter: there is one product, whose rows are the nine neighbours of each
+// pixel.
+// Which one is taken depends on the height, width and channels of the images alone, and so does the
+// order of every sum: the result is the same for any batch, any number of threads, and whether the
+// kernel was packed before or is packed here.
 //
-// With few inputs (an image's colours) the transforms cost more than they save, and on maps of a few
-// pixels, most of them beside the edge, direct sums are shorter. There the products are direct: the
-// "places" are the tile's four outputs, and a row has the nine neighbours of one.
+// The products are float32: chains of 8, four chains to a group. Beyond that, what a sum of float32
+// rounds off is kept, and goes first into the next group (Kahan 1965). With few inputs all sums are
+// float64: they are short, and what the first layer of a network rounds is half of the network's
+// error. So are the transforms, rounded once, the bias with them.
 //
-// The products are float32. The transforms of the kernel and of the outputs are float64 and rounded
-// once, the bias with them: they are a small part of the work, and would be half of the error.
+// A block of tiles is transformed and multiplied while it is in the cache, and a group of the depth
+// goes through all of its rows before the next one does, so that its part of the kernel is read from
+// the nearest cache.
 //
 // This file is compiled once for each instruction set; LEVEL is the name that its functions get.
 
 #include "tiles.h"
-#include "vectors.h"
 
 enum {
-  CACHE = 128 * 1024,     // floats of a block's transformed inputs and products, where they fit
-  LEAST_BLOCK = 6 * ROWS, // tiles of a block, unless there are few: each reads all of the kernel
+  CACHE = 128 * 1024,     // floats of a block's transformed inputs, where the nearer cache has
+  LEAST_ROWS = 4 * ROWS,  // room for so many rows; otherwise the products of all panels go to the
+  FAR_ROWS = 18 * ROWS,   // farther one, and so many rows are worth the reading of the kernel
+  NEAR_ROWS = 9 * ROWS,   // whose sums the nearest has room for
+  LEAST_TILES = 72,       // of 2x4 in an image, for F(2x4)
+  TURNS = 4,              // for each worker, so that all are done at about the same time
+  AHEAD = 2,              // tiles before its turn, the place of a tile's outputs is fetched
 };
 
 // Both hand NaN on, as PyTorch does; zero is +0.
@@ -34,192 +42,328 @@ INLINE Vector pick(Mask where, Vector v, Vector other) {
 INLINE Vector relu(Vector v) { return (Vector)((Mask)v & ~(v <= 0)); }
 INLINE Vector larger(Vector v, Vector other) { return pick((v > other) | (v != v), v, other); }
 
+// The width of a tile for maps of this size; it is two high.
+INLINE int64_t tile_width(const Images *x) {
+  return !is_direct(x) && pieces(x->height, 2) * pieces(x->width, 4) >= LEAST_TILES ? 4 : 2;
+}
+
 static void plan(Loops *loops, int64_t workers) {
   Conv3x3 *conv = (Conv3x3 *)loops;
   const Images *x = &conv->x;
   int direct = is_direct(x);
-  conv->tiles.down = conv->pool ? x->height / 2 : pieces(x->height, 2);
-  conv->tiles.across = conv->pool ? x->width / 2 : pieces(x->width, 2);
-  conv->tiles.count = x->count * conv->tiles.down * conv->tiles.across;
+  conv->tiles = (Tiles){.height = 2, .width = tile_width(x)};
+  conv->rows = direct ? 4 : 1;
   conv->depth = padded(direct ? 9 * x->channels : x->channels, CHAIN);
-  conv->panels = pieces(conv->outputs, PANEL);
-  conv->places = direct ? 4 : 16;
-  conv->kernel_places = direct ? 1 : 16;
-  int64_t block = CACHE / (conv->places * (conv->depth + PANEL));
-  int64_t fair = pieces(conv->tiles.count, 2 * workers);  // every worker finds some to do
-  block = least(block > LEAST_BLOCK ? block : LEAST_BLOCK, fair);
-  conv->block = block > ROWS ? block / ROWS * ROWS : ROWS;
-  conv->blocks = pieces(conv->tiles.count, conv->block);
-  conv->kernel_stride = conv->depth * PANEL + APART;
-  conv->input_stride = conv->block * conv->depth + APART;
-  conv->product_stride = conv->block * PANEL + APART;
-  int64_t kernel = conv->kernel_places * conv->kernel_stride;
-  int64_t input = conv->places * conv->input_stride;
-  conv->by_panels = conv->blocks * input < conv->panels * kernel;
-  loops->first_turns = conv->by_panels ? conv->blocks : conv->panels;
-  loops->second_turns = conv->by_panels ? conv->panels : conv->blocks;
-  loops->shared_floats = conv->by_panels ? conv->blocks * input : conv->panels * kernel;
-  loops->worker_floats =
-      (conv->by_panels ? kernel : input) + conv->places * conv->product_stride;
-}
-
-// The kernel: from (3, 3, inputs, outputs) to (panels, places, depth, PANEL).
-
-INLINE void kernel_1d(Doubles g0, Doubles g1, Doubles g2, Doubles out[4]) {  // G g
-  Doubles outer = 0.5 * (g0 + g2), inner = 0.5 * g1;
-  out[0] = g0;
-  out[1] = outer + inner;
-  out[2] = outer - inner;
-  out[3] = g2;
-}
-
-static void transform_kernel(const Conv3x3 *conv, int64_t panel, float *to) {
-  int64_t c = conv->x.channels;
-  for (int64_t lane = 0; lane < PANEL; lane += LANES) {
-    int64_t first = panel * PANEL + lane, count = conv->outputs - first;
-    const float *from = conv->kernel + first;
-    if (is_direct(&conv->x)) {
-      for (int64_t i = 0; i < conv->depth; i++)
-        store(to + i * PANEL + lane, load_some(from + i * conv->outputs, i < 9 * c ? count : 0));
-      continue;
-    }
-    for (int64_t i = 0; i < conv->depth; i++) {
-      Doubles down[4][3], across[4];
-      for (int k = 0; k < 3; k++) {
-        Doubles g[3], column[4];
-        for (int j = 0; j < 3; j++)
-          g[j] = widen(
-              load_some(from + ((3 * j + k) * c + i) * conv->outputs, i < c ? count : 0));
-        kernel_1d(g[0], g[1], g[2], column);
-        for (int j = 0; j < 4; j++) down[j][k] = column[j];
-      }
-      for (int j = 0; j < 4; j++) {
-        kernel_1d(down[j][0], down[j][1], down[j][2], across);
-        for (int k = 0; k < 4; k++)
-          store(to + (4 * j + k) * conv->kernel_stride + i * PANEL + lane, rounded(across[k]));
-      }
-    }
-  }
-}
-
-// The inputs: of each tile, a row (depth) at every place.
-
-static void transform_inputs(const Conv3x3 *conv, int64_t block, float *to) {
-  int64_t first = block * conv->block, count = least(conv->block, conv->tiles.count - first);
-  for (int64_t i = 0; i < count; i++) {
-    Tile tile = tile_at(&conv->tiles, first + i);
-    if (is_direct(&conv->x))
-      gather_tile(&conv->x, tile, conv->depth, to + i * conv->depth, conv->input_stride);
-    else
-      transform_tile(&conv->x, tile, 0, conv->depth, to + i * conv->depth,
-                     conv->input_stride);
-  }
-  int64_t rest = padded(count, ROWS) - count;
-  for (int64_t place = 0; place < conv->places; place++)
-    memset(to + place * conv->input_stride + count * conv->depth, 0,
-           rest * conv->depth * sizeof(float));
-}
-
-// The outputs: a tile's products at every place, from `from` on, to its four outputs, and to y.
-
-INLINE void output_1d(Doubles m0, Doubles m1, Doubles m2, Doubles m3, Doubles out[2]) {  // A' m
-  out[0] = m0 + (m1 + m2);
-  out[1] = (m1 - m2) - m3;
-}
-
-INLINE void outputs_of(const Conv3x3 *conv, const float *from, Doubles out[4]) {
-  if (conv->places == 4) {
-    for (int i = 0; i < 4; i++) out[i] = widen(load(from + i * conv->product_stride));
+  conv->packing.places = direct ? 1 : 4 * (conv->tiles.width + 2);
+  conv->packing.panels = pieces(conv->outputs, PANEL);
+  conv->packing.chunk = conv->depth * PANEL + APART;
+  int64_t places = conv->packing.places, panels = conv->packing.panels;
+  int64_t kernel = places * conv->packing.chunk;  // of a panel
+  if (conv->packed_to) {
+    *loops = (Loops){.first_turns = panels};
     return;
   }
-  Doubles down[2][4];
-  for (int k = 0; k < 4; k++) {
-    Doubles m[4], column[2];
-    for (int j = 0; j < 4; j++) m[j] = widen(load(from + (4 * j + k) * conv->product_stride));
-    output_1d(m[0], m[1], m[2], m[3], column);
-    for (int j = 0; j < 2; j++) down[j][k] = column[j];
+
+  // Rows and columns of y, or of what is pooled.
+  conv->tiles.down = pieces(conv->pool ? x->height / 2 * 2 : x->height, conv->tiles.height);
+  conv->tiles.across = pieces(conv->pool ? x->width / 2 * 2 : x->width, conv->tiles.width);
+  conv->tiles.count = x->count * conv->tiles.down * conv->tiles.across;
+
+  conv->row_stride = direct ? conv->depth : conv->depth + APART;
+  int64_t turns = workers > 1 ? TURNS * workers : 1;
+  int64_t tile = places * conv->rows * conv->row_stride;  // its inputs
+  int64_t block = CACHE / (tile > 0 ? tile : 1);
+  int is_small = block * conv->rows >= LEAST_ROWS;  // so that the cache has enough of them
+  block = is_small ? block : FAR_ROWS;
+  conv->span = is_small ? 1 : panels;
+  conv->by_panels = conv->packed ? pieces(conv->tiles.count, block) < turns && workers > 1
+                                 : conv->tiles.count * tile < panels * kernel;
+  if (conv->by_panels) conv->span = conv->packed && panels > turns ? panels / turns : 1;
+  conv->spans = conv->span ? pieces(panels, conv->span) : 0;
+  int64_t splits = conv->by_panels && conv->spans ? pieces(turns, conv->spans) : turns;
+  block = least(block, pieces(conv->tiles.count, splits));  // every worker finds some to do
+  conv->blocks = block ? pieces(conv->tiles.count, block) : 0;
+  conv->block = conv->blocks ? padded(pieces(conv->tiles.count, conv->blocks), ROWS) : 0;
+  conv->blocks = conv->block ? pieces(conv->tiles.count, conv->block) : 0;
+  conv->splits = least(splits, conv->blocks);
+
+  conv->input_stride = conv->block * conv->rows * conv->row_stride;
+  conv->product_stride = conv->span * conv->block * conv->rows * PANEL + APART;
+  int64_t input = places * conv->input_stride;
+  loops->worker_floats = places * conv->product_stride + NEAR_ROWS * PANEL;
+  if (conv->by_panels) {
+    loops->first_turns = conv->blocks;
+    loops->second_turns = conv->spans * conv->splits;
+    loops->shared_floats = conv->blocks * input;
+    loops->worker_floats += conv->packed ? 0 : kernel;
+  } else {
+    loops->first_turns = conv->packed ? 0 : panels;
+    loops->second_turns = conv->blocks;
+    loops->shared_floats = conv->packed ? 0 : panels * kernel;
+    loops->worker_floats += input;
   }
-  for (int j = 0; j < 2; j++)
-    output_1d(down[j][0], down[j][1], down[j][2], down[j][3], out + 2 * j);
 }
 
-static void finish(const Conv3x3 *conv, Tile tile, int64_t panel, const float *from) {
+// The kernel: from (3, 3, inputs, outputs) to (places, panels, depth, PANEL).
+
+INLINE void transform_rows(int height, int width, const Conv3x3 *conv, int64_t first, float *to,
+                           int64_t apart) {
+  const int m = height + 2, n = width + 2;
+  int64_t c = conv->x.channels, count = conv->outputs - first;
+  for (int64_t i = 0; i < conv->depth; i++) {
+    Doubles down[6][3], g[3], out[6];
+    for (int k = 0; k < 3; k++) {
+      for (int j = 0; j < 3; j++)
+        g[j] = widen(load_some(conv->kernel + ((3 * j + k) * c + i) * conv->outputs + first,
+                               i < c ? count : 0));
+      kernel_1d(height, g, out);
+      for (int j = 0; j < m; j++) down[j][k] = out[j];
+    }
+    for (int j = 0; j < m; j++) {
+      kernel_1d(width, down[j], out);
+      for (int k = 0; k < n; k++) store(to + (n * j + k) * apart + i * PANEL, rounded(out[k]));
+    }
+  }
+}
+
+// One panel; `apart` floats lie between the places.
+static void pack_panel(const Conv3x3 *conv, int64_t panel, float *to, int64_t apart) {
+  for (int64_t lane = 0; lane < PANEL; lane += LANES) {
+    int64_t first = panel * PANEL + lane, count = conv->outputs - first;
+    if (conv->packing.places == 1)
+      for (int64_t i = 0; i < conv->depth; i++)
+        store(to + i * PANEL + lane, load_some(conv->kernel + i * conv->outputs + first,
+                                               i < 9 * conv->x.channels ? count : 0));
+    else if (conv->tiles.width == 4)
+      transform_rows(2, 4, conv, first, to + lane, apart);
+    else
+      transform_rows(2, 2, conv, first, to + lane, apart);
+  }
+}
+
+// The inputs: of each tile, its rows (depth) at every place.
+
+INLINE int64_t tiles_of(const Conv3x3 *conv, int64_t block) {
+  return least(conv->block, conv->tiles.count - block * conv->block);
+}
+
+static void transform_inputs(const Conv3x3 *conv, int64_t block, float *to) {
+  int64_t count = tiles_of(conv, block), size = conv->rows * conv->row_stride;
+  for (int64_t i = 0; i < count; i++) {
+    Tile tile = tile_at(&conv->tiles, block * conv->block + i);
+    if (conv->packing.places == 1)
+      gather_tile(&conv->x, tile, conv->depth, to + i * size, conv->row_stride);
+    else if (conv->tiles.width == 4)
+      transform_tile(2, 4, &conv->x, tile, 0, conv->depth, to + i * size, conv->input_stride);
+    else
+      transform_tile(2, 2, &conv->x, tile, 0, conv->depth, to + i * size, conv->input_stride);
+  }
+  int64_t rows = count * conv->rows, rest = padded(rows, ROWS) - rows;
+  for (int64_t place = 0; place < conv->packing.places; place++)
+    memset(to + place * conv->input_stride + rows * conv->row_stride, 0,
+           rest * conv->row_stride * sizeof(float));
+}
+
+// to (rows, PANEL) = inputs (rows, depth) times a chunk of the kernel; `lost` (rows, PANEL) has what
+// the sums so far have rounded off.
+
+INLINE void add_group(const float *inputs, int64_t row, const float *kernel, int64_t depth,
+                      const float *seed, int is_first, int is_last, float *to, float *lost) {
+  Vector sum[ROWS][2];
+  multiply(inputs, row, 1, kernel, depth, seed, sum);
+  for (int r = 0; r < ROWS; r++)
+    for (int v = 0; v < 2; v++) {
+      int64_t at = r * PANEL + v * LANES;
+      Vector after = sum[r][v];
+      if (!is_first) {
+        Vector before = load(to + at);
+        after = before + sum[r][v];
+        if (!is_last) store(lost + at, sum[r][v] - (after - before));
+      }
+      store(to + at, after);
+    }
+}
+
+// With few inputs, whose sums are short: float64, rounded once.
+static void multiply_few(const Conv3x3 *conv, int64_t rows, const float *inputs,
+                         const float *kernel, float *to) {
+  double left[9 * LEAST_INPUTS][ROWS];
+  Doubles right[9 * LEAST_INPUTS][2];
+  for (int64_t i = 0; i < conv->depth; i++)
+    for (int v = 0; v < 2; v++) right[i][v] = widen(load(kernel + i * PANEL + v * LANES));
+  for (int64_t row = 0; row < rows; row += ROWS) {
+    for (int64_t r = 0; r < ROWS; r++)
+      for (int64_t i = 0; i < conv->depth; i++)
+        left[i][r] = inputs[(row + r) * conv->row_stride + i];
+    for (int v = 0; v < 2; v++) {
+      Doubles sum[ROWS] = {0};
+      for (int64_t i = 0; i < conv->depth; i++)
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) sum[r] += left[i][r] * right[i][v];
+      for (int r = 0; r < ROWS; r++)
+        store(to + (row + r) * PANEL + v * LANES, rounded(sum[r]));
+    }
+  }
+}
+
+static void multiply_rows(const Conv3x3 *conv, int64_t rows, const float *inputs,
+                          const float *kernel, float *to, float *lost) {
+  int64_t depth = conv->depth, stride = conv->row_stride;
+  if (conv->x.channels < LEAST_INPUTS) {
+    multiply_few(conv, rows, inputs, kernel, to);
+    return;
+  }
+  for (int64_t group = 0; group < depth || group == 0; group += GROUP)
+    for (int64_t row = 0; row < rows; row += ROWS) {
+      const float *left = inputs + row * stride + group, *right = kernel + group * PANEL;
+      float *sums = to + row * PANEL, *rest = lost + row * PANEL;
+      int is_last = depth - group <= GROUP;
+      if (depth - group < GROUP)
+        add_group(left, stride, right, depth - group, group > GROUP ? rest : 0, group == 0, 1, sums,
+                  rest);
+      else if (group == 0)
+        add_group(left, stride, right, GROUP, 0, 1, is_last, sums, rest);
+      else if (group == GROUP)
+        add_group(left, stride, right, GROUP, 0, 0, is_last, sums, rest);
+      else
+        add_group(left, stride, right, GROUP, rest, 0, is_last, sums, rest);
+    }
+}
+
+// The outputs: a tile's products at every place, from `from` on, to its outputs, and to y.
+
+INLINE void outputs_of(int height, int width, const Conv3x3 *conv, const float *from,
+                       Doubles out[4][4]) {
+  const int m = height + 2, n = width + 2;
+  if (conv->packing.places == 1) {
+    for (int i = 0; i < 4; i++) out[i / 2][i % 2] = widen(load(from + i * PANEL));
+    return;
+  }
+  Doubles down[4][6], products[6], column[4];
+  for (int k = 0; k < n; k++) {
+    for (int j = 0; j < m; j++)
+      products[j] = widen(load(from + (n * j + k) * conv->product_stride));
+    output_1d(height, products, column);
+    for (int j = 0; j < height; j++) down[j][k] = column[j];
+  }
+  for (int j = 0; j < height; j++) output_1d(width, down[j], out[j]);
+}
+
+INLINE void finish_tile(int tall, int wide, const Conv3x3 *conv, Tile tile, int64_t panel,
+                        const float *from) {
+  int64_t height = conv->x.height, width = conv->x.width;
+  if (conv->pool) height /= 2, width /= 2, tile.row /= 2, tile.column /= 2;
   for (int64_t lane = 0; lane < PANEL; lane += LANES) {
     int64_t first = panel * PANEL + lane, count = conv->outputs - first;
     if (count <= 0) return;
-    Doubles bias = widen(conv->bias ? load_some(conv->bias + first, count) : (Vector){0}), sums[4];
-    Vector out[4];
-    outputs_of(conv, from + lane, sums);
-    for (int i = 0; i < 4; i++) out[i] = rounded(sums[i] + bias);
-    if (conv->pool) {  // ReLU is monotone: the largest stays the largest
-      Vector v = larger(larger(out[0], out[1]), larger(out[2], out[3]));
-      int64_t line = tile.image * (conv->x.height / 2) + tile.row / 2;
-      float *to = conv->y + (line * (conv->x.width / 2) + tile.column / 2) * conv->outputs + first;
-      store_some(to, conv->relu ? relu(v) : v, count);
-      continue;
+    Doubles bias = widen(conv->bias ? load_some(conv->bias + first, count) : (Vector){0});
+    Doubles sums[4][4];
+    Vector out[4][4];
+    outputs_of(tall, wide, conv, from + lane, sums);
+    for (int i = 0; i < tall; i++)
+      for (int j = 0; j < wide; j++) out[i][j] = rounded(sums[i][j] + bias);
+    const int step = conv->pool ? 2 : 1;
+    for (int i = 0; i < tall / step; i++)
+      for (int j = 0; j < wide / step; j++) {
+        int64_t row = tile.row + i, column = tile.column + j;
+        if (row >= height || column >= width) continue;
+        Vector v = out[i][j];
+        if (conv->pool)  // ReLU is monotone: the largest stays the largest
+          v = larger(larger(out[2 * i][2 * j], out[2 * i][2 * j + 1]),
+                     larger(out[2 * i + 1][2 * j], out[2 * i + 1][2 * j + 1]));
+        float *to = conv->y + ((tile.image * height + row) * width + column) * conv->outputs + first;
+        store_some(to, conv->relu ? relu(v) : v, count);
+      }
+  }
+}
+
+// Lines of the cache begin to be fetched in which a tile's outputs will be written.
+static void prefetch_tile(const Conv3x3 *conv, int64_t i, int64_t panel) {
+  if (i >= conv->tiles.count) return;
+  Tile tile = tile_at(&conv->tiles, i);
+  const int64_t step = conv->pool ? 2 : 1;
+  int64_t height = conv->x.height / step, width = conv->x.width / step;
+  int64_t end_row = least(height, (tile.row + conv->tiles.height) / step);
+  int64_t end_column = least(width, (tile.column + conv->tiles.width) / step);
+  for (int64_t row = tile.row / step; row < end_row; row++)
+    for (int64_t column = tile.column / step; column < end_column; column++) {
+      const float *to = conv->y + ((tile.image * height + row) * width + column) * conv->outputs +
+                        panel * PANEL;
+      __builtin_prefetch(to, 1);
+      __builtin_prefetch(to + LANES, 1);
     }
-    for (int i = 0; i < 4; i++) {
-      int64_t row = tile.row + i / 2, column = tile.column + i % 2;
-      if (row >= conv->x.height || column >= conv->x.width) continue;
-      Vector v = out[i];
-      int64_t line = tile.image * conv->x.height + row;
-      float *to = conv->y + (line * conv->x.width + column) * conv->outputs + first;
-      store_some(to, conv->relu ? relu(v) : v, count);
+}
+
+// A block of tiles and some panels, whose chunks of the kernel are `apart` floats from one place to
+// the next.
+static void multiply_block(const Conv3x3 *conv, int64_t block, int64_t first, int64_t panels,
+                           const float *inputs, const float *kernel, int64_t apart,
+                           float *products) {
+  int64_t count = tiles_of(conv, block), rows = padded(count * conv->rows, ROWS);
+  int64_t size = conv->block * conv->rows * PANEL;  // of a panel's products
+  float *lost = products + conv->packing.places * conv->product_stride;
+  for (int64_t place = 0; place < conv->packing.places; place++)
+    for (int64_t panel = 0; panel < panels; panel++)
+      for (int64_t row = 0; row < rows; row += NEAR_ROWS)
+        multiply_rows(conv, least(rows - row, NEAR_ROWS),
+                      inputs + place * conv->input_stride + row * conv->row_stride,
+                      kernel + place * apart + panel * conv->packing.chunk,
+                      products + place * conv->product_stride + panel * size + row * PANEL, lost);
+  for (int64_t i = 0; i < count; i++) {
+    Tile tile = tile_at(&conv->tiles, block * conv->block + i);
+    for (int64_t panel = 0; panel < panels; panel++) {
+      prefetch_tile(conv, block * conv->block + i + AHEAD, first + panel);
+      const float *from = products + panel * size + i * conv->rows * PANEL;
+      if (conv->tiles.width == 4)
+        finish_tile(2, 4, conv, tile, first + panel, from);
+      else
+        finish_tile(2, 2, conv, tile, first + panel, from);
     }
   }
 }
 
-static void multiply_rows(const Conv3x3 *conv, const float *inputs, const float *kernel,
-                          float *to) {
-  Vector product[ROWS][2];
-  multiply(inputs, conv->depth, 1, kernel, conv->depth, product);
-  for (int r = 0; r < ROWS; r++)
-    for (int v = 0; v < 2; v++) store(to + r * PANEL + v * LANES, product[r][v]);
-}
-
-static void multiply_block(const Conv3x3 *conv, int64_t block, int64_t panel, const float *inputs,
-                           const float *kernel, float *products) {
-  int64_t first = block * conv->block, count = least(conv->block, conv->tiles.count - first);
-  for (int64_t place = 0; place < conv->places; place++)
-    for (int64_t row = 0; row < count; row += ROWS)
-      multiply_rows(conv, inputs + place * conv->input_stride + row * conv->depth,
-                    kernel + place % conv->kernel_places * conv->kernel_stride,
-                    products + place * conv->product_stride + row * PANEL);
-  for (int64_t i = 0; i < count; i++)
-    finish(conv, tile_at(&conv->tiles, first + i), panel, products + i * PANEL);
-}
-
-// Two loops: what all share is transformed first, the kernel or, where they are fewer, the inputs.
-
-static float *shared_panel(const Conv3x3 *conv, int64_t panel) {
-  return conv->loops.shared + panel * conv->kernel_places * conv->kernel_stride;
-}
+// Two loops: what all share is made first, the packed kernel or, where they are fewer, the inputs.
 
 static float *shared_block(const Conv3x3 *conv, int64_t block) {
-  return conv->loops.shared + block * conv->places * conv->input_stride;
+  return conv->loops.shared + block * conv->packing.places * conv->input_stride;
 }
 
 static void first_turn(const Loops *loops, int64_t turn, float *room) {
   const Conv3x3 *conv = (const Conv3x3 *)loops;
   (void)room;
-  if (conv->by_panels)
+  if (conv->by_panels) {
     transform_inputs(conv, turn, shared_block(conv, turn));
-  else
-    transform_kernel(conv, turn, shared_panel(conv, turn));
+    return;
+  }
+  float *to = conv->packed_to ? conv->packed_to : loops->shared;
+  pack_panel(conv, turn, to + turn * conv->packing.chunk,
+             conv->packing.panels * conv->packing.chunk);
 }
 
 static void second_turn(const Loops *loops, int64_t turn, float *room) {
   const Conv3x3 *conv = (const Conv3x3 *)loops;
-  float *products = room + loops->worker_floats - conv->places * conv->product_stride;
-  if (conv->by_panels) {
-    transform_kernel(conv, turn, room);
-    for (int64_t block = 0; block < conv->blocks; block++)
-      multiply_block(conv, block, turn, shared_block(conv, block), room, products);
-  } else {
-    transform_inputs(conv, turn, room);
-    for (int64_t panel = 0; panel < conv->panels; panel++)
-      multiply_block(conv, turn, panel, room, shared_panel(conv, panel), products);
+  const Packing *packing = &conv->packing;
+  const float *packed = conv->packed ? conv->packed : loops->shared;
+  int64_t apart = packing->panels * packing->chunk;
+  float *own = room + packing->places * conv->product_stride + NEAR_ROWS * PANEL;
+  if (!conv->by_panels) {
+    transform_inputs(conv, turn, own);
+    for (int64_t first = 0; first < packing->panels; first += conv->span)
+      multiply_block(conv, turn, first, least(conv->span, packing->panels - first), own,
+                     packed + first * packing->chunk, apart, room);
+    return;
   }
+  int64_t first = turn / conv->splits * conv->span, split = turn % conv->splits;
+  int64_t panels = least(conv->span, packing->panels - first);
+  if (conv->packed) {
+    packed += first * packing->chunk;
+  } else {
+    pack_panel(conv, first, own, packing->chunk);
+    packed = own, apart = packing->chunk;
+  }
+  for (int64_t block = split * conv->blocks / conv->splits;
+       block < (split + 1) * conv->blocks / conv->splits; block++)
+    multiply_block(conv, block, first, panels, shared_block(conv, block), packed, apart, room);
 }
 
 const Operation LEVEL = {plan, first_turn, second_turn};

@@ -11,23 +11,37 @@ typedef struct {
 } Images;
 
 typedef struct {
+  int64_t height, width;        // of a tile
   int64_t down, across, count;  // of an image, and of all of them
 } Tiles;
+
+// A kernel as the products take it: (places, panels, chunk), a chunk for one product of a panel.
+typedef struct {
+  int64_t places, panels, chunk;
+} Packing;
 
 typedef struct {
   Loops loops;
   Images x;
-  const float *kernel, *bias;                // (3, 3, c, o), (o) or NULL
-  float *y;                                  // (n, h, w, o), or (n, h/2, w/2, o) if pooled
+  const float *kernel;                       // (3, 3, c, o)
+  const float *bias;                         // (o) or NULL
+  const float *packed;                       // the kernel packed, or NULL
+  float *y;                                  // (n, h, w, o), or (n, h/2, w/2, o) if pooled, or
+                                             // NULL: then all that is wanted is
+  float *packed_to;                          // the kernel packed
   int64_t outputs;
   int relu, pool;
   // What `plan` fills in.
-  Tiles tiles;                               // 2x2 tiles of the output
+  Tiles tiles;                               // of outputs
+  int64_t depth;                             // rows of the kernel
+  Packing packing;
+  int64_t rows;                              // of a tile in every matrix product,
+  int64_t row_stride;                        // and floats from one to the next
   int64_t block, blocks;                     // tiles that are worked on at a time
-  int64_t depth, panels;                     // rows of the kernel; its columns go in panels
-  int64_t places, kernel_places;             // matrix products of a tile, and kernels for them
-  int64_t kernel_stride, input_stride, product_stride;  // from one place to the next, in floats
-  int by_panels;                             // the inputs are shared, a turn is a panel
+  int64_t span, spans;                       // panels likewise
+  int64_t input_stride, product_stride;      // from one place to the next, in floats
+  int by_panels;                             // the inputs are shared; a turn takes a span and
+  int64_t splits;                            // some of the blocks
 } Conv3x3;
 
 typedef struct {

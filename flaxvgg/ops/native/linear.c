@@ -14,7 +14,7 @@
 
 #include "vectors.h"
 
-enum { PARTS = 16 };  // of the depth
+enum { PARTS = 16, CHAINS = 8 };  // of the depth, and of a group
 
 // sums (rows, outputs) += x times `count` rows of the kernel, in one chain.
 INLINE void add_chain(const Linear *linear, const int64_t *at, int64_t count, float *sums) {
@@ -74,7 +74,7 @@ static void first_turn(const Loops *loops, int64_t part, float *room) {
     if (count < CHAIN) continue;
     add_chain(linear, at, CHAIN, group);
     count = 0;
-    if (++chains % (GROUP / CHAIN) == 0) add_and_clear(sums, group, floats(linear));
+    if (++chains % CHAINS == 0) add_and_clear(sums, group, floats(linear));
   }
   if (count) add_chain(linear, at, count, group);
   add_and_clear(sums, group, floats(linear));

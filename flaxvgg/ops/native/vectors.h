@@ -1,26 +1,28 @@
-// Vectors of float32, and the product that all of the arithmetic goes through.
+// Vectors of float32, and the products that all of the arithmetic goes through.
 //
-// The order of its sums is what keeps the result close to the truth: chains of 8 products, 8 chains
-// to a group, groups last (pairwise summation, Higham 2002, section 4.2). A processor adds while it
-// multiplies, so the short chains cost nothing.
+// The order of their sums is what keeps the result close to float64's: chains of 8 products, and
+// chains added among themselves before they join the rest (pairwise summation, Higham 2002, section
+// 4.2). A processor adds while it multiplies, so the short chains cost nothing.
 #ifndef FLAXVGG_VECTORS_H
 #define FLAXVGG_VECTORS_H
 
 #include <stdint.h>
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__)  // with 32 registers
 #define LANES 16
+#define ROWS 7
 #elif defined(__AVX2__)
 #define LANES 8
+#define ROWS 6
 #else
 #define LANES 4
+#define ROWS 6
 #endif
 
 enum {
-  ROWS = 6,           // and
-  PANEL = 2 * LANES,  // columns, whose sums are held in registers
+  PANEL = 2 * LANES,  // columns, of which ROWS rows of sums are held in registers
   CHAIN = 8,          // products added one after another
-  GROUP = 8 * CHAIN,  // products whose chains are added before they join the rest
+  GROUP = 4 * CHAIN,  // products whose chains are added before they join the rest
   APART = 16,         // floats between matrices, lest they fall on the same lines of the cache
 };
 
@@ -53,40 +55,36 @@ INLINE void store_some(float *to, Vector v, int64_t count) {
   for (int64_t i = 0; i < count; i++) to[i] = v[i];
 }
 
-// product (ROWS, PANEL) = left (ROWS, depth) times right (depth, PANEL); `row` and `step` are the
-// floats from one row of the left matrix to the next, and from one column to the next. Without any
-// depth it is zero.
+// sum (ROWS, PANEL) = left (ROWS, depth) times right (depth, PANEL), chain by chain; `row` and `step`
+// are the floats from one row of the left matrix to the next, and from one column to the next.
+// `seed` (ROWS, PANEL), where there is one, is added to the first chain. Without any depth the sum
+// is zero.
 INLINE void multiply(const float *left, int64_t row, int64_t step, const float *right,
-                     int64_t depth, Vector product[ROWS][2]) {
-  for (int r = 0; depth == 0 && r < ROWS; r++) product[r][0] = product[r][1] = (Vector){0};
-  for (int64_t group = 0; group < depth; group += GROUP) {
-    Vector sum[ROWS][2];
-    for (int64_t chain = group; chain < least(depth, group + GROUP); chain += CHAIN) {
-      Vector part[ROWS][2];
-#pragma GCC unroll 8
-      for (int i = 0; i < CHAIN; i++) {
-        const float *k = right + (chain + i) * PANEL;
-        Vector first = load(k), second = load(k + LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-          float d = left[r * row + (chain + i) * step];
-          part[r][0] = i ? part[r][0] + d * first : d * first;
-          part[r][1] = i ? part[r][1] + d * second : d * second;
-        }
-      }
+                     int64_t depth, const float *seed, Vector sum[ROWS][2]) {
+  for (int r = 0; depth == 0 && r < ROWS; r++) sum[r][0] = sum[r][1] = (Vector){0};
+  for (int64_t chain = 0; chain < depth; chain += CHAIN) {
+    Vector part[ROWS][2];
+    if (seed && chain == 0)
       for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < 2; v++)
-          if (chain == group)
-            sum[r][v] = part[r][v];
-          else
-            sum[r][v] += part[r][v];
+        for (int v = 0; v < 2; v++) part[r][v] = load(seed + r * PANEL + v * LANES);
+#pragma GCC unroll 8
+    for (int i = 0; i < CHAIN; i++) {
+      const float *k = right + (chain + i) * PANEL;
+      Vector first = load(k), second = load(k + LANES);
+      int begins = i == 0 && !(seed && chain == 0);
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; r++) {
+        float d = left[r * row + (chain + i) * step];
+        part[r][0] = begins ? d * first : part[r][0] + d * first;
+        part[r][1] = begins ? d * second : part[r][1] + d * second;
+      }
     }
     for (int r = 0; r < ROWS; r++)
       for (int v = 0; v < 2; v++)
-        if (group == 0)
-          product[r][v] = sum[r][v];
+        if (chain == 0)
+          sum[r][v] = part[r][v];
         else
-          product[r][v] += sum[r][v];
+          sum[r][v] += part[r][v];
   }
 }
 

@@ -198,39 +198,106 @@ static Images images(const XLA_FFI_Buffer *x) {
   return (Images){x->data, x->dims[0], x->dims[1], x->dims[2], x->dims[3]};
 }
 
+static int is_packed(const XLA_FFI_Buffer *buffer, const Packing *packing) {
+  const int64_t *dims = buffer->dims;
+  return is_float32(buffer, 3) && dims[0] == packing->places && dims[1] == packing->panels &&
+         dims[2] == packing->chunk;
+}
+
+// Whether there are as many attributes as that, all scalars of a type.
+static int are_scalars(const XLA_FFI_CallFrame *frame, int64_t count, XLA_FFI_DataType dtype) {
+  if (frame->attrs.size != count) return 0;
+  for (int64_t i = 0; i < count; i++) {
+    if (frame->attrs.types[i] != XLA_FFI_AttrType_SCALAR) return 0;
+    if (((XLA_FFI_Scalar *)frame->attrs.attrs[i])->dtype != dtype) return 0;
+  }
+  return 1;
+}
+
+// In the order of their names.
+static const void *scalar(const XLA_FFI_CallFrame *frame, int64_t i) {
+  return ((XLA_FFI_Scalar *)frame->attrs.attrs[i])->value;
+}
+
 // Whether the buffers are what `flaxvgg/ops/native` promises; there may be no bias.
 static int fits_conv3x3(const XLA_FFI_CallFrame *frame) {
   int64_t count = frame->args.size;
-  if ((count != 2 && count != 3) || frame->rets.size != 1 || frame->attrs.size != 2) return 0;
-  for (int i = 0; i < 2; i++) {
-    const XLA_FFI_Scalar *scalar = frame->attrs.attrs[i];
-    if (frame->attrs.types[i] != XLA_FFI_AttrType_SCALAR || scalar->dtype != XLA_FFI_DataType_PRED)
-      return 0;
-  }
+  if ((count != 2 && count != 3) || frame->rets.size != 1) return 0;
+  if (!are_scalars(frame, 2, XLA_FFI_DataType_PRED)) return 0;
   const XLA_FFI_Buffer *x = frame->args.args[0], *kernel = frame->args.args[1];
-  if (!is_float32(x, 4) || !is_kernel(kernel, x->dims[3])) return 0;
+  const XLA_FFI_Buffer *y = frame->rets.rets[0];
+  if (!is_float32(x, 4) || !is_float32(y, 4)) return 0;
+  if (kernel->rank == 4 && (!is_kernel(kernel, x->dims[3]) || kernel->dims[3] != y->dims[3]))
+    return 0;
   if (count == 3) {
     const XLA_FFI_Buffer *bias = frame->args.args[2];
-    if (!is_float32(bias, 1) || bias->dims[0] != kernel->dims[3]) return 0;
+    if (!is_float32(bias, 1) || bias->dims[0] != y->dims[3]) return 0;
   }
-  return is_float32(frame->rets.rets[0], 4);
+  return 1;
 }
 
 EXPORT XLA_FFI_Error *flaxvgg_conv3x3(XLA_FFI_CallFrame *frame) {
   if (is_question(frame)) return NULL;
-  if (!fits_conv3x3(frame))
-    return failure(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT,
-                   "flaxvgg_conv3x3 takes float32 x (n, h, w, c), kernel (3, 3, c, o), bias (o)");
-  const XLA_FFI_Buffer *kernel = frame->args.args[1];
-  const XLA_FFI_Buffer *bias = frame->args.size == 3 ? frame->args.args[2] : NULL;
-  const char *pool = ((XLA_FFI_Scalar *)frame->attrs.attrs[0])->value;  // sorted by name
-  const char *relu = ((XLA_FFI_Scalar *)frame->attrs.attrs[1])->value;
+  const Operation *operation = conv3x3[level()];
+  Conv3x3 call = {0};
+  int fits = fits_conv3x3(frame);
+  if (fits) {
+    const XLA_FFI_Buffer *kernel = frame->args.args[1], *y = frame->rets.rets[0];
+    const XLA_FFI_Buffer *bias = frame->args.size == 3 ? frame->args.args[2] : NULL;
+    call = (Conv3x3){
+        .x = images(frame->args.args[0]), .bias = bias ? bias->data : NULL, .y = y->data,
+        .outputs = y->dims[3], .pool = *(const char *)scalar(frame, 0),
+        .relu = *(const char *)scalar(frame, 1),
+    };
+    if (kernel->rank == 4) {
+      call.kernel = kernel->data;
+    } else {
+      call.packed = kernel->data;
+      operation->plan(&call.loops, 1);
+      fits = is_packed(kernel, &call.packing);
+    }
+  }
+  if (fits) return compute(frame, operation, &call.loops);
+  return failure(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT,
+                 "flaxvgg_conv3x3 takes float32 x (n, h, w, c), kernel (3, 3, c, o) or what "
+                 "flaxvgg_pack makes of it for images of this size, bias (o)");
+}
+
+// A kernel's packing for maps of this size; its shape, for who allocates it, in `shape`.
+static Conv3x3 packing_of(const float *kernel, int64_t height, int64_t width, int64_t inputs,
+                          int64_t outputs, float *to) {
   Conv3x3 call = {
-      .x = images(frame->args.args[0]), .kernel = kernel->data,
-      .bias = bias ? bias->data : NULL, .y = ((XLA_FFI_Buffer *)frame->rets.rets[0])->data,
-      .outputs = kernel->dims[3], .relu = *relu, .pool = *pool,
+      .x = {NULL, 0, height, width, inputs}, .kernel = kernel, .outputs = outputs,
+      .packed_to = to,
   };
-  return compute(frame, conv3x3[level()], &call.loops);
+  conv3x3[level()]->plan(&call.loops, 1);
+  return call;
+}
+
+EXPORT void flaxvgg_packing(int64_t height, int64_t width, int64_t inputs, int64_t outputs,
+                            int64_t shape[3]) {
+  static float nowhere;
+  Packing packing = packing_of(NULL, height, width, inputs, outputs, &nowhere).packing;
+  shape[0] = packing.places, shape[1] = packing.panels, shape[2] = packing.chunk;
+}
+
+EXPORT XLA_FFI_Error *flaxvgg_pack(XLA_FFI_CallFrame *frame) {
+  if (is_question(frame)) return NULL;
+  Conv3x3 call = {0};
+  int fits = frame->args.size == 1 && frame->rets.size == 1 &&
+             are_scalars(frame, 2, XLA_FFI_DataType_S64);
+  if (fits) {
+    const XLA_FFI_Buffer *kernel = frame->args.args[0], *to = frame->rets.rets[0];
+    fits = is_float32(kernel, 4) && is_kernel(kernel, kernel->dims[2]);
+    if (fits)
+      call = packing_of(kernel->data, *(const int64_t *)scalar(frame, 0),
+                        *(const int64_t *)scalar(frame, 1), kernel->dims[2], kernel->dims[3],
+                        to->data);
+    fits = fits && is_packed(to, &call.packing);
+  }
+  if (fits) return compute(frame, conv3x3[level()], &call.loops);
+  return failure(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT,
+                 "flaxvgg_pack takes a float32 kernel (3, 3, c, o), height and width");
 }
 
 static int fits_by_kernel(const XLA_FFI_CallFrame *frame) {
