@@ -17,6 +17,7 @@ from .images.finding import PassedOver, find_images
 from .images.loading import ImageError, fit_image, load_images, normalise, open_image
 from .network.config import ARCHITECTURES, VGGConfig
 from .network.model import VGG, flatten_chw
+from .network.prepared import prepare
 from .network.provenance import PREPROCESSING, Preprocessing, Provenance
 from .network.sharding import data_mesh, fully_sharded, place, replicated, shard_batch
 from .sparsity.counting import measure_sparsity
@@ -78,6 +79,7 @@ __all__ = [
     "open_image",
     "place",
     "pointing_game",
+    "prepare",
     "pxap",
     "replicated",
     "save",

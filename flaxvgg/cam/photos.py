@@ -19,6 +19,7 @@ from flaxvgg.files.foreign import plain
 from flaxvgg.images.loading import ImageError, load_pixels, normalise
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
+from flaxvgg.network.prepared import prepare
 from flaxvgg.watching import Watcher
 
 # What is said of a map that is no map to trust.
@@ -196,6 +197,7 @@ def explain_photos(
     """
     passes = [_PASSES.get(method, _OTHER_PASSES) for method in plan.methods]
     with watch.bar("", len(photos) * sum(passes)) as bar:
+        model = prepare(model, plan.size)
         watched = _watched(model, bar.advance)
         best = jax.jit(best_classes, static_argnames="count")
         for i, photo in enumerate(photos):

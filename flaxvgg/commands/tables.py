@@ -16,6 +16,7 @@ from flaxvgg.cam.photos import FLAG_WORDS, PhotoMap, Plan, shown
 from flaxvgg.files.foreign import plain
 from flaxvgg.network.config import ARCHITECTURES
 from flaxvgg.network.model import VGG
+from flaxvgg.network.prepared import prepared_bytes
 from flaxvgg.network.provenance import PREPROCESSING, Provenance
 from flaxvgg.plotting.demo import Sum
 from flaxvgg.sparsity.report import SparsityReport
@@ -52,6 +53,7 @@ def model_facts(model: VGG) -> dict[str, str]:
     return {
         "architecture": config.arch,
         "parameters": f"{sum(array.size for array in arrays):,} ({megabytes:.0f} MB)",
+        "prepared": f"{prepared_bytes(model) / 1e6:.0f} MB more, for images of 224x224",
         "stored as": str(np.dtype(model.conv_stack.conv1_1.param_dtype)),
         "source": provenance.source,
         "sha256": provenance.sha256 or "none: not read from a file",

@@ -1,5 +1,7 @@
 """What files and stores keep beside their arrays: how two records differ, and why one is broken."""
 
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +9,14 @@ from typing import Any
 def first_line(error: Exception) -> str:
     """The first line of an error of Orbax, without the specification that tensorstore appends."""
     return (str(error) or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec")[0]
+
+
+def os_error(error: Exception) -> OSError:
+    """What the system said, of an error of TensorStore, which tells it in the text."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if number is None:
+        return OSError(first_line(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 def difference(stored: Any, run: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, UInt8
 from flaxvgg.images.loading import ImageError, load_pixels, normalise
 from flaxvgg.network.model import VGG
 from flaxvgg.network.outputs import check_outputs, outputs
+from flaxvgg.network.prepared import prepare
 from flaxvgg.watching import Watcher
 
 _PIXELS = 8 * 512 * 1024  # of one batch at most, so that large photos need no more memory
@@ -44,6 +45,7 @@ def stream_photos(
     out and noted in `problems`; without it they raise ImageError.
     """
     compiled = jax.jit(function)
+    model = prepare(model, size)
     count = max(1, min(_BATCH, _PIXELS // (size[0] * size[1]), len(photos)))
     read: list[Path] = []
     pixels: list[np.ndarray] = []

@@ -30,8 +30,14 @@ _CONV_INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 _LINEAR_INIT = nnx.initializers.normal(0.01)
 
 
+class Packed(nnx.Variable):
+    """A convolution's kernel once more, as a CPU multiplies by it; `prepare` makes it."""
+
+
 class Convolution(nnx.Conv):
     """`nnx.Conv`, and the ReLU and the 2x2 max pooling behind it, which a CPU does in one go."""
+
+    packed: Packed | None = None
 
     def __call__(
         self, inputs: Array, out_sharding: Any = None, *, relu: bool = False, pool: bool = False
@@ -41,6 +47,9 @@ class Convolution(nnx.Conv):
         kernel, bias = self.kernel[...], self.bias
         if ours and bias is not None and convolution.fits(inputs, kernel):
             settings = {"relu": relu, "pool": pool, "precision": self.precision}
+            packed = None if self.packed is None else self.packed[...]
+            if packed is not None and convolution.is_packed_for(inputs, kernel, packed):
+                return convolution.packed_block(inputs, kernel, packed, bias[...], **settings)
             return convolution.conv3x3_block(inputs, kernel, bias[...], **settings)
         y = super().__call__(inputs, out_sharding)
         y = jax.nn.relu(y) if relu else y
@@ -163,6 +172,8 @@ class VGG(nnx.Module):
     ((2, 3), (2, 2, 2, 512))
     """
 
+    prepared_for: tuple[int, int] | None = None  # the height and width that `prepare` was given
+
     def __init__(
         self,
         config: VGGConfig,
@@ -188,6 +199,15 @@ class VGG(nnx.Module):
     def preprocessing(self) -> Preprocessing:
         """The recipe that the weights expect, as `load_images` follows it."""
         return self.provenance.preprocessing
+
+    def train(self, **attributes: Any) -> None:
+        """Switch dropout and batch statistics on. Raises ValueError for a prepared model."""
+        if self.prepared_for:
+            raise ValueError(
+                "a prepared model is not trained: train the model that flaxvgg.prepare was given, "
+                "and prepare it again"
+            )
+        super().train(**attributes)
 
     def load_images(
         self,

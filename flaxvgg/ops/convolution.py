@@ -1,12 +1,13 @@
 """A float32 3x3 convolution with padding 1: fast and exact on a CPU, XLA's own elsewhere.
 
-On a CPU it is `native`: Winograd's F(2x2, 3x3) with sums in short chains, at every precision.
+On a CPU it is `native`: Winograd's minimal filtering with sums in short chains, at every precision.
 Elsewhere it is `jax.lax.conv_general_dilated`, which on NVIDIA goes to cuDNN. It is a primitive of
 its own, so that its derivatives are of the same kind: by the input, the convolution of the
 cotangent with the kernel turned round; by the kernel, a second primitive, whose derivatives are
 convolutions again. So `jax.grad`, `jax.jvp`, `jax.vmap` and their compositions work as with XLA's.
 """
 
+import functools
 import warnings
 
 import jax
@@ -53,6 +54,36 @@ def conv3x3_block(
     return _block(x, kernel, bias, relu=relu, pool=pool, precision=precision)
 
 
+def pack(kernel: Float[Array, "3 3 c o"], height: int, width: int) -> Float[Array, "..."]:
+    """A kernel as a CPU multiplies by it on maps of this size, for `packed_block`."""
+    return _pack(kernel, height=height, width=width)
+
+
+def is_packed_for(x: Array, kernel: Array, packed: Array) -> bool:
+    """Whether a kernel was packed for maps of the size of `x`, whose sizes may be symbols."""
+    _, height, width, inputs = x.shape
+    is_known = isinstance(height, int) and isinstance(width, int)
+    return is_known and packed.shape == native.packing(height, width, inputs, kernel.shape[3])
+
+
+def packed_block(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "3 3 c o"],
+    packed: Float[Array, "places panels chunk"],
+    bias: Float[Array, " o"],
+    *,
+    relu: bool,
+    pool: bool,
+    precision: Precision = None,
+) -> Float[Array, "n oh ow o"]:
+    """`conv3x3_block` to the bit, by a kernel that `pack` has packed for maps of this size.
+
+    Elsewhere than on a CPU it goes by the kernel itself. It has no derivatives by the kernel:
+    ValueError is raised where one is asked for.
+    """
+    return _packed_block(x, kernel, packed, bias, relu=relu, pool=pool, precision=precision)
+
+
 def _xlas(x: Array, kernel: Array, *, precision: Precision) -> Array:
     layout = ("NHWC", "HWIO", "NHWC")
     ones = ((1, 1), (1, 1))
@@ -82,9 +113,47 @@ def _kernel_natively(x: Array, dy: Array, *, precision: Precision) -> Array:
 def _unfused(
     x: Array, kernel: Array, bias: Array, *, relu: bool, pool: bool, precision: Precision
 ) -> Array:
-    y = conv3x3(x, kernel, precision) + bias.reshape(1, 1, 1, -1)
+    return _finish(conv3x3(x, kernel, precision), bias, relu=relu, pool=pool)
+
+
+def _finish(y: Array, bias: Array, *, relu: bool, pool: bool) -> Array:
+    y = y + bias.reshape(1, 1, 1, -1)
     y = jax.nn.relu(y) if relu else y
     return max_pool_2x2(y) if pool else y
+
+
+def _pack_natively(kernel: Array, *, height: int, width: int) -> Array:
+    return native.pack(kernel, height, width)
+
+
+def _not_packed(kernel: Array, *, height: int, width: int) -> Array:
+    """What nothing elsewhere looks at."""
+    return jnp.zeros(_pack_shape(kernel, height=height, width=width), kernel.dtype)
+
+
+def _pack_shape(kernel, *, height: int, width: int, **_) -> tuple[int, int, int]:
+    return native.packing(height, width, *kernel.shape[2:])
+
+
+def _packed_natively(x, kernel, packed, *, precision: Precision) -> Array:
+    return native.conv3x3_packed(x, packed, jnp.zeros(kernel.shape[3:]), False, False)
+
+
+def _packed_xlas(x, kernel, packed, *, precision: Precision) -> Array:
+    return _xlas(x, kernel, precision=precision)
+
+
+def _packed_natively_fused(x, kernel, packed, bias, *, relu, pool, precision) -> Array:
+    return native.conv3x3_packed(x, packed, bias, relu, pool)
+
+
+def _packed_unfused(x, kernel, packed, bias, *, relu, pool, precision) -> Array:
+    y = _packed_convolution(x, kernel, packed, precision=precision)
+    return _finish(y, bias, relu=relu, pool=pool)
+
+
+def _packed_shape(x, kernel, packed, bias=None, **settings):
+    return native.conv3x3_shape(x, kernel, bias, **settings)
 
 
 def _natively_fused(x, kernel, bias, *, relu: bool, pool: bool, precision: Precision) -> Array:
@@ -94,6 +163,13 @@ def _natively_fused(x, kernel, bias, *, relu: bool, pool: bool, precision: Preci
 _convolution = Operation("conv3x3", native.conv3x3_shape, _natively, _xlas, folds=True)
 _by_kernel = Operation("conv3x3_by_kernel", native.by_kernel_shape, _kernel_natively, _kernel_xlas)
 _block = Operation("conv3x3_block", native.conv3x3_shape, _natively_fused, _unfused, folds=True)
+_pack = Operation("conv3x3_pack", _pack_shape, _pack_natively, _not_packed)
+_packed_convolution = Operation(
+    "conv3x3_packed", _packed_shape, _packed_natively, _packed_xlas, folds=True
+)
+_packed_block = Operation(
+    "conv3x3_packed_block", _packed_shape, _packed_natively_fused, _packed_unfused, folds=True
+)
 
 
 ad.defbilinear(
@@ -110,16 +186,35 @@ ad.defbilinear(
 )
 
 
-def _block_jvp(primals, tangents, *, on_cpu, **settings):
+def _block_jvp(unfused, primals, tangents, *, on_cpu, **settings):
     moving = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
 
     def of_moving(*values: Array) -> Array:
         arrays = list(primals)
         for i, value in zip(moving, values, strict=True):
             arrays[i] = value
-        return _unfused(*arrays, **settings)
+        return unfused(*arrays, **settings)
 
     return jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
 
 
-ad.primitive_jvps[_block.primitive] = _block_jvp
+ad.primitive_jvps[_block.primitive] = functools.partial(_block_jvp, _unfused)
+ad.primitive_jvps[_packed_block.primitive] = functools.partial(_block_jvp, _packed_unfused)
+
+
+def _packed_jvp(primals, tangents, *, on_cpu, **settings):
+    (x, *kernels), (dx, *others) = primals, tangents
+    if any(type(tangent) is not ad.Zero for tangent in others):
+        raise ValueError(
+            "a prepared model has no derivatives by its kernels: train the model that "
+            "flaxvgg.prepare was given, and prepare it again"
+        )
+    return tuple(_packed_convolution(a, *kernels, **settings) for a in (x, dx))
+
+
+def _packed_transpose(dy, x, kernel, packed, *, on_cpu, precision):
+    return conv3x3(dy, _turned(kernel), precision), None, None
+
+
+ad.primitive_jvps[_packed_convolution.primitive] = _packed_jvp
+ad.primitive_transposes[_packed_convolution.primitive] = _packed_transpose

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float
 from flaxvgg.images.fingerprint import UNKNOWN, model_digest
 from flaxvgg.images.loading import AnyPath, normalise
 from flaxvgg.network.model import VGG
+from flaxvgg.network.prepared import prepare
 from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.network.sharding import data_mesh, place
 from flaxvgg.streaming.opening import compare, image_settings, meet, open_store
@@ -124,7 +125,7 @@ def stream(
         advance(int((status != TODO).sum()), int((status == BROKEN).sum()))
         units = [unit for unit in mine if status[store.rows(unit).start] == TODO]
         start, counted = time.perf_counter(), 0
-        program = _Program(job, batch, devices)
+        program = _Program(job, batch, devices, size)
         with _Writer(store, job.axes) as writer:
             for unit in _finished_units(program, store, source, units, size, stop):
                 writer.put(unit)
@@ -139,13 +140,14 @@ def stream(
 class _Program:
     """A job on the devices: batches in, one for each device; rows and sums out."""
 
-    def __init__(self, job: Job, batch: int, devices: Sequence[Any]):
+    def __init__(self, job: Job, batch: int, devices: Sequence[Any], size: tuple[int, int] | None):
         mesh = data_mesh(devices)
         whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
         self.job, self.batch, self.devices = job, batch, len(devices)
         self.recipe = job.model.preprocessing
         self._split = NamedSharding(mesh, split)
-        self._model = place(job.model, mesh)
+        # Images of their own sizes are of many sizes: no one of them is prepared for.
+        self._model = place(prepare(job.model, size) if size else job.model, mesh)
 
         def of_one(model: VGG, pixels: Array, valid: Array, asked: Array) -> Looked:
             rows, sums = job.look(model, normalise(pixels, self.recipe), valid, asked)

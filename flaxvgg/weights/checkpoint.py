@@ -9,7 +9,6 @@ path or leaves it alone, and who reads meanwhile gets the old one or the new one
 import json
 import math
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from flaxvgg.files.nesting import parse_json, shallow
-from flaxvgg.files.records import first_line
+from flaxvgg.files.records import first_line, os_error
 from flaxvgg.files.replacing import (
     WriteError,
     check_place,
@@ -67,6 +66,10 @@ def save(model: VGG, path: str | os.PathLike[str]) -> None:
     'vgg11'
     """
     path = Path(path).absolute()
+    if model.prepared_for:
+        raise CheckpointError(
+            "a prepared model is not saved: save the model that flaxvgg.prepare was given"
+        )
     header = _header(model)
     write = _safetensors_save if path.suffix == ".safetensors" else _orbax_save
     try:
@@ -352,15 +355,7 @@ def _orbax_save(target: Path, model: VGG, header: dict[str, Any]) -> None:
         try:
             ocp.save(target, tree, custom_metadata={"flaxvgg": header})
         except ValueError as error:
-            raise _os_error(error) from None
-
-
-def _os_error(error: Exception) -> OSError:
-    """What the system said, of an error of TensorStore, which tells it in the text."""
-    number = re.search(r"os_error_code='(\d+)'", str(error))
-    if number is None:
-        return OSError(first_line(error))
-    return OSError(int(number[1]), os.strerror(int(number[1])))
+            raise os_error(error) from None
 
 
 _ORBAX = threading.RLock()  # Orbax cannot save and load in two threads at once

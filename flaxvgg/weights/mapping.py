@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from flaxvgg.network.config import ARCHITECTURES, VGGConfig, check_arch
-from flaxvgg.network.model import VGG
+from flaxvgg.network.model import VGG, Packed
 from flaxvgg.network.provenance import Provenance
 from flaxvgg.weights.entries import Entry as Entry
 from flaxvgg.weights.entries import MappingError as MappingError
@@ -363,7 +363,8 @@ def rebuild(
 
 def model_arrays(model: VGG) -> dict[Path, jax.Array]:
     """Flax path -> array for every parameter and statistic of the model."""
-    return {path: variable[...] for path, variable in nnx.to_flat_state(nnx.state(model))}
+    state = nnx.state(model, nnx.Not(Packed))
+    return {path: variable[...] for path, variable in nnx.to_flat_state(state)}
 
 
 def to_torch(model: VGG) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec, use_abstract_mesh
 from jaxtyping import Array, Float
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float
 from flaxvgg.ops.sharding import NO_MESH, sum_over_devices
 
 _PATH = Path(__file__).with_name("native.dll" if sys.platform == "win32" else "native.so")
-_TARGETS = "flaxvgg_conv3x3", "flaxvgg_conv3x3_by_kernel", "flaxvgg_linear"
+_TARGETS = "flaxvgg_conv3x3", "flaxvgg_conv3x3_by_kernel", "flaxvgg_linear", "flaxvgg_pack"
 IS_AVAILABLE = _PATH.exists()  # it was built
 INSTRUCTIONS = ""  # what the processor has: "AVX-512", "AVX2" or "baseline"
 
@@ -51,6 +52,31 @@ def conv3x3_block(
     return _conv3x3((x, kernel, bias), (("pool", pool), ("relu", relu)))
 
 
+def packing(height: int, width: int, inputs: int, outputs: int) -> tuple[int, int, int]:
+    """The shape of a packed kernel for maps of this size."""
+    shape = (ctypes.c_int64 * 3)()
+    _library.flaxvgg_packing(*map(ctypes.c_int64, (height, width, inputs, outputs)), shape)
+    return shape[0], shape[1], shape[2]
+
+
+def pack(
+    kernel: Float[Array, "3 3 c o"], height: int, width: int
+) -> Float[Array, "places panels chunk"]:
+    """A kernel as the products of `conv3x3_block` take it, for maps of this size."""
+    return _pack((kernel,), (("height", np.int64(height)), ("width", np.int64(width))))
+
+
+def conv3x3_packed(
+    x: Float[Array, "n h w c"],
+    packed: Float[Array, "places panels chunk"],
+    bias: Float[Array, " o"],
+    relu: bool,
+    pool: bool,
+) -> Float[Array, "n oh ow o"]:
+    """`conv3x3_block` to the bit, by a kernel that was packed for maps of this size."""
+    return _packed((x, packed, bias), (("pool", pool), ("relu", relu)))
+
+
 def conv3x3_by_kernel(
     x: Float[Array, "n h w c"], dy: Float[Array, "n h w o"]
 ) -> Float[Array, "3 3 c o"]:
@@ -63,7 +89,7 @@ def linear(x: Float[Array, "n k"], kernel: Float[Array, "k o"]) -> Float[Array, 
     return _linear((x, kernel), ())
 
 
-Settings = tuple[tuple[str, bool], ...]
+Settings = tuple[tuple[str, bool | np.int64], ...]
 
 
 def _operation(target: str, rule: str, shape: Callable[..., tuple[int, ...]]) -> Callable:
@@ -115,6 +141,15 @@ def conv3x3_shape(x, kernel, bias=None, *, pool: bool = False, **_: Any) -> tupl
     return (n, h // 2, w // 2, kernel.shape[3]) if pool else (n, h, w, kernel.shape[3])
 
 
+def _packed_shape(x, packed, bias, *, pool: bool, **_: Any) -> tuple[int, ...]:
+    n, h, w, _ = x.shape
+    return (n, h // 2, w // 2, *bias.shape) if pool else (n, h, w, *bias.shape)
+
+
+def _pack_shape(kernel, *, height: np.int64, width: np.int64) -> tuple[int, ...]:
+    return packing(int(height), int(width), *kernel.shape[2:])
+
+
 def by_kernel_shape(x, dy, **_: Any) -> tuple[Any, ...]:
     """The shape of a kernel's derivative, likewise."""
     if not x.ndim == dy.ndim == 4 or x.shape[:3] != dy.shape[:3]:
@@ -137,3 +172,5 @@ def _refuse(wanted: str, *given: Any) -> None:
 _conv3x3 = _operation(_TARGETS[0], "n h w c, i j c o, o -> n p q o", conv3x3_shape)
 _by_kernel = _operation(_TARGETS[1], "n h w c, n p q o -> i j c o", by_kernel_shape)
 _linear = _operation(_TARGETS[2], "n k, k o -> n o", linear_shape)
+_packed = _operation(_TARGETS[0], "n h w c, k l m, o -> n p q o", _packed_shape)
+_pack = _operation(_TARGETS[3], "i j c o -> k l m", _pack_shape)
