@@ -13,7 +13,9 @@
 #include "xla/ffi/api/c_api.h"
 
 const char *flaxvgg_instructions(void);
-XLA_FFI_Handler flaxvgg_conv3x3, flaxvgg_conv3x3_by_kernel, flaxvgg_linear;
+void flaxvgg_packing(int64_t height, int64_t width, int64_t inputs, int64_t outputs,
+                     int64_t shape[3]);
+XLA_FFI_Handler flaxvgg_conv3x3, flaxvgg_conv3x3_by_kernel, flaxvgg_linear, flaxvgg_pack;
 
 enum { CALLERS = 3 };
 
@@ -107,7 +109,7 @@ static void make(Array *array, uint64_t *state, int64_t rank, const int64_t *dim
 
 // The call's result, whole; 0 where it found no memory, which it may only where there is none.
 static int call(XLA_FFI_Handler *handler, uint64_t *state, Array *arrays, int64_t count,
-                Array *result, uint8_t *settings, int64_t settings_count) {
+                Array *result, XLA_FFI_DataType dtype, const void *const settings[2]) {
   static const int64_t threads[] = {1, 2, 3, 8};
   struct XLA_FFI_ExecutionContext context = {ONE_OF(state, threads), 0};
   if (below(state, 8) == 0) context.refuses = 1 + (int)below(state, 2);
@@ -115,8 +117,9 @@ static int call(XLA_FFI_Handler *handler, uint64_t *state, Array *arrays, int64_
   XLA_FFI_Scalar scalars[2];
   XLA_FFI_AttrType types[] = {XLA_FFI_AttrType_SCALAR, XLA_FFI_AttrType_SCALAR};
   for (int64_t i = 0; i < count; i++) args[i] = &arrays[i].buffer;
+  int64_t settings_count = settings ? 2 : 0;
   for (int64_t i = 0; i < settings_count; i++) {
-    scalars[i] = (XLA_FFI_Scalar){XLA_FFI_DataType_PRED, &settings[i]};
+    scalars[i] = (XLA_FFI_Scalar){dtype, (void *)settings[i]};
     attrs[i] = &scalars[i];
   }
   XLA_FFI_CallFrame frame = {
@@ -173,7 +176,18 @@ static void trial_of_conv3x3(uint64_t *state) {
   make(&arrays[2], state, 1, (int64_t[]){o});
   make(&y, NULL, 4, pool ? (int64_t[]){n, h / 2, w / 2, o} : (int64_t[]){n, h, w, o});
   const float *kernel = arrays[1].data;
-  if (call(flaxvgg_conv3x3, state, arrays, 2 + biased, &y, settings, 2))
+  const void *const flags[] = {&settings[0], &settings[1]}, *const size[] = {&h, &w};
+  Array operands[] = {arrays[0], arrays[1], arrays[2]}, packed = {0};
+  int done = 1;
+  if (below(state, 2)) {  // by a kernel that is packed first
+    int64_t shape[3];
+    flaxvgg_packing(h, w, c, o, shape);
+    make(&packed, NULL, 3, shape);
+    done = call(flaxvgg_pack, state, &arrays[1], 1, &packed, XLA_FFI_DataType_S64, size);
+    operands[1] = packed;
+  }
+  for (int i = 0; i < 3; i++) operands[i].buffer.dims = operands[i].dims;
+  if (done && call(flaxvgg_conv3x3, state, operands, 2 + biased, &y, XLA_FFI_DataType_PRED, flags))
     for (int64_t i = 0; i < y.size; i++) {
       int64_t k = i % o, q = i / o % y.dims[2], p = i / o / y.dims[2] % y.dims[1];
       int64_t image = i / o / y.dims[2] / y.dims[1];
@@ -190,6 +204,7 @@ static void trial_of_conv3x3(uint64_t *state) {
       compare("conv3x3", &y, i, settings[1] ? fmax(largest, 0) : largest, 9.0 * c);
     }
   for (int i = 0; i < 3; i++) free(arrays[i].data);
+  free(packed.data);
   free(y.data);
 }
 
@@ -200,7 +215,7 @@ static void trial_of_by_kernel(uint64_t *state) {
   make(&arrays[0], state, 4, (int64_t[]){n, h, w, c});
   make(&arrays[1], state, 4, (int64_t[]){n, h, w, o});
   make(&dkernel, NULL, 4, (int64_t[]){3, 3, c, o});
-  if (call(flaxvgg_conv3x3_by_kernel, state, arrays, 2, &dkernel, NULL, 0))
+  if (call(flaxvgg_conv3x3_by_kernel, state, arrays, 2, &dkernel, XLA_FFI_DataType_PRED, NULL))
     for (int64_t i = 0; i < dkernel.size; i++) {
       int64_t k = i % o, j = i / o % c, t = i / o / c;
       double sum = 0;
@@ -224,7 +239,7 @@ static void trial_of_linear(uint64_t *state) {
   for (int64_t k = 0; k < depth; k++)  // what meets only zeros is not read
     if (below(state, 2))
       for (int64_t row = 0; row < rows; row++) arrays[0].data[row * depth + k] = 0;
-  if (call(flaxvgg_linear, state, arrays, 2, &y, NULL, 0))
+  if (call(flaxvgg_linear, state, arrays, 2, &y, XLA_FFI_DataType_PRED, NULL))
     for (int64_t i = 0; i < y.size; i++) {
       double sum = 0;
       for (int64_t k = 0; k < depth; k++)

@@ -17,6 +17,7 @@ from flaxvgg.images.resizing import resize
 from flaxvgg.network.config import Layer
 
 _CHUNK = 32  # inputs in one pass
+_BLOCK = 256  # units of a linear layer's input that are multiplied at once
 
 
 def score_cam_weights(
@@ -88,14 +89,14 @@ def ablation_weights(
     """
     linear = network.pooled_by(layer)
     if linear is not None:
-        without = _without_channels_linear(network, layer, linear, activations)
+        without = _without_channels_linear(network, layer, linear, activations, classes)
     else:
-        without = _without_channels(network, layer, activations)
+        without = _of_classes(_without_channels(network, layer, activations), classes)
     before = _of_classes(scores[:, None], classes)
     size = jnp.abs(before) if convention.ablation_by_magnitude else before
     present = (activations != 0).any(axis=(1, 2))[:, None]
     # A channel of zeros takes nothing along, which rounding might hide.
-    return jnp.where(present, (before - _of_classes(without, classes)) / size, 0)
+    return jnp.where(present, (before - without) / size, 0)
 
 
 def _of_classes(
@@ -120,12 +121,16 @@ def _without_channels(
 
 
 def _without_channels_linear(
-    network: Network, layer: str, linear: Layer, activations: Float[Array, "n h w c"]
-) -> Float[Array, "n c classes"]:
-    """The same where only pooling lies between the layer and a linear one.
+    network: Network,
+    layer: str,
+    linear: Layer,
+    activations: Float[Array, "n h w c"],
+    classes: Int[Array, "n k"],
+) -> Float[Array, "n k c"]:
+    """The scores of the classes without each channel, where only pooling precedes a linear layer.
 
     The linear layer's output is a sum over channels, so each channel's part is taken off it, and
-    only what follows runs again.
+    only what follows runs again, image by image.
     """
     n, count = activations.shape[0], activations.shape[-1]
     found = network.run(activations, ["flatten", linear.name], after=layer)
@@ -139,5 +144,55 @@ def _without_channels_linear(
     parts = lax.fori_loop(0, vectors.shape[1], place, nothing)
     whole = found[linear.name]
     remaining = whole[:, None] - parts.astype(whole.dtype)
-    scores = network.scores(remaining.reshape(n * count, -1), after=linear.name)
-    return scores.reshape(n, count, -1)
+    scores = lax.map(lambda one: _scores_of_units(network, linear, *one), (remaining, classes))
+    return jnp.moveaxis(scores, 1, 2)
+
+
+def _scores_of_units(
+    network: Network, linear: Layer, units: Float[Array, "c units"], classes: Int[Array, " k"]
+) -> Float[Array, "c k"]:
+    """The scores of the classes for some outputs of a linear layer."""
+    layers = network.config.layers
+    names = network.config.layer_names
+    following = layers[names.index(linear.name) + 1 : names.index(network.output) + 1]
+    if {layer.kind for layer in following} - {"relu", "dropout", "linear"}:
+        return network.scores(units, after=linear.name)[:, classes]
+    if not following:
+        return as_float32(units)[:, classes]
+    for layer in following:
+        if layer.kind == "relu":
+            units = jax.nn.relu(units)
+        elif layer.kind == "linear":
+            module = network.parameters(layer.name)
+            kernel, bias = module.kernel[...], module.bias[...]
+            if layer.name == network.output:
+                kernel, bias = kernel[:, classes], bias[classes]
+            product = _product(units, kernel, module.precision)
+            units = (product + as_float32(bias)[None]).astype(units.dtype)
+    return as_float32(units)
+
+
+def _product(
+    x: Float[Array, "n k"], kernel: Float[Array, "k o"], precision: Any
+) -> Float[Array, "n o"]:
+    """`x @ kernel` where many columns of x are zero, as behind a ReLU in all variants of an image.
+
+    The product goes by the other columns: a block at a time, as many blocks as there are.
+    """
+    count = x.shape[1]
+    size = _BLOCK if count % _BLOCK == 0 else count
+    used = (x != 0).any(axis=0)
+    order = jnp.argsort(~used, stable=True)
+
+    def block(i: int | Array, total: Array) -> Array:
+        taken = lax.dynamic_slice_in_dim(order, i * size, size)
+        return total + as_float32(lax.dot(x[:, taken], kernel[taken], precision=precision))
+
+    needed = (used.sum() + size - 1) // size
+    # A loop of known length has a derivative.
+    return lax.fori_loop(
+        0,
+        count // size,
+        lambda i, total: lax.cond(i < needed, block, lambda _, total: total, i, total),
+        as_float32(lax.full_like(x, 0, shape=(x.shape[0], kernel.shape[1]))),
+    )

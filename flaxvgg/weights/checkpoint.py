@@ -9,6 +9,7 @@ path or leaves it alone, and who reads meanwhile gets the old one or the new one
 import json
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
