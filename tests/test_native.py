@@ -18,6 +18,7 @@ from networks import random_images
 
 SOURCES = Path(native.__file__).parent
 TRIAL = Path(__file__).with_name("native_trial.c")
+SCHEDULE = Path(__file__).with_name("schedule_trial.c")
 # As hatch_build.py has them for its compiler.
 LEVELS = {"baseline": [], "avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]}
 NAMES = {"baseline": "baseline", "avx2": "AVX2", "avx512": "AVX-512"}
@@ -64,6 +65,29 @@ def test_no_sanitizer_finds_anything(tmp_path: Path, sanitizers: str):
         )
         assert done.returncode == 0, done.stderr[-4000:]
         assert done.stdout == f"1800 calls with {name}\n"
+
+
+# Of one image by a prepared kernel, on so many cores: how many of them work at least.
+BUSY = {(224, 64): 45, (224, 16): 12, (112, 64): 43, (112, 16): 12, (64, 16): 12, (32, 8): 6}
+
+
+@pytest.mark.skipif(sys.platform == "win32" or not shutil.which("gcc"), reason="there is no gcc")
+def test_one_image_keeps_many_cores_busy(tmp_path: Path):
+    """By the turns that are planned, shared as they would be: no clock is asked."""
+    program = tmp_path / "schedule"
+    flags = ["-std=gnu11", "-O1", "-Wno-psabi", f"-I{SOURCES}", *LEVELS["avx2"]]
+    if native.INSTRUCTIONS == "baseline":
+        flags = flags[:4]
+    subprocess.run(["gcc", *flags, SCHEDULE, "-o", program, "-lm"], check=True)
+    lines = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    least: dict[tuple[int, int], float] = {}
+    for line in lines.splitlines():
+        size, _, workers, is_packed, speedup = line.split()
+        if is_packed == "1":
+            key = int(size), int(workers)
+            least[key] = min(least.get(key, np.inf), float(speedup))
+    print(least)
+    assert all(least[key] >= wanted for key, wanted in BUSY.items())
 
 
 @pytest.mark.slow
