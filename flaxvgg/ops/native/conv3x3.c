@@ -28,7 +28,7 @@
 enum {
   CACHE = 128 * 1024,     // floats of a block's transformed inputs, where the nearer cache has
   LEAST_ROWS = 4 * ROWS,  // room for so many rows; otherwise the products of all panels go to the
-  FAR_ROWS = 18 * ROWS,   // farther one, and so many rows are worth the reading of the kernel
+  FAR_ROWS = 18 * ROWS,   // farther one, and so many rows, the most, are worth the kernel's reading
   NEAR_ROWS = 9 * ROWS,   // whose sums the nearest has room for
   LEAST_TILES = 72,       // of 2x4 in an image, for F(2x4)
   TURNS = 4,              // for each worker, so that all are done at about the same time
@@ -74,7 +74,7 @@ static void plan(Loops *loops, int64_t workers) {
   int64_t tile = places * conv->rows * conv->row_stride;  // its inputs
   int64_t block = CACHE / (tile > 0 ? tile : 1);
   int is_small = block * conv->rows >= LEAST_ROWS;  // so that the cache has enough of them
-  block = is_small ? block : FAR_ROWS;
+  block = is_small ? least(block, FAR_ROWS / conv->rows) : FAR_ROWS;
   conv->span = is_small ? 1 : panels;
   conv->by_panels = conv->packed ? pieces(conv->tiles.count, block) < turns && workers > 1
                                  : conv->tiles.count * tile < panels * kernel;
@@ -187,19 +187,19 @@ INLINE void add_group(const float *inputs, int64_t row, const float *kernel, int
 // With few inputs, whose sums are short: float64, rounded once.
 static void multiply_few(const Conv3x3 *conv, int64_t rows, const float *inputs,
                          const float *kernel, float *to) {
-  double left[9 * LEAST_INPUTS][ROWS];
+  double left[ROWS][9 * LEAST_INPUTS];
   Doubles right[9 * LEAST_INPUTS][2];
-  for (int64_t i = 0; i < conv->depth; i++)
+  int64_t depth = 9 * conv->x.channels;  // without what fills up the last chain
+  for (int64_t i = 0; i < depth; i++)
     for (int v = 0; v < 2; v++) right[i][v] = widen(load(kernel + i * PANEL + v * LANES));
   for (int64_t row = 0; row < rows; row += ROWS) {
     for (int64_t r = 0; r < ROWS; r++)
-      for (int64_t i = 0; i < conv->depth; i++)
-        left[i][r] = inputs[(row + r) * conv->row_stride + i];
+      for (int64_t i = 0; i < depth; i++) left[r][i] = inputs[(row + r) * conv->row_stride + i];
     for (int v = 0; v < 2; v++) {
       Doubles sum[ROWS] = {0};
-      for (int64_t i = 0; i < conv->depth; i++)
+      for (int64_t i = 0; i < depth; i++)
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) sum[r] += left[i][r] * right[i][v];
+        for (int r = 0; r < ROWS; r++) sum[r] += left[r][i] * right[i][v];
       for (int r = 0; r < ROWS; r++)
         store(to + (row + r) * PANEL + v * LANES, rounded(sum[r]));
     }
