@@ -19,6 +19,11 @@ from jaxtyping import Float
 
 from experiments.timing import Call
 
+# The converter itself. The package's command `mnnconvert` installs further packages by pip into
+# whatever Python is first on PATH, to report what was converted to its makers.
+_MNN_CONVERTER = "import sys, MNN, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
+_TRACED = 64  # pixels of the image that the trace is made with; what ncnn reads takes all sizes
+
 Images = Float[np.ndarray, "n 3 h w"]
 
 
@@ -34,6 +39,8 @@ class Runner(NamedTuple):
 
 def openvino(onnx: Path, images: Images, threads: int) -> Runner:
     """Intel's engine, compiled for this shape."""
+    # Without this package it reports no imports to its makers, for which it would fork the process.
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore
     module = importlib.import_module("openvino")
     core = module.Core()
     network = core.read_model(onnx)
@@ -53,7 +60,8 @@ def mnn(onnx: Path, images: Images, threads: int) -> Runner:
     engine, values = (importlib.import_module(name) for name in ("MNN", "MNN.expr"))
     path = onnx.with_suffix(".mnn")
     if not path.exists():
-        _run("mnnconvert", "-f", "ONNX", "--modelFile", onnx, "--MNNModel", path)
+        files = "--modelFile", onnx, "--MNNModel", path, "--bizCode", "MNN"
+        _run(sys.executable, "-c", _MNN_CONVERTER, "-f", "ONNX", *files)
     runtime = engine.nn.create_runtime_manager(
         ({"precision": "high", "backend": "CPU", "numThread": threads},)
     )
@@ -76,14 +84,12 @@ def mnn(onnx: Path, images: Images, threads: int) -> Runner:
 def ncnn(stack: torch.nn.Module, folder: Path, images: Images, threads: int) -> Runner:
     """Tencent's engine, with its Winograd convolutions; it takes one image at a time."""
     module = importlib.import_module("ncnn")
-    size = "x".join(map(str, images.shape[2:]))
-    path = folder / f"ncnn_{size}.pt"
+    path = folder / "stack.pt"
     if not path.exists():
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing is deprecated, and what pnnx takes
-            torch.jit.trace(stack, torch.from_numpy(images)).save(path)
-        shape = ",".join(map(str, images.shape))
-        _run("pnnx", path, f"inputshape=[{shape}]", "fp16=0")
+            torch.jit.trace(stack, torch.zeros(1, 3, _TRACED, _TRACED)).save(path)
+        _run("pnnx", path, f"inputshape=[1,3,{_TRACED},{_TRACED}]", "fp16=0")
     network = module.Net()
     options = network.opt
     options.num_threads = threads
