@@ -13,7 +13,6 @@ from experiments.compare_commits.commits import resolve
 from experiments.compare_commits.ratios import Ratio, ratio
 from experiments.running import page
 
-
 ROOT = Path(__file__).parents[1]
 
 
