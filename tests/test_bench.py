@@ -3,16 +3,32 @@
 import dataclasses
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from experiments.bench import ratios, report, run, tools
+import flaxvgg
+from experiments.bench import engines, figures, ratios, report, run, tools
 from experiments.bench.layers import PRODUCT, TRIAD
 from experiments.bench.plan import FULL
 from experiments.bench.start import NOTHING
-from experiments.bench.tools import COMPILED, EAGER, FORWARD, KERAS, ORT, OURS
+from experiments.bench.steps import ALONE
+from experiments.bench.tools import (
+    COMPILED,
+    EAGER,
+    FORWARD,
+    KERAS,
+    MNN,
+    NCNN,
+    ORT,
+    OURS,
+    PREPARED,
+    STACK,
+)
+from experiments.running import page
 from experiments.timing import compete
 
 QUICK = ("start", "stack", "forward", "overhead", "memory", "layers")
@@ -26,7 +42,7 @@ def measured(arch: str, sections: tuple[str, ...], out: Path) -> dict:
     assert list(results["sections"]) == list(sections)
     assert all(section["rows"] for section in results["sections"].values())
     text = (out / "README.md").read_text("utf-8")
-    assert text == report.readme(results, ["speed.png", "layers.png"])
+    assert text == page(partial(report.readme, pictures=["speed.png", "layers.png"]), results)
     for name in ("speed.png", "layers.png"):
         assert f"({name})" in text
         assert (out / name).read_bytes().startswith(b"\x89PNG")
@@ -34,10 +50,24 @@ def measured(arch: str, sections: tuple[str, ...], out: Path) -> dict:
 
 
 def assert_all_run_the_same_network(results: dict, left_out: set[str]):
-    for kind, without in (("stack", left_out), ("forward", left_out | {KERAS})):
+    for kind, every, without in (
+        ("stack", STACK, left_out),
+        ("forward", FORWARD, left_out | {KERAS}),
+    ):
         rows = ratios.rows_of(results, kind)
-        assert {row["tool"] for row in rows} == set(FORWARD) - without
-        assert all(row["error"] < 2e-5 for row in rows)
+        assert {row["tool"] for row in rows} == set(every) - without
+        assert all(row["error"] < (5e-4 if row["tool"] == MNN else 2e-5) for row in rows)
+    one = [row["tool"] for row in ratios.rows_of(results, "stack") if row["case"].endswith(ALONE)]
+    assert set(one) >= {OURS, EAGER, ORT}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prepared():
+    """Where this version has no flaxvgg.prepare, the model as it is takes its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not hasattr(flaxvgg, "prepare"):
+            patch.setattr(flaxvgg, "prepare", lambda model, size: model, raising=False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +136,11 @@ def test_aims_are_those_of_the_issue():
             for tool, x in tools
         ]
 
-    stack = case("stack, 1 x 224x224", 1.0, 1.5, 1.0, **{OURS: 2e-7, EAGER: 1e-7})
-    stack += case("stack, 8 x 224x224", 1.0, 1.9, 1.4)
+    alone, small = f"stack, 1 x 224x224{ALONE}", f"stack, 1 x 64x64{ALONE}"
+    stack = case(alone, 1.0, 1.5, 1.0, **{OURS: 2e-7, EAGER: 1e-7})
+    stack += [row(alone, PREPARED, 0.5, error=1e-7), row(alone, NCNN, 0.7)]
+    stack += case("stack, 1 x 64x64", 1.0, 1.5, 1.0)  # on all cores
+    stack += [*case(small, 0.1, 1.5, 1.0), row(small, PREPARED, 0.8), row(small, NCNN, 1.2)]
     memory = [{"case": "m", "tool": tool, "beyond_gb": gb} for tool, gb in ((OURS, 2), (EAGER, 3))]
     sections = {
         "stack": stack,
@@ -120,13 +153,14 @@ def test_aims_are_those_of_the_issue():
         "sections": {name: {"rows": rows} for name, rows in sections.items()},
     }
     assert [(aim.what, aim.bound, aim.measured, aim.holds) for aim in ratios.aims(results)] == [
-        (f"stack, 1 x 224x224: {OURS}, times as fast as {ORT}", ">= 1", "1.00", True),
-        (f"stack, 1 x 224x224: {OURS}, times as fast as {EAGER}", ">= 1.45", "1.50", True),
-        (f"stack, 8 x 224x224: {OURS}, times as fast as {ORT}", ">= 1.35", "1.40", True),
-        (f"stack, 8 x 224x224: {OURS}, times as fast as {EAGER}", ">= 2", "1.90", False),
+        (f"{alone}: {PREPARED}, times as fast as {NCNN}", ">= 1.5", "1.40", False),
+        (f"{alone}: {PREPARED}, times as fast as {ORT}", ">= 2", "2.00", True),
+        (f"{alone}: {PREPARED}, times as fast as {EAGER}", ">= 2.6", "3.00", True),
+        (f"{small}: {PREPARED}, times as fast as the fastest peer", ">= 1.2", "1.25", True),
         (f"forward, 8 x 512x512: {OURS}, times as fast as {ORT}", ">= 1", "1.10", True),
         (f"forward, 8 x 512x512: {OURS}, times as fast as {EAGER}", ">= 1", "0.90", False),
-        (f"stack, 1 x 224x224: error of {OURS}, in {EAGER}'s", "<= 1", "2.00", False),
+        (f"{alone}: error of {OURS}, in {EAGER}'s", "<= 1", "2.00", False),
+        (f"{alone}: error of {PREPARED}, in {EAGER}'s", "<= 1", "1.00", True),
         ("overhead, ms", "< 0.5", "0.40", True),
         ("m: GB at most beyond what was held", f"<= 3.00 ({EAGER})", "2.00", True),
     ]
@@ -136,7 +170,7 @@ def test_aims_are_those_of_the_issue():
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch):
     there = importlib.util.find_spec
-    missing = ("keras", "onnx", "torchcam", "matplotlib")
+    missing = ("keras", "onnx", "torchcam", "matplotlib", "pnnx")
     monkeypatch.setattr(
         tools.importlib.util, "find_spec", lambda name: None if name in missing else there(name)
     )
@@ -144,6 +178,9 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch):
     assert tools.left_out(plan) == {
         KERAS: "not installed: keras",
         ORT: "not installed: onnx",
+        "OpenVINO": "not installed: onnx",
+        NCNN: "not installed: pnnx",
+        MNN: "not installed: onnx",
         "torchcam": "not installed: torchcam",
         "pictures": "not installed: matplotlib",
     }
@@ -155,6 +192,33 @@ def test_a_compiler_that_fails_says_why(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(tools.torch, "compile", fails)
     assert tools.left_out(FULL) == {COMPILED: "RuntimeError: no C++ compiler"}
+
+
+def test_what_a_program_says_is_told():
+    with pytest.raises(RuntimeError, match="it went wrong"):
+        engines._run("sh", "-c", "echo it went wrong >&2; exit 3")
+
+
+def test_without_torchvisions_weights_all_are_random(monkeypatch: pytest.MonkeyPatch):
+    config = tools.subject.config_of(run.TINY.network, "vgg16")
+    found, named = tools.weights_of(config)
+    assert "IMAGENET1K_V1" in named
+    monkeypatch.setattr(tools, "find_packaged", lambda record: None)
+    other, named = tools.weights_of(config)
+    assert named == "random"
+    assert found.keys() == other.keys()
+    assert not np.array_equal(found["features.0.weight"], other["features.0.weight"])
+    np.testing.assert_array_equal(found["classifier.0.weight"], other["classifier.0.weight"])
+
+
+def test_the_tradeoff_is_of_one_thread_where_that_was_run(tmp_path: Path):
+    every = [row("stack, 1 x 224x224", tool, 1.0, error=1e-7) for tool in (OURS, EAGER)]
+    alone = [row(f"{x['case']}{ALONE}", x["tool"], 2.0, error=1e-7) for x in every]
+    for rows, title in ((every, "stack, 1 x 224x224"), (every + alone, alone[0]["case"])):
+        figure = figures.tradeoff({"sections": {"stack": {"rows": rows}}})
+        assert [axes.get_title() for axes in figure.axes] == [title]
+        texts = [text.get_text() for text in figure.axes[0].texts]
+        assert {OURS, EAGER} < set(texts)
 
 
 def test_unknown_sections_are_named(tmp_path: Path):
@@ -175,6 +239,7 @@ def test_ceilings_are_the_better_product_and_the_triad():
 def test_the_committed_page_is_that_of_the_committed_results():
     folder = Path(report.__file__).parent
     results = json.loads((folder / "results.json").read_text("utf-8"))
-    text = report.readme(results, ["speed.png", "layers.png"])
+    names = ["tradeoff.png", "speed.png", "layers.png"]
+    text = page(partial(report.readme, pictures=names), results)
     assert (folder / "README.md").read_text("utf-8") == text
     assert all(aim.holds for aim in ratios.aims(results))

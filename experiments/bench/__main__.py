@@ -23,14 +23,20 @@ def main(
     rounds: Annotated[
         int | None, typer.Option(help="How often a case is timed at most.", min=1)
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Cores and threads of every tool; by default all.", min=1)
+    ] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="All of it once, small.")] = False,
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("build/bench"),
 ) -> None:
-    """Time flaxvgg beside PyTorch, torch.compile, ONNX Runtime, Keras, grad-cam and torchcam.
+    """Time flaxvgg beside PyTorch, ONNX Runtime, OpenVINO, ncnn, MNN, Keras, grad-cam, torchcam.
 
-    Writes results.json and README.md, anew behind every section, and speed.png and layers.png. The
-    machine should have nothing else to do.
+    Writes results.json and README.md, anew behind every section, and pictures. The machine should
+    have nothing else to do.
     """
+    # Before anything is imported that starts threads: as many as the process may use cores.
+    if threads is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     # Before JAX and Keras are imported. What was compiled before is no first call. PyTorch shares a
     # GPU: JAX must not take most of it.
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -40,7 +46,7 @@ def main(
         from experiments.bench import ratios, run
 
         chosen = sections.split(",") if sections else None
-        plan = run.plan_of(arch, rounds, tiny=tiny)
+        plan = run.plan_of(arch, rounds, tiny=tiny, threads=threads)
         command = shlex.join(["python", "-m", "experiments.bench", *sys.argv[1:]])
         results = run.run(plan, chosen, out, command)
     for aim in ratios.aims(results):

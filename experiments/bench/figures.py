@@ -1,4 +1,4 @@
-"""Two pictures: how fast every tool is, and how near every convolution is to the machine's most."""
+"""Pictures: how fast every tool is, how fast and how exact, and how near to the machine's most."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -7,7 +7,20 @@ from experiments.bench import ratios
 from experiments.bench.layers import XLA
 from experiments.bench.ratios import Results, Row
 from experiments.bench.report import ceilings
-from experiments.bench.tools import COMPILED, EAGER, FAST, KERAS, LAST, ORT, OURS
+from experiments.bench.steps import ALONE
+from experiments.bench.tools import (
+    COMPILED,
+    EAGER,
+    FAST,
+    KERAS,
+    LAST,
+    MNN,
+    NCNN,
+    OPENVINO,
+    ORT,
+    OURS,
+    PREPARED,
+)
 from experiments.bench.uses import HOOKS
 from flaxvgg.plotting.figures import new_figure
 
@@ -17,15 +30,30 @@ if TYPE_CHECKING:
 
 _COLOURS = {
     OURS: "#0b5394",
+    PREPARED: "#001f54",
     FAST: "#6fa8dc",
     EAGER: "#555555",
     LAST: "#999999",
     COMPILED: "#b45f06",
     ORT: "#38761d",
     KERAS: "#cc4125",
+    OPENVINO: "#0097a7",
+    NCNN: "#c2185b",
+    MNN: "#bf9000",
     XLA: "#8e7cc3",
 }
-_MARKERS = {OURS: "D", FAST: "D", ORT: "s", KERAS: "^", COMPILED: "v", XLA: "^"}
+_MARKERS = {
+    OURS: "D",
+    PREPARED: "*",
+    FAST: "D",
+    OPENVINO: "P",
+    NCNN: "X",
+    MNN: "h",
+    ORT: "s",
+    KERAS: "^",
+    COMPILED: "v",
+    XLA: "^",
+}
 _SECTIONS = ("stack", "forward", "activations", "sparsity")
 
 
@@ -34,6 +62,8 @@ def all_of(results: Results) -> dict[str, "Figure"]:
     found = {}
     if any(ratios.rows_of(results, section) for section in _SECTIONS):
         found["speed.png"] = speeds(results)
+    if _both_known(results):
+        found["tradeoff.png"] = tradeoff(results)
     if ratios.rows_of(results, "layers"):
         found["layers.png"] = roofline(ratios.rows_of(results, "layers"))
     return found
@@ -71,6 +101,73 @@ def speeds(results: Results) -> "Figure":
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=len(tools))
     return figure
+
+
+def _both_known(results: Results) -> dict[str, Mapping[str, Row]]:
+    """Cases with speeds and errors: 224 px and 112 px, on one thread where that was run."""
+    cases = ratios.by_case(ratios.rows_of(results, "stack"))
+    found = {}
+    for case in ("stack, 1 x 224x224", "stack, 1 x 112x112"):
+        name = case + ALONE if case + ALONE in cases else case
+        if name in cases:
+            found[name] = {tool: row for tool, row in cases[name].items() if "error" in row}
+    return found
+
+
+def tradeoff(results: Results) -> "Figure":
+    """Error against speed, one point a tool; the good corner is at the bottom on the right."""
+    cases = _both_known(results)
+    figure = new_figure(figsize=(6.6 * len(cases), 5.6), dpi=100, layout="constrained")
+    every = figure.subplots(1, len(cases), squeeze=False)[0]
+    for axes, (case, tools) in zip(every, cases.items(), strict=True):
+        _tradeoff(axes, tools)
+        axes.set_title(case, fontsize=11)
+    return figure
+
+
+def _tradeoff(axes: "Axes", tools: Mapping[str, Row]) -> None:
+    from matplotlib.ticker import NullLocator
+
+    points = {
+        tool: (ratios.speed(row, tools[row["reference"]]).median, row["error"])
+        for tool, row in tools.items()
+    }
+    speeds, errors = zip(*points.values(), strict=True)
+    best = max(speeds), min(errors)
+    axes.set(xscale="log", yscale="log")
+    axes.set(xlim=(min(speeds) / 1.25, best[0] * 1.6), ylim=(best[1] / 2, max(errors) * 2))
+    axes.axvspan(1, axes.get_xlim()[1], color="#0b5394", alpha=0.05, zorder=0)
+    own = points[EAGER][1]
+    axes.axhspan(axes.get_ylim()[0], own, color="#0b5394", alpha=0.05, zorder=0)
+    for level in (axes.axvline, axes.axhline):
+        level(1 if level == axes.axvline else own, color="black", linewidth=0.8, alpha=0.5)
+    for tool, (x, y) in points.items():
+        size = 15 if tool == PREPARED else 9
+        axes.plot(x, y, _MARKERS.get(tool, "o"), color=_COLOURS[tool], markersize=size, zorder=3)
+    _labels(axes, points)
+    corner = {"ha": "right", "va": "bottom", "color": "#0b5394", "style": "italic", "fontsize": 10}
+    axes.text(0.99, 0.01, "faster and more exact ↘", transform=axes.transAxes, **corner)
+    axes.xaxis.set_major_locator(_ticks())
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("times as fast as PyTorch (eager)")
+    axes.set_ylabel("error of pool5 against float64 (relative RMS)")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _labels(axes: "Axes", points: Mapping[str, tuple[float, float]]) -> None:
+    """A name beside every point, moved up where names of others would lie upon it."""
+    placed: list[tuple[float, float]] = []  # left ends of texts, in pixels
+    for tool, point in sorted(points.items(), key=lambda item: item[1][1]):
+        x, y = axes.transData.transform(point)
+        while any(abs(y - v) < 14 and abs(x - u) < 120 for u, v in placed):
+            y += 14
+        placed.append((x, y))
+        at = axes.transData.inverted().transform((x + 9, y))
+        weight = "bold" if tool in (OURS, PREPARED) else "normal"
+        text = {"fontsize": 9, "va": "center", "color": _COLOURS[tool], "weight": weight}
+        axes.text(*at, tool, **text)
 
 
 def _ticks():

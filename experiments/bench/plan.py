@@ -17,7 +17,8 @@ class Plan:
     of the convolutions and of the whole network, the batches are of images of the network's size,
     and `repeats` is how often a call of less than a millisecond is made in one measurement.
     `rounds` and `seconds` are `compete`'s, of one case; `training` has images and rounds. `matrix`
-    is the side of the matrices, and `vector` the length of the vectors, of the ceilings.
+    is the side of the matrices, and `vector` the length of the vectors, of the ceilings. Every tool
+    has `threads` threads.
     """
 
     network: subject.Plan
@@ -36,6 +37,7 @@ class Plan:
     repeats: int
     rounds: int
     seconds: float
+    threads: int = 0  # plan_of says how many
 
     @property
     def size(self) -> tuple[int, int]:
@@ -44,11 +46,12 @@ class Plan:
 
 
 _PAGES = tuple((batch, (224, 224)) for batch in (1, 8, 32))
+_SQUARES = tuple((1, (size, size)) for size in (64, 112, 224))
 _LARGE = tuple(itertools.product([1], [(512, 512), (375, 1242)]))
 FULL = Plan(
     network=subject.FULL,
     starts=("python", "flaxvgg", "flaxvgg --help", "torch + torchvision", "jax + flax"),
-    stack=(*_PAGES, *_LARGE, (8, (512, 512))),
+    stack=(*_SQUARES, *_LARGE, (8, (224, 224))),
     forward=(*_PAGES, *_LARGE),
     activation_batches=(1, 8),
     sparsity_batches=(1, 8),

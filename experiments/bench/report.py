@@ -6,7 +6,7 @@ from typing import Any
 from experiments.bench import ratios
 from experiments.bench.layers import PRODUCT, TRIAD
 from experiments.bench.ratios import Results, Row, Spread
-from experiments.bench.tools import EAGER, FORWARD, ORT
+from experiments.bench.tools import EAGER, ORT, STACK
 from experiments.bench_cam.report import costs_table
 from experiments.bench_training.__main__ import table as training_table
 
@@ -27,11 +27,13 @@ def readme(results: Results, pictures: Sequence[str]) -> str:
     parts = [
         _HEAD.format(
             command=results["command"],
+            weights=results["weights"],
             rounds=results["plan"]["rounds"],
             seconds=results["plan"]["seconds"],
         ),
         _aims(results),
         _speeds(results),
+        _picture("tradeoff.png", "Error against speed, one point a tool", pictures),
         _picture("speed.png", "Speed of every tool in PyTorch's", pictures),
     ]
     for section, title in _TITLES.items():
@@ -91,7 +93,7 @@ def _all(results: Results) -> list[ratios.Aim]:
 
 def _speeds(results: Results) -> str:
     rows = [*ratios.rows_of(results, "stack"), *ratios.rows_of(results, "forward")]
-    tools = [tool for tool in FORWARD if any(row["tool"] == tool for row in rows)]
+    tools = [tool for tool in STACK if any(row["tool"] == tool for row in rows)]
     lines = []
     for case, found in ratios.by_case(rows).items():
         speeds = {tool: ratios.speed(row, found[EAGER]).median for tool, row in found.items()}
@@ -200,8 +202,18 @@ One process. A round runs every tool of a case, one after the other, and the nex
 another tool; speeds are ratios within a round, given as the median and the least to the most of the
 rounds. There are up to {rounds} of them, and fewer, but 3, of a case that takes longer than
 {seconds:.0f} s. First calls, with compilation, are kept apart, and so is memory. All tools have the
-same random weights and images, in memory and in the layout that they want."""
+same weights ({weights}) and images (photos, where errors are given), in memory and in the layout
+that they want, and as many threads as there are cores. The convolution stack is run once more in a
+process that may use one core.
+
+To see only how the convolutions compare (about ten minutes on two cores), or only on one core:
+
+```sh
+python -m experiments.bench --sections stack
+python -m experiments.bench --sections stack --threads 1
+```"""
 _NOTES: Mapping[str, str] = {
+    "stack": "To pool5. On one thread the process may use one core, and every tool is told so.",
     "forward": "To the logits. ONNX has no adaptive pooling: where pool5 is not 7x7, ONNX Runtime "
     "gets two small matrix products instead, which are the same.",
     "activations": "All layers of the network in one call; PyTorch keeps them by a hook on every "
@@ -227,6 +239,10 @@ _COLUMNS = """\
   for this one shape, of the eager network.
 - **ONNX Runtime** runs what `torch.onnx.export` makes of it, with images bound in memory; **Keras
   on JAX** is `keras.applications` with the same weights, by `predict_on_batch`.
+- **flaxvgg prepared** is `flaxvgg.prepare` of the model for this size: its kernels are transformed
+  once, outside what is timed.
+- **OpenVINO**, **ncnn** and **MNN** are asked for float32 (precision hint f32; fp16 and bf16 off;
+  precision "high"), and read the same network from ONNX, or ncnn from PyTorch's trace by pnnx.
 - **time** is the median of the rounds, of one call that returns when its result is there.
 - **speed** is how many times as fast as the tool named, in the same round: median (least to most).
 - **first call** has compilation in it, where there is any; compilers' caches on disk are off.

@@ -38,12 +38,18 @@ SECTIONS: Mapping[str, Section] = {
     "layers": layers.layers,
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "torchvision", "onnxruntime", "keras")
-_PACKAGES += ("grad-cam", "torchcam", "orbax-checkpoint")
+_PACKAGES += ("grad-cam", "torchcam", "orbax-checkpoint", "openvino", "ncnn", "pnnx", "mnn")
 
 
-def plan_of(arch: str | None, rounds: int | None, *, tiny: bool) -> Plan:
-    """The plan with this network and so many rounds, at most, of every case."""
+def plan_of(
+    arch: str | None, rounds: int | None, *, tiny: bool, threads: int | None = None
+) -> Plan:
+    """The plan with this network and so many rounds, at most, of every case.
+
+    `threads` are those of every tool; by default as many as this process may use cores.
+    """
     plan = TINY if tiny else FULL
+    plan = dataclasses.replace(plan, threads=threads or cores())
     if arch is not None:
         check_arch(arch)
         plan = dataclasses.replace(plan, network=dataclasses.replace(plan.network, arch=arch))
@@ -52,6 +58,12 @@ def plan_of(arch: str | None, rounds: int | None, *, tiny: bool) -> Plan:
         fewer["training"] = plan.training[0], min(rounds, plan.training[1])
         plan = dataclasses.replace(plan, rounds=rounds, **fewer)
     return plan
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def run(plan: Plan, sections: Sequence[str] | None, out: Path, command: str) -> dict[str, Any]:
@@ -67,12 +79,14 @@ def run(plan: Plan, sections: Sequence[str] | None, out: Path, command: str) -> 
         "command": command,
         "plan": dataclasses.asdict(plan),
         "devices": _devices(),
+        "weights": "",
         "load": [round(os.getloadavg()[0], 2)],
         "left_out": [],
         "sections": {},
     }
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         study = Study(plan, Tools(plan, Path(folder)))
+        results["weights"] = study.tools.described
         steps = {name: list(SECTIONS[name](study)) for name in chosen}
         for name, seconds, rows in _measured(steps):
             results["sections"][name] = {"seconds": round(seconds, 1), "rows": rows}

@@ -9,6 +9,7 @@ from experiments.bench.tools import Tools
 from experiments.timing import Call, Report, compete
 
 Row = dict[str, Any]
+ALONE = ", one thread"  # at the end of the name of such a case
 
 
 class Step(NamedTuple):

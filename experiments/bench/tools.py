@@ -8,32 +8,45 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import torch
 
+import flaxvgg
+from experiments.bench import engines
+from experiments.bench.engines import Runner
 from experiments.bench.plan import Plan, Shape
 from experiments.gpu_report import subject, torch_side
 from experiments.gpu_report.subject import HIGHEST, TF32
-from experiments.timing import Call
 from experiments.torch_device import DEVICE, wait
+from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
 from flaxvgg.weights.mapping import build, model_arrays
+from flaxvgg.weights.packaged import CONVOLUTIONS, find_packaged, read_convolutions
 
 OURS = "flaxvgg"
+PREPARED = "flaxvgg prepared"
 FAST = "flaxvgg default"
 EAGER = "torch eager"
 LAST = "torch channels last"
 COMPILED = "torch.compile"
 ORT = "ONNX Runtime"
 KERAS = "Keras on JAX"
+OPENVINO = "OpenVINO"
+NCNN = "ncnn"
+MNN = "MNN"
 PICTURES = "pictures"
-FORWARD = (OURS, FAST, EAGER, LAST, COMPILED, ORT, KERAS)
+FORWARD = (OURS, PREPARED, FAST, EAGER, LAST, COMPILED, ORT, KERAS)
+ENGINES = (OPENVINO, NCNN, MNN)  # they run the convolution stack
+STACK = (*FORWARD, *ENGINES)
 _PACKAGES = {
     ORT: ("onnx", "onnxruntime"),
     KERAS: ("keras",),
+    OPENVINO: ("onnx", "openvino"),
+    NCNN: ("ncnn", "pnnx"),
+    MNN: ("onnx", "MNN"),
     "grad-cam": ("pytorch_grad_cam",),
     "torchcam": ("torchcam",),
     PICTURES: ("matplotlib",),
@@ -56,6 +69,11 @@ def left_out(plan: Plan) -> dict[str, str]:
         providers = importlib.import_module("onnxruntime").get_available_providers()
         if "CUDAExecutionProvider" not in providers:
             found[ORT] = "it has no CUDA provider here"
+    for tool in ENGINES:
+        if tool not in found and DEVICE.type == "cuda":
+            found[tool] = "it is for CPUs here"
+    if not hasattr(flaxvgg, "prepare"):
+        found[PREPARED] = "this version has no flaxvgg.prepare"
     if KERAS not in found and plan.network.arch not in _KERAS:
         found[KERAS] = f"it has no {plan.network.arch}"
     problem = _compiler_problem(plan.network.backend)
@@ -71,14 +89,18 @@ def _compiler_problem(backend: str) -> str:
     return ""
 
 
-class Runner(NamedTuple):
-    """A tool with its images: a call that returns when it is done, and its result as ours is.
+def weights_of(config: VGGConfig) -> tuple[dict[str, np.ndarray], str]:
+    """Weights under torchvision's names, and what they are.
 
-    That is maps (N, h, w, channels) or logits (N, classes).
+    torchvision's own convolutions where they are this network's and installed, all else random.
     """
-
-    call: Call
-    result: Callable[[], np.ndarray]
+    weights = subject.random_weights(config)
+    path = find_packaged(CONVOLUTIONS) if config.arch == CONVOLUTIONS.arch else None
+    if path is None:
+        return weights, "random"
+    source = CONVOLUTIONS.provenance("").source
+    convolutions = {name: np.array(value) for name, value in read_convolutions(path).items()}
+    return weights | convolutions, f"{source}; a random classifier"
 
 
 class Tools:
@@ -90,7 +112,8 @@ class Tools:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # an empty one
         self.left_out = left_out(plan)
         self.config = subject.config_of(plan.network, plan.network.arch)
-        self.weights = subject.random_weights(self.config)
+        torch.set_num_threads(plan.threads)
+        self.weights, self.described = weights_of(self.config)
         self.networks = torch_side.networks_of(self.config, self.weights)
         self._session: tuple[object, Any] = (None, None)
         self._keras: dict[Kind, Any] = {}
@@ -112,16 +135,29 @@ class Tools:
         """The same with channels last."""
         return copy.deepcopy(self.eager).to(memory_format=torch.channels_last)
 
-    def reason(self, tool: str, kind: Kind, size: tuple[int, int]) -> str:
-        """Why a tool cannot run images of this size; empty where it can."""
+    def images(self, shape: Shape) -> np.ndarray:
+        """Photos of this shape, some of them repeatedly; noise where there are none."""
+        return subject.photos(*shape, "torchvision")
+
+    def reason(self, tool: str, kind: Kind, shape: Shape) -> str:
+        """Why a tool cannot run images of this shape; empty where it can."""
+        batch, size = shape
+        if tool == NCNN and tool not in self.left_out and batch > 1:
+            return "it takes one image at a time"
         fits = size == _KERAS_SIZE and self.plan.network.width == WIDTH
         if tool == KERAS and tool not in self.left_out and kind == "forward" and not fits:
             return "its classifier takes 224x224 alone: no adaptive pooling"
         return self.left_out.get(tool, "")
 
     def runner(self, tool: str, kind: Kind, shape: Shape) -> Runner:
-        """A tool that can run, with random images of this shape."""
-        images = subject.noise(*shape)
+        """A tool that can run, with images of this shape."""
+        images = self.images(shape)
+        if tool in ENGINES:
+            return self._engine(tool, images)
+        if tool == PREPARED:
+            model = flaxvgg.prepare(self.models[OURS], shape[1])
+            run = partial(_outputs, model, subject.on_device(images, HIGHEST), kind)
+            return Runner(lambda: jax.block_until_ready(run()), lambda: np.asarray(run()))
         if tool in self.models:
             x, model = subject.on_device(images, HIGHEST), self.models[tool]
             run = partial(_outputs, model, x, kind)
@@ -143,7 +179,7 @@ class Tools:
 
     def truth(self, kind: Kind, shape: Shape) -> np.ndarray:
         """The result of PyTorch in float64."""
-        x = torch_side.tensor(subject.noise(*shape), torch.float64)
+        x = torch_side.tensor(self.images(shape), torch.float64)
         network = self.networks.double
         return _ours(inferring(lambda: (network.features if kind == "stack" else network)(x))())
 
@@ -154,8 +190,23 @@ class Tools:
             self.forget_session()
             path = self.folder / "network.onnx"
             self._export(kind, size, path)
-            self._session = key, new_session(path)
+            self._session = key, new_session(path, self.plan.threads)
         return self._session[1]
+
+    @cached_property
+    def stack_onnx(self) -> Path:
+        """The convolution stack as ONNX, for images of all sizes."""
+        path = self.folder / "stack.onnx"
+        self._export("stack", self.plan.size, path)
+        return path
+
+    def _engine(self, tool: str, images: np.ndarray) -> Runner:
+        x, threads = np.ascontiguousarray(np.moveaxis(images, -1, 1)), self.plan.threads
+        if tool == NCNN:
+            stack = _sharing(self.networks.single).features
+            return engines.ncnn(stack, self.folder, x, threads)
+        run = engines.openvino if tool == OPENVINO else engines.mnn
+        return run(self.stack_onnx, x, threads)
 
     def forget_session(self) -> None:
         """Let the session go that is kept, and its memory."""
@@ -215,11 +266,15 @@ class Tools:
         return Runner(run, run)
 
 
-def new_session(path: Path) -> Any:
-    """A session of ONNX Runtime for a file, on the GPU where PyTorch is, in float32."""
+def new_session(path: Path, threads: int = 0) -> Any:
+    """A session of ONNX Runtime for a file, on the GPU where PyTorch is, in float32.
+
+    On a CPU it has that many threads, or for 0 as many as it takes by itself.
+    """
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
+    options.intra_op_num_threads = threads
     cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
     providers = [cuda] if DEVICE.type == "cuda" else ["CPUExecutionProvider"]
     return onnxruntime.InferenceSession(path, options, providers=providers)

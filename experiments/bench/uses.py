@@ -88,7 +88,7 @@ def _peaks(study: Study, shape: Shape, report: Report) -> list[Row]:
         else:
             call()  # the first one also holds what a compiler needs
             add(tool, _beyond(call), "second call")
-    no = "its memory on a GPU is not asked for" if on_gpu else tools.reason(ORT, kind, shape[1])
+    no = "its memory on a GPU is not asked for" if on_gpu else tools.reason(ORT, kind, shape)
     if study.can(ORT, f"memory of {case}", no):
         tools.forget_session()  # it keeps what its first call took
         gc.collect()
