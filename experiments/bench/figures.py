@@ -157,17 +157,23 @@ def _tradeoff(axes: "Axes", tools: Mapping[str, Row]) -> None:
 
 
 def _labels(axes: "Axes", points: Mapping[str, tuple[float, float]]) -> None:
-    """A name beside every point, moved up where names of others would lie upon it."""
-    placed: list[tuple[float, float]] = []  # left ends of texts, in pixels
-    for tool, point in sorted(points.items(), key=lambda item: item[1][1]):
-        x, y = axes.transData.transform(point)
-        while any(abs(y - v) < 14 and abs(x - u) < 120 for u, v in placed):
-            y += 14
-        placed.append((x, y))
-        at = axes.transData.inverted().transform((x + 9, y))
+    """A name beside every point, where no other point and no other name is, if there is room."""
+    places = {tool: axes.transData.transform(point) for tool, point in points.items()}
+    taken = [(x - 8, x + 8, y) for x, y in places.values()]  # left, right, height in pixels
+    for tool, (x, y) in places.items():
+        width = 6.5 * len(tool)
+        spots = [(x + 10, y), (x - 10 - width, y)]
+        spots += [(x - width / 2, y + up) for up in (14, -14, 28, -28)]
+        free = (
+            (left, at)
+            for left, at in spots
+            if all(left > b or left + width < a or abs(at - h) > 11 for a, b, h in taken)
+        )
+        left, at = next(free, spots[0])
+        taken.append((left, left + width, at))
         weight = "bold" if tool in (OURS, PREPARED) else "normal"
         text = {"fontsize": 9, "va": "center", "color": _COLOURS[tool], "weight": weight}
-        axes.text(*at, tool, **text)
+        axes.text(*axes.transData.inverted().transform((left, at)), tool, **text)
 
 
 def _ticks():

@@ -50,6 +50,7 @@ def by_case(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
     return found
 
 
+_SMALL = "64x64", "112x112"
 # How many times as fast as a peer the prepared model is to be, on one thread.
 _FASTEST = "the fastest peer"
 _STACK: Mapping[str, Mapping[str, float]] = {
@@ -74,6 +75,8 @@ def aims(results: Results) -> Iterator[Aim]:
     yield from _speeds(results)
     for section in ("stack", "forward"):
         for case, tools in by_case(rows_of(results, section)).items():
+            if any(size in case for size in _SMALL):
+                continue  # the issue asks for 224 px and more; the tables give these errors too
             bounds = {OURS: 1.0, FAST: _FASTER}
             if case.startswith("stack, 1 x 224x224"):
                 bounds[PREPARED] = 1.0
