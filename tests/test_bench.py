@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-import flaxvgg
 from experiments.bench import engines, figures, ratios, report, run, tools
 from experiments.bench.layers import PRODUCT, TRIAD
 from experiments.bench.plan import FULL
@@ -59,15 +58,6 @@ def assert_all_run_the_same_network(results: dict, left_out: set[str]):
         assert all(row["error"] < (5e-4 if row["tool"] == MNN else 2e-5) for row in rows)
     one = [row["tool"] for row in ratios.rows_of(results, "stack") if row["case"].endswith(ALONE)]
     assert set(one) >= {OURS, EAGER, ORT}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prepared():
-    """Where this version has no flaxvgg.prepare, the model as it is takes its place."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not hasattr(flaxvgg, "prepare"):
-            patch.setattr(flaxvgg, "prepare", lambda model, size: model, raising=False)
-        yield
 
 
 @pytest.fixture(scope="module")

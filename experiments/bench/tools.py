@@ -72,8 +72,6 @@ def left_out(plan: Plan) -> dict[str, str]:
     for tool in ENGINES:
         if tool not in found and DEVICE.type == "cuda":
             found[tool] = "it is for CPUs here"
-    if not hasattr(flaxvgg, "prepare"):
-        found[PREPARED] = "this version has no flaxvgg.prepare"
     if KERAS not in found and plan.network.arch not in _KERAS:
         found[KERAS] = f"it has no {plan.network.arch}"
     problem = _compiler_problem(plan.network.backend)
