@@ -10,8 +10,10 @@
 //
 // This file is compiled once for each instruction set; LEVEL is the name that its functions get.
 
+#define FLOAT32_TRANSFORMS
+#define ROWS 6
+
 #include "tiles.h"
-#include "vectors.h"
 
 enum {
   MOST_DEPTH = 64,        // of a block's products, and

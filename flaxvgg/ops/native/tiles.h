@@ -40,11 +40,11 @@ INLINE void transform_tile(int height, int width, const Images *x, Tile tile, in
     for (int k = 0; k < n; k++) from[n * j + k] = pixel(x, tile, j - 1, k - 1);
   for (int64_t c = 0; c < count; c += LANES) {
     int64_t there = x->channels - first - c;
-    Doubles down[6][6], d[6], out[6];
+    Real down[6][6], d[6], out[6];
     for (int k = 0; k < n; k++) {
       for (int j = 0; j < m; j++) {
         const float *p = from[n * j + k];
-        d[j] = p ? widen(load_some(p + first + c, there)) : (Doubles){0};
+        d[j] = p ? real(load_some(p + first + c, there)) : (Real){0};
       }
       input_1d(height, d, out);
       for (int j = 0; j < m; j++) down[j][k] = out[j];
@@ -52,7 +52,7 @@ INLINE void transform_tile(int height, int width, const Images *x, Tile tile, in
     for (int j = 0; j < m; j++) {
       input_1d(width, down[j], out);
       for (int k = 0; k < n; k++)
-        store_some(to + (n * j + k) * apart + c, rounded(out[k]), count - c);
+        store_some(to + (n * j + k) * apart + c, vector(out[k]), count - c);
     }
   }
 }

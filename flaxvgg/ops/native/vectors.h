@@ -8,15 +8,16 @@
 
 #include <stdint.h>
 
-#if defined(__AVX512F__)  // with 32 registers
+#if defined(__AVX512F__)
 #define LANES 16
-#define ROWS 7
 #elif defined(__AVX2__)
 #define LANES 8
-#define ROWS 6
 #else
 #define LANES 4
-#define ROWS 6
+#endif
+
+#ifndef ROWS
+#define ROWS (LANES == 16 ? 7 : 6)  // AVX-512 has twice as many registers
 #endif
 
 enum {
@@ -35,6 +36,20 @@ INLINE Vector load(const float *from) { return *(const Vector *)from; }
 INLINE void store(float *to, Vector v) { *(Vector *)to = v; }
 INLINE Doubles widen(Vector v) { return __builtin_convertvector(v, Doubles); }
 INLINE Vector rounded(Doubles v) { return __builtin_convertvector(v, Vector); }
+
+// What inputs are transformed in: float64, rounded once, or, where sums are so long that it makes no
+// difference, float32.
+#ifdef FLOAT32_TRANSFORMS
+typedef Vector Real;
+typedef float Scalar;
+INLINE Real real(Vector v) { return v; }
+INLINE Vector vector(Real v) { return v; }
+#else
+typedef Doubles Real;
+typedef double Scalar;
+INLINE Real real(Vector v) { return widen(v); }
+INLINE Vector vector(Real v) { return rounded(v); }
+#endif
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t pieces(int64_t all, int64_t size) { return (all + size - 1) / size; }

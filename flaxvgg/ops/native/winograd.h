@@ -30,7 +30,7 @@
 
 // `side` is m, known when this is compiled.
 
-INLINE void input_1d(int side, const Doubles d[6], Doubles out[6]) {  // B' d
+INLINE void input_1d(int side, const Real d[6], Real out[6]) {  // B' d
   if (side == 2) {
     out[0] = d[0] - d[2];
     out[1] = d[1] + d[2];
@@ -38,14 +38,14 @@ INLINE void input_1d(int side, const Doubles d[6], Doubles out[6]) {  // B' d
     out[3] = d[1] - d[3];
     return;
   }
-  const double sum = A2 + B2, product = A2 * B2;
-  Doubles even = d[4] - B2 * d[2], odd = d[3] - B2 * d[1];
+  const Scalar a = A, b = B, a2 = A2, b2 = B2, sum = A2 + B2, product = A2 * B2;
+  Real even = d[4] - b2 * d[2], odd = d[3] - b2 * d[1];
   out[0] = (product * d[0] - sum * d[2]) + d[4];
-  out[1] = even + A * odd;
-  out[2] = even - A * odd;
-  even = d[4] - A2 * d[2], odd = d[3] - A2 * d[1];
-  out[3] = even + B * odd;
-  out[4] = even - B * odd;
+  out[1] = even + a * odd;
+  out[2] = even - a * odd;
+  even = d[4] - a2 * d[2], odd = d[3] - a2 * d[1];
+  out[3] = even + b * odd;
+  out[4] = even - b * odd;
   out[5] = (product * d[1] - sum * d[3]) + d[5];
 }
 
