@@ -221,13 +221,13 @@ print(json.dumps(said))
 """
 _REFUSED = {
     "other shapes": ("d(x, x[:, :16], R)", "shapes (1, 32, 32, 3) and (1, 16, 32, 3)"),
-    "outside": ("d(x * 2 - 1, x, R)", "from -1 to 1 lie outside value_range=(0, 1)"),
+    "outside": ("d(x * 2 - 1, x, R)", "first images, from -1 to 1, lie outside value_range=(0, 1)"),
     "likely range": ("d(x * 2 - 1, x, R)", "they look like value_range=(-1, 1)"),
     "pixels": ("d(x * 255, x * 255, (-1, 1))", "they look like value_range=(0, 255)"),
     "normalised": ("d((x - 0.45) / 0.22, x, (-1, 1))", "they look normalised"),
     "narrower": ("d(x, x, (-1, 1))", "is it (0, 1)?"),
     "narrower pixels": ("d(x, x, (0, 255))", "is it (0, 1)?"),
-    "NaN": ("d(x, nan, R)", "NaN"),
+    "NaN": ("d(x, nan, R)", "a value of the second images is NaN"),
     "small": ("d(x[:, :15], x[:, :15], R)", "15x32 are too small: relu5_3 needs 16x16"),
     "grey": ("d(x[..., :1], x[..., :1], R)", "grayscale"),
     "channels first": ("d(x.transpose(0, 3, 1, 2), x, R)", "transpose (0, 2, 3, 1)"),
@@ -262,6 +262,7 @@ _TAKEN = {
     "small enough": "d(x[:, :16, :16], x[:, :16, :16], R)",
     "any size of dists": "flaxvgg.dists(model, x[:, :5, :7], x[:, :5, :7], value_range=R)",
     "one image": "d(x[0], x[0], R)",
+    "no images": "d(x[:0], x[:0], R)",
     "more axes": "d(x[None], x[None], R)",
     "half": "d(jnp.asarray(x, jnp.bfloat16), x, R)",
     "black": "d(x * 0, x * 0, (-1, 1))",

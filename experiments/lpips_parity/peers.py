@@ -20,7 +20,7 @@ def tensor(images: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tens
     return torch.tensor(np.asarray(images), dtype=dtype).permute(0, 3, 1, 2).contiguous()
 
 
-def array(images: torch.Tensor) -> np.ndarray:
+def array(images: Any) -> np.ndarray:
     """The way back."""
     return images.detach().permute(0, 2, 3, 1).numpy()
 
@@ -107,7 +107,9 @@ def jaxlpips(convolutions: Arrays, linear: Arrays) -> Any:
         if isinstance(layer, nnx.Conv)
     ]
     for conv, (kernel, bias) in zip(convs, _kernels(convolutions), strict=True):
-        conv.kernel[...], conv.bias[...] = kernel, bias
+        conv.kernel[...] = kernel
+        assert conv.bias is not None
+        conv.bias[...] = bias
     weights = [np.reshape(value, (1, 1, 1, -1)) for value in linear.values()]
     with mock.patch.object(package, "load_model", return_value=(network, nnx.List(weights))):
         return package.LPIPS("vgg16")

@@ -22,7 +22,7 @@ def readme(results: dict[str, Any]) -> str:
         "## Gradients",
         f"By the first image, of {gradients['pairs']} pairs of photos: the norm of the difference "
         "from float64, relative. A ReLU or a pooling that rounding decides moves a gradient by up "
-        "to a few parts in a thousand, in every package.",
+        "to a percent, in every package.",
         _table(("", "median", "largest"), gradients["errors"]),
         "At equal images, where it is zero, the largest value of the gradient is: "
         + ", ".join(f"{name} {value:.2g}" for name, value in gradients["equal"].items())

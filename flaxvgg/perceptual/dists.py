@@ -4,6 +4,7 @@ Ding et al. 2020, "Image Quality Assessment: Unifying Structure and Texture Simi
 (arXiv:2004.07728), as its authors' code and torchmetrics compute it.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -57,7 +58,7 @@ def _dists(
     layers = VGGConfig(ARCH, (), pooling="l2").conv_stack
 
     def run(a: Array, b: Array, stack: LayerStack, weights: Weights) -> Array:
-        a, b = (x.reshape(-1, *x.shape[-3:]).astype(dtype) for x in (a, b))
+        a, b = (x.reshape(math.prod(lead), *x.shape[-3:]).astype(dtype) for x in (a, b))
         recipe = PREPROCESSING["torchvision"]
         inputs = (prepared(x, value_range, recipe) for x in (a, b))
         of_a, of_b = of_pair(with_layers(stack, layers), *inputs, TAPS)

@@ -3,6 +3,7 @@
 A preset is what somebody published, as data; its layers and its distance can be replaced.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
@@ -222,9 +223,9 @@ def features_of(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Layers' outputs for two batches of images (..., H, W, 3), with one axis before height."""
     dtype = sum_dtype(stack.conv1_1.dtype)
-    images = (
-        prepared(x.reshape(-1, *x.shape[-3:]).astype(dtype), value_range, recipe) for x in (a, b)
-    )
+    count = math.prod(a.shape[:-3])
+    flat = (x.reshape(count, *x.shape[-3:]).astype(dtype) for x in (a, b))
+    images = (prepared(x, value_range, recipe) for x in flat)
     return of_pair(stack, *images, taps)
 
 
@@ -237,6 +238,6 @@ def _difference(x: Array, y: Array, how: _How) -> Float[Array, " n"]:
         x, y = (gram_matrix(z, normalise=False) for z in (x, y))
     difference = (x - y) * factor  # in this order, equal ones differ by exactly nothing
     power = magnitude(difference) if preset.distance == "l1" else jnp.square(difference)
-    mean = power.reshape(power.shape[0], -1).mean(axis=-1)
+    mean = power.mean(axis=tuple(range(1, power.ndim)))
     # Gatys's sum (G - A)^2 / (4 C^2 (h w)^2) is a quarter of the sum over our scaled matrices.
     return mean * (c**2 / 4) if preset.grams == "gatys" else mean

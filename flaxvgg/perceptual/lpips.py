@@ -4,6 +4,7 @@ Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Percept
 (arXiv:1801.03924), as the package `lpips` computes it, and as torchmetrics does.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Literal, NamedTuple
@@ -112,7 +113,7 @@ def _lpips(
     lead = a.shape[:-3]
 
     def run(a: Array, b: Array, stack: LayerStack, weights: Mapping[str, Array]):
-        a, b = (_scaled(x.reshape(-1, *x.shape[-3:]), how) for x in (a, b))
+        a, b = (_scaled(x.reshape(math.prod(lead), *x.shape[-3:]), how) for x in (a, b))
         of_a, of_b = of_pair(stack, a, b, TAPS)
         found = {}
         for tap in TAPS:

@@ -59,9 +59,11 @@ def check_pair(a: Any, b: Any, value_range: Range, smallest: int = 1, deepest: s
             f"the images have shapes {a.shape} and {b.shape}: a distance is between images of one "
             "size, one by one"
         )
-    known = [found for x in (a, b) if (found := _extremes(x)) is not None]
-    for low, high in known:
-        _check_values(low, high, value_range)
+    named = {"first": _extremes(a), "second": _extremes(b)}
+    known = [found for found in named.values() if found is not None]
+    for name, found in named.items():
+        if found is not None:
+            _check_values(name, *found, value_range)
     if len(known) == 2:
         low, high = min(x for x, _ in known), max(x for _, x in known)
         _warn_of_narrower(low, high, value_range, a)
@@ -141,9 +143,9 @@ def _extremes(x: Any) -> tuple[float, float] | None:
     return float(x.min()), float(x.max())
 
 
-def _check_values(low: float, high: float, value_range: Range) -> None:
+def _check_values(name: str, low: float, high: float, value_range: Range) -> None:
     if math.isnan(low) or math.isnan(high):
-        raise ValueError("a value of the images is NaN")
+        raise ValueError(f"a value of the {name} images is NaN")
     if not _lies_in(low, high, value_range):
         likely = next((known for known in _KNOWN if _lies_in(low, high, known)), None)
         if likely is not None:
@@ -153,8 +155,8 @@ def _check_values(low: float, high: float, value_range: Range) -> None:
         else:
             hint = "clip them"
         raise ValueError(
-            f"values from {low:.4g} to {high:.4g} lie outside value_range={_shown(value_range)}: "
-            f"{hint}"
+            f"values of the {name} images, from {low:.4g} to {high:.4g}, lie outside "
+            f"value_range={_shown(value_range)}: {hint}"
         )
 
 
