@@ -20,6 +20,11 @@ from .network.model import VGG, flatten_chw
 from .network.prepared import prepare
 from .network.provenance import PREPROCESSING, Preprocessing, Provenance
 from .network.sharding import data_mesh, fully_sharded, place, replicated, shard_batch
+from .perceptual.contextual import contextual_loss
+from .perceptual.dists import dists
+from .perceptual.losses import gram_matrix, perceptual_loss, style_loss, total_variation
+from .perceptual.lpips import lpips
+from .perceptual.pooling import with_pooling
 from .sparsity.counting import measure_sparsity
 from .sparsity.report import SparsityReport
 from .training.collapse import Diagnosis, diagnose
@@ -58,9 +63,11 @@ __all__ = [
     "average_increase",
     "average_precision",
     "centre_gaussian",
+    "contextual_loss",
     "data_mesh",
     "deletion",
     "diagnose",
+    "dists",
     "explain",
     "find_images",
     "fit_image",
@@ -68,15 +75,18 @@ __all__ = [
     "from_torch",
     "fully_convolutional",
     "fully_sharded",
+    "gram_matrix",
     "insertion",
     "load",
     "load_images",
+    "lpips",
     "max_box_acc",
     "max_box_acc_v2",
     "mean_average_precision",
     "measure_sparsity",
     "normalise",
     "open_image",
+    "perceptual_loss",
     "place",
     "pointing_game",
     "prepare",
@@ -85,7 +95,9 @@ __all__ = [
     "save",
     "score_maps",
     "shard_batch",
+    "style_loss",
     "to_torch",
+    "total_variation",
     "vgg11",
     "vgg11_bn",
     "vgg13",
@@ -95,6 +107,7 @@ __all__ = [
     "vgg19",
     "vgg19_bn",
     "with_gap",
+    "with_pooling",
     "with_sample_head",
     "with_score_map",
 ]

@@ -60,6 +60,7 @@ _OPTIMISED = {
         "native",
         "parity",
         "parity_random",
+        "perceptual_peers",
         "precision_modes",
         "processors",
         "score_map",

@@ -86,6 +86,22 @@ def test_batch_norm_and_heads():
         assert again.prepared_for is None
 
 
+@pytest.mark.parametrize("pooling", ["average", "l2"])
+def test_other_pooling_and_padding(model, pooling):
+    other = flaxvgg.with_pooling(model, pooling, padding="replicate")
+    images = random_images(1, 75, 97)
+    fast = flaxvgg.prepare(other, (75, 97))
+    assert_same(fast.features(images), other.features(images))
+    # No kernel was packed in vain, for maps of another size.
+    names = [layer.name for layer in other.config.conv_stack if layer.kind == "conv"]
+    for name in names:
+        conv = getattr(fast.conv_stack, name)
+        conv.packed = Packed(0 * conv.packed[...])
+    for name, found in fast.activations(images, names).items():
+        bias = getattr(fast.conv_stack, name).bias[...]
+        assert_same(found, np.broadcast_to(bias, found.shape))
+
+
 def test_every_transformation(model):
     images = random_images(4, 64, 64)
     fast = flaxvgg.prepare(model, (64, 64))

@@ -3,6 +3,7 @@
 import typer
 
 from flaxvgg.commands.cam import cam
+from flaxvgg.commands.compare import compare
 from flaxvgg.commands.console import (
     PlainGroup,
     accept_any_text,
@@ -34,5 +35,5 @@ def prepare() -> None:
     show_warnings_of(PassedOver)
 
 
-for command in (demo, features, sparsity, cam, train, convert, info):
+for command in (demo, features, sparsity, cam, compare, train, convert, info):
     app.command()(command)

@@ -61,7 +61,7 @@ class Told(TextColumn):
 console = PlainConsole()
 # Packages of the extras: what only some sources, targets and pictures need.
 _OPTIONAL = {"grain", "h5py", "matplotlib", "onnx", "onnxruntime", "pydantic", "tensorboardX"}
-_OPTIONAL |= {"pyarrow", "torch", "torchvision", "zarr"}
+_OPTIONAL |= {"pyarrow", "skimage", "torch", "torchvision", "zarr"}
 
 errors = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
 

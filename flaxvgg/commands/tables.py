@@ -18,6 +18,7 @@ from flaxvgg.network.config import ARCHITECTURES
 from flaxvgg.network.model import VGG
 from flaxvgg.network.prepared import prepared_bytes
 from flaxvgg.network.provenance import PREPROCESSING, Provenance
+from flaxvgg.perceptual.photos import Compared
 from flaxvgg.plotting.demo import Sum
 from flaxvgg.sparsity.report import SparsityReport
 from flaxvgg.sparsity.summary import headline, percent
@@ -167,6 +168,23 @@ def sizes_table(sums: Sequence[Sum], title: str) -> Table:
     for one in sums:
         rest, share = one.values - one.zeros, percent(one.zeros / one.values)
         table.add_row(one.name, f"{one.values:,}", f"{one.zeros:,}", f"{rest:,}", share)
+    return table
+
+
+def compare_table(found: Sequence[Compared], source: str) -> Table:
+    """One row a photo, in the order given: how far it is from its reference."""
+    several = len({one.reference for one in found}) > 1
+    caption = plain(source) if several else f"from {shown(found[0].reference)}; {plain(source)}"
+    title = f"nearest first, by {next(iter(found[0].values))}"
+    table = Table(title=title, caption=caption, box=box.SIMPLE)
+    for column in (["reference"] if several else []) + ["photo"]:
+        table.add_column(column, overflow="fold")
+    for metric in found[0].values:
+        table.add_column(metric, justify="right")
+    for one in found[:_MOST_ROWS]:
+        names = [shown(one.reference)] if several else []
+        values = (f"{value:.5g}" for value in one.values.values())
+        table.add_row(*names, shown(one.photo), *values)
     return table
 
 

@@ -19,7 +19,7 @@ def conv_stack_graph(config: VGGConfig, state_dict: Mapping[str, Any]) -> bytes:
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    nodes, initializers, tensor = [], [], "images"
+    nodes, initializers, tensor, channels = [], [], "images", 3
     for layer in config.conv_stack:
         weights = []
         for name in _WEIGHTS.get(layer.kind, ()):
@@ -27,6 +27,28 @@ def conv_stack_graph(config: VGGConfig, state_dict: Mapping[str, Any]) -> bytes:
             array = np.ascontiguousarray(as_numpy(state_dict[weights[-1]]), np.float32)
             initializers.append(numpy_helper.from_array(array, weights[-1]))
         operator, attributes = _OPERATORS[layer.kind]
+        if layer.padding == "replicate":
+            wider, edge = f"{layer.name}_wider", f"{layer.name}_edge"
+            pads = np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)
+            initializers.append(numpy_helper.from_array(pads, edge))
+            nodes.append(helper.make_node("Pad", [tensor, edge], [wider], mode="edge"))
+            tensor, attributes = wider, attributes | {"pads": [0, 0, 0, 0]}
+        elif layer.kind == "l2_pool":
+            squares, blurred, shifted = (f"{layer.name}_{i}" for i in range(3))
+            kernel = np.broadcast_to(np.outer(_BLUR, _BLUR), (channels, 1, 3, 3))
+            constants = {f"{layer.name}_kernel": kernel, f"{layer.name}_eps": np.array(1e-12)}
+            for name, array in constants.items():
+                array = np.ascontiguousarray(array, np.float32)
+                initializers.append(numpy_helper.from_array(array, name))
+            blur, eps = constants
+            places = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+            nodes += [
+                helper.make_node("Mul", [tensor, tensor], [squares]),
+                helper.make_node("Conv", [squares, blur], [blurred], group=channels, **places),
+                helper.make_node("Add", [blurred, eps], [shifted]),
+            ]
+            tensor = shifted
+        channels = layer.outputs or channels
         nodes.append(helper.make_node(operator, [tensor, *weights], [layer.name], **attributes))
         tensor = layer.name
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, "h", "w"])
@@ -45,7 +67,10 @@ _OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "batch_norm": ("BatchNormalization", {"epsilon": 1e-5}),
     "relu": ("Relu", {}),
     "max_pool": ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2]}),
+    "average_pool": ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2]}),
+    "l2_pool": ("Sqrt", {}),  # of what is blurred before it
 }
+_BLUR = (0.25, 0.5, 0.25)
 
 
 def run_conv_stack(

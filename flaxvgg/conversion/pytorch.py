@@ -59,7 +59,30 @@ def _torchvision_network(config: VGGConfig):
             if layer.kind == "linear":
                 linear = torch.nn.Linear(layer.inputs * layer.kernel**2, layer.outputs)
                 network.set_submodule(layer.torch, linear)
+    for layer in config.conv_stack:
+        if layer.kind == "average_pool":
+            network.set_submodule(layer.torch, torch.nn.AvgPool2d(2))
+        elif layer.kind == "l2_pool":
+            network.set_submodule(layer.torch, _l2_pooling())
+        elif layer.kind == "conv":
+            network.get_submodule(layer.torch).padding_mode = layer.padding
     return network
+
+
+def _l2_pooling():
+    """DISTS's pooling, which PyTorch has no module for."""
+    import torch
+
+    class L2Pool2d(torch.nn.Module):
+        def forward(self, x):
+            blur = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype)
+            kernel = torch.outer(blur, blur).expand(x.shape[1], 1, 3, 3)
+            blurred = torch.nn.functional.conv2d(
+                x.square(), kernel, stride=2, padding=1, groups=x.shape[1]
+            )
+            return torch.sqrt(blurred + 1e-12)
+
+    return L2Pool2d()
 
 
 class TorchLayer(NamedTuple):

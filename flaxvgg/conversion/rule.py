@@ -179,10 +179,18 @@ class Rounding:
         if self.layer.kind == "conv":
             n, row, column, _ = place
             pad = self.layer.kernel // 2
-            top, left = max(row - pad, 0), max(column - pad, 0)
-            window = np.abs(inputs[n, top : row + pad + 1, left : column + pad + 1])
-            k = weights[top - row + pad :, left - column + pad :]
-            weights = k[: window.shape[0], : window.shape[1]]
+            image = inputs[n]
+            if self.layer.padding == "replicate":
+                rows, columns = (
+                    np.clip(np.arange(at - pad, at + pad + 1), 0, size - 1)
+                    for at, size in zip((row, column), image.shape, strict=False)
+                )
+                window = np.abs(image[np.ix_(rows, columns)])
+            else:
+                top, left = max(row - pad, 0), max(column - pad, 0)
+                window = np.abs(image[top : row + pad + 1, left : column + pad + 1])
+                k = weights[top - row + pad :, left - column + pad :]
+                weights = k[: window.shape[0], : window.shape[1]]
         else:
             window = np.abs(inputs[place[0]]).reshape(weights.shape)
         size = float((weights * window).sum() + abs(self.bias[channel]))

@@ -72,6 +72,8 @@ def with_score_map(
 
 
 def _with_new_head(model: VGG, config: VGGConfig, rngs: nnx.Rngs | None) -> VGG:
+    kept = {"pooling": model.config.pooling, "padding": model.config.padding}
+    config = dataclasses.replace(config, **kept)
     conv = model.conv_stack.conv1_1
     stack = LayerStack(
         config.head,

@@ -14,6 +14,8 @@ Kind = Literal[
     "leaky_relu",
     "shifted_relu",
     "max_pool",
+    "average_pool",
+    "l2_pool",
     "avg_pool",
     "global_avg_pool",
     "flatten",
@@ -35,6 +37,11 @@ _WIDTHS = (64, 128, 256, 512, 512)
 # What may stand between a score map's last convolution and its mean.
 LAST_ACTIVATIONS = ("relu", "leaky_relu", "shifted_relu", "none")
 
+# What halves the maps behind each block, and what lies beyond their edges, by the names that
+# `flaxvgg.with_pooling` takes. torchvision's networks have the first of each.
+POOLINGS: dict[str, Kind] = {"max": "max_pool", "average": "average_pool", "l2": "l2_pool"}
+PADDINGS = ("zeros", "replicate")
+
 ARCHITECTURES = tuple(_BLOCKS) + tuple(f"{arch}_bn" for arch in _BLOCKS)
 POOLED_SIZE = 7  # the classifier sees a 7x7 map, whatever the size of the image
 SMALLEST_IMAGE = 32  # five halvings leave one pixel
@@ -48,9 +55,10 @@ class Layer:
     (`features.28`), or "" where torchvision has no module for it. `inputs` and `outputs` count
     channels. A linear layer with `kernel` 7 reads a flattened 7x7 map of `inputs` channels: behind
     "flatten" it is the classifier's fc6; behind "windows", which flattens every 7x7 window of a
-    map, it is the 7x7 convolution without padding that has the same weights. `rate` is dropout's;
-    `eps` and `momentum` are BatchNorm's as PyTorch means them: momentum is the part that a batch
-    has in the running statistics.
+    map, it is the 7x7 convolution without padding that has the same weights. `padding` is a
+    convolution's: what lies beyond the edge, in PyTorch's word. `rate` is dropout's; `eps` and
+    `momentum` are BatchNorm's as PyTorch means them: momentum is the part that a batch has in the
+    running statistics.
     """
 
     name: str
@@ -59,16 +67,17 @@ class Layer:
     inputs: int = 0
     outputs: int = 0
     kernel: int = 1
+    padding: str = "zeros"
     rate: float = 0.0
     eps: float = 1e-5
     momentum: float = 0.1
 
 
-def _conv_layers(arch: str) -> tuple[Layer, ...]:
+def _conv_layers(arch: str, pooling: str = "max", padding: str = "zeros") -> tuple[Layer, ...]:
     batch_norm = arch.endswith("_bn")
     layers: list[Layer] = []
 
-    def add(name: str, kind: Kind, **sizes: int) -> None:
+    def add(name: str, kind: Kind, **sizes: Any) -> None:
         layers.append(Layer(name, kind, f"features.{len(layers)}", **sizes))
 
     channels = 3
@@ -76,12 +85,13 @@ def _conv_layers(arch: str) -> tuple[Layer, ...]:
         zip(_BLOCKS[arch.removesuffix("_bn")], _WIDTHS, strict=True), start=1
     ):
         for i in range(1, repeats + 1):
-            add(f"conv{block}_{i}", "conv", inputs=channels, outputs=width, kernel=3)
+            sizes = {"inputs": channels, "outputs": width, "kernel": 3}
+            add(f"conv{block}_{i}", "conv", **sizes, padding=padding)
             if batch_norm:
                 add(f"bn{block}_{i}", "batch_norm", inputs=width, outputs=width)
             add(f"relu{block}_{i}", "relu")
             channels = width
-        add(f"pool{block}", "max_pool")
+        add(f"pool{block}", POOLINGS[pooling])
     return tuple(layers)
 
 
@@ -123,7 +133,9 @@ class VGGConfig:
 
     `head` is empty for weights that have convolutions only; `no_head_because` then says why, and
     is what somebody who asks for logits is told. Without `last_pool` the stack ends before pool5.
-    Raises ValueError for an unknown architecture, and a dropout that is not in [0, 1).
+    `pooling` (of `POOLINGS`) and `padding` (of `PADDINGS`) are those of all five blocks.
+    Raises ValueError for an unknown architecture, pooling or padding, and a dropout that is not in
+    [0, 1).
 
     >>> config = flaxvgg.VGGConfig.classifier("vgg16", num_classes=20)
     >>> config.num_classes, config.resolve("features.29")
@@ -134,9 +146,17 @@ class VGGConfig:
     head: tuple[Layer, ...]
     no_head_because: str = ""
     last_pool: bool = True
+    pooling: str = "max"
+    padding: str = "zeros"
 
     def __post_init__(self) -> None:
         check_arch(self.arch)
+        for name, value, choices in (
+            ("pooling", self.pooling, POOLINGS),
+            ("padding", self.padding, PADDINGS),
+        ):
+            if value not in choices:
+                raise ValueError(f"no {name} {value!r}: choose from {', '.join(choices)}")
         for layer in self.head:
             if not 0 <= layer.rate < 1:
                 raise ValueError(f"dropout must be in [0, 1), not {layer.rate}")
@@ -260,7 +280,7 @@ class VGGConfig:
     @cached_property
     def conv_stack(self) -> tuple[Layer, ...]:
         """The layers from conv1_1 to pool5, or to the ReLU before it."""
-        layers = _conv_layers(self.arch)
+        layers = _conv_layers(self.arch, self.pooling, self.padding)
         return layers if self.last_pool else layers[:-1]
 
     @cached_property
@@ -287,7 +307,7 @@ class VGGConfig:
             if layer.kind == "relu" and "_" in layer.name:
                 block, i = layer.name.removeprefix("relu").split("_")
                 found[f"block{block}_conv{i}"] = layer.name
-            elif layer.kind == "max_pool":
+            elif layer.kind in POOLINGS.values():
                 found[f"block{layer.name.removeprefix('pool')}_pool"] = layer.name
         if "fc6" in self.layer_names:
             found |= {"fc1": "relu6", "fc2": "relu7", "predictions": "prob", "classifier": "fc8"}

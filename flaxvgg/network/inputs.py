@@ -22,7 +22,7 @@ def check_images(images: Any, recipe: Preprocessing | None = None) -> Any:
     these of one shape; a `jax.ShapeDtypeStruct` is checked likewise. Raises ValueError for anything
     else. With a `recipe`, and where the values are known, warns of those that it cannot have given.
     """
-    images = _as_array(images)
+    images = as_array(images)
     shape = tuple(images.shape)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
@@ -41,13 +41,14 @@ def check_images(images: Any, recipe: Preprocessing | None = None) -> Any:
     return images
 
 
-def _as_array(images: Any) -> Any:
+def as_array(images: Any) -> Any:
+    """What is given as images, as an array of JAX or NumPy. Raises ValueError for what is none."""
     if isinstance(images, jax.Array | jax.ShapeDtypeStruct):
         return images
     if isinstance(images, np.ndarray):
         return images if images.dtype.isnative else images.astype(images.dtype.newbyteorder("="))
     if isinstance(images, list | tuple) and images:
-        arrays = [_as_array(image) for image in images]
+        arrays = [as_array(image) for image in images]
         shapes = sorted({tuple(array.shape) for array in arrays})
         if len(shapes) > 1:
             some = ", ".join(map(_text, shapes[:3]))
@@ -62,7 +63,7 @@ def _as_array(images: Any) -> Any:
     if hasattr(images, "__jax_array__"):  # a Variable of flax
         return jnp.asarray(images)
     if hasattr(images, "__array__") and hasattr(images, "shape"):  # of xarray, of TensorFlow
-        return _as_array(np.asarray(images))
+        return as_array(np.asarray(images))
     raise ValueError(
         f"images are {_what(images)}: the network takes a normalised float array (N, H, W, 3), "
         "which model.load_images(paths) makes of files"

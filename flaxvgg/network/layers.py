@@ -52,6 +52,35 @@ def adaptive_avg_pool(
     return (sums / jnp.asarray(counts, dtype)).astype(x.dtype)
 
 
+def average_pool_2x2(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
+    """`torch.nn.AvgPool2d(2)`: the mean over 2x2 windows; an odd last row or column is dropped.
+
+    Gatys et al. 2016 put it in the place of max pooling (arXiv:1508.06576). Sums are at least
+    float32.
+    """
+    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    y = x.astype(sum_dtype(x.dtype))
+    rows = y[:, 0:h:2, :w] + y[:, 1:h:2, :w]
+    return ((rows[:, :, 0:w:2] + rows[:, :, 1:w:2]) / 4).astype(x.dtype)
+
+
+def l2_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n oh ow c"]:
+    """The L2 pooling of DISTS (Ding et al. 2020, arXiv:2004.07728): sqrt(blur(x^2) + 1e-12).
+
+    The blur is the outer product of (1/4, 1/2, 1/4) with itself, at stride 2 with one zero around
+    the map, so that an odd size is rounded up. Sums are at least float32.
+    """
+    y = jnp.square(x.astype(sum_dtype(x.dtype)))
+    for axis in (1, 2):
+        last = 2 * ((x.shape[axis] + 1) // 2) - 1
+        padded = jnp.pad(y, [(1, 1) if i == axis else (0, 0) for i in range(4)])
+        before, middle, behind = (
+            jax.lax.slice_in_dim(padded, i, i + last, 2, axis) for i in range(3)
+        )
+        y = (before + behind) / 4 + middle / 2
+    return jnp.sqrt(y + 1e-12).astype(x.dtype)
+
+
 def global_avg_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n 1 1 c"]:
     """The mean over space, as `torch.nn.AdaptiveAvgPool2d(1)`; sums are at least float32."""
     return x.mean(axis=(1, 2), keepdims=True, dtype=sum_dtype(x.dtype)).astype(x.dtype)

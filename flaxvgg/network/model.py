@@ -15,7 +15,15 @@ from jaxtyping import Array, Float, Float32
 from flaxvgg.files.foreign import AnyPath
 from flaxvgg.network.config import Layer, VGGConfig, listed
 from flaxvgg.network.inputs import check_images
-from flaxvgg.network.layers import BatchNorm, adaptive_avg_pool, global_avg_pool, sum_dtype, windows
+from flaxvgg.network.layers import (
+    BatchNorm,
+    adaptive_avg_pool,
+    average_pool_2x2,
+    global_avg_pool,
+    l2_pool,
+    sum_dtype,
+    windows,
+)
 from flaxvgg.network.provenance import Preprocessing, Provenance
 from flaxvgg.ops import convolution
 from flaxvgg.ops.linear import conv_general_dilated, dot_general
@@ -35,14 +43,27 @@ class Packed(nnx.Variable):
 
 
 class Convolution(nnx.Conv):
-    """`nnx.Conv`, and the ReLU and the 2x2 max pooling behind it, which a CPU does in one go."""
+    """`nnx.Conv`, and the ReLU and the 2x2 max pooling behind it, which a CPU does in one go.
 
+    Where it `replicates`, the edge goes on beyond the edge, and no zeros are there.
+    """
+
+    replicates = False
     packed: Packed | None = None
 
     def __call__(
         self, inputs: Array, out_sharding: Any = None, *, relu: bool = False, pool: bool = False
     ) -> Array:
         """The convolution and its bias, then ReLU, then pooling, where they are wanted."""
+        if not self.replicates:
+            return self._padded_with_zeros(inputs, out_sharding, relu=relu, pool=pool)
+        wider = jnp.pad(inputs, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
+        y = self._padded_with_zeros(wider, out_sharding, relu=relu)[:, 1:-1, 1:-1]
+        return max_pool_2x2(y) if pool else y
+
+    def _padded_with_zeros(
+        self, inputs: Array, out_sharding: Any, *, relu: bool = False, pool: bool = False
+    ) -> Array:
         ours = self.conv_general_dilated is conv_general_dilated and self.dtype == jnp.float32
         kernel, bias = self.kernel[...], self.bias
         if ours and bias is not None and convolution.fits(inputs, kernel):
@@ -83,6 +104,7 @@ class LayerStack(nnx.Module):
                         conv_general_dilated=conv_general_dilated,
                         **kwargs,
                     )
+                    module.replicates = layer.padding == "replicate"
                 case "linear":
                     module = nnx.Linear(
                         layer.inputs * layer.kernel**2,
@@ -133,6 +155,10 @@ class LayerStack(nnx.Module):
                 return jnp.maximum(x, -1)
             case "max_pool":
                 return max_pool_2x2(x)
+            case "average_pool":
+                return average_pool_2x2(x)
+            case "l2_pool":
+                return l2_pool(x)
             case "avg_pool":
                 return adaptive_avg_pool(x)
             case "global_avg_pool":

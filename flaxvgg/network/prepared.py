@@ -81,14 +81,17 @@ def _convolutions(model: VGG, height: int, width: int) -> Iterator[tuple[Convolu
     """The convolutions that a CPU transforms, with the height and width of their maps."""
     for stack in (model.conv_stack, model.head):
         for layer in stack.layers:
-            if layer.kind == "max_pool":
+            if layer.kind in ("max_pool", "average_pool"):
                 height, width = height // 2, width // 2
+            elif layer.kind == "l2_pool":
+                height, width = (height + 1) // 2, (width + 1) // 2
             elif layer.kind in ("avg_pool", "global_avg_pool", "windows", "flatten"):
                 return
             elif layer.kind == "conv":
                 module = getattr(stack, layer.name)
+                beyond = 2 if module.replicates else 0  # it is padded before
                 if _is_transformed(module):
-                    yield module, height, width
+                    yield module, height + beyond, width + beyond
 
 
 def _readers_of_maps(model: VGG) -> Iterator[tuple[Any, int]]:

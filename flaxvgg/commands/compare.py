@@ -1,0 +1,146 @@
+"""flaxvgg compare: how far photos are from a reference, as people see it.
+
+`perceptual.photos.compare_photos` compares; here is what is shown and written of it.
+"""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flaxvgg.commands import options
+from flaxvgg.commands.console import Shown, clear_errors, console, finish, say_where
+from flaxvgg.commands.options import load_model, parse_size
+
+
+def compare(
+    reference: Annotated[
+        Path,
+        typer.Argument(
+            help="The photo that others are compared with; or a table of pairs, a .csv file with "
+            "the columns reference and image."
+        ),
+    ],
+    photos: Annotated[
+        list[Path] | None, typer.Argument(help="Photos, or folders of photos.")
+    ] = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="lpips, dists, psnr and ssim, comma-separated; the table is sorted by the first."
+        ),
+    ] = "lpips",
+    weights: options.Weights = "IMAGENET1K_V1_CONVOLUTIONS",
+    size: Annotated[
+        str,
+        typer.Option(
+            help="HxW that every photo is stretched to, e.g. 256x256; native leaves them as they "
+            "are, and compares those that are as large as their reference."
+        ),
+    ] = "native",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A folder for compare.json and compare.png; or a .csv file."),
+    ] = None,
+) -> None:
+    """Say how far photos are from a reference: LPIPS, DISTS, PSNR, SSIM.
+
+    With a folder as --out, compare.png shows where they differ. Exit code 1 says that some photos
+    could not be compared.
+    """
+    with clear_errors(f"{out} is as it was" if out else "nothing was written"):
+        from flaxvgg.commands.tables import compare_table
+        from flaxvgg.files.folders import check_apart, check_folder
+        from flaxvgg.images.loading import ImageError, find_images
+        from flaxvgg.perceptual.photos import (
+            compare_photos,
+            nearest_first,
+            parse_metrics,
+            read_pairs,
+        )
+        from flaxvgg.plotting.figures import check_drawing
+
+        metrics = parse_metrics(metric)
+        hw = None if size == "native" else parse_size(size)
+        is_table = reference.suffix.lower() == ".csv"
+        if is_table and photos:
+            raise ValueError("a table names the photos itself: leave the others out")
+        if not is_table and not photos:
+            raise ValueError("compare it with what? Name photos, or folders of photos, behind it")
+        pairs = (
+            read_pairs(reference)
+            if is_table
+            else [(reference, photo) for photo in find_images(photos or [])]
+        )
+        in_folder = out is not None and out.suffix.lower() != ".csv"
+        if out is not None and in_folder:
+            if out.suffix == ".zarr":
+                raise ValueError(f"{out}: pairs are written to a folder, or to a .csv file")
+            check_drawing()
+            check_folder(out)
+        if out is not None:
+            check_apart(out, [path for pair in pairs for path in pair])
+        model = load_model(weights, "vgg16")
+        problems: list[str] = []
+        where = in_folder and not is_table
+        found = list(
+            compare_photos(model, pairs, metrics, hw, problems, where=where, watch=Shown())
+        )
+        if not found:
+            raise ImageError(*problems)
+        found = nearest_first(found, metrics[0])
+        console.print(compare_table(found, model.provenance.source))
+        if out is not None:
+            _write(out, found, metrics, hw, model.provenance.source, problems, where)
+            say_where(out / "compare.png" if where else out)
+        finish(problems)
+
+
+def _write(
+    out: Path,
+    found: list[Any],
+    metrics: tuple[str, ...],
+    hw: tuple[int, int] | None,
+    source: str,
+    problems: list[str],
+    where: bool,
+) -> None:
+    """compare.json, and with maps compare.png; or one .csv file."""
+    from flaxvgg.files.folders import write_bytes
+    from flaxvgg.files.foreign import plain, shown
+    from flaxvgg.images.loading import load_pixels
+    from flaxvgg.perceptual.photos import STRETCHED
+    from flaxvgg.plotting.compare import compare_figure
+    from flaxvgg.plotting.figures import png
+
+    rows = [
+        {"reference": shown(one.reference), "image": shown(one.photo)} | one.values for one in found
+    ]
+    if out.suffix.lower() == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["reference", "image", *metrics])
+        writer.writeheader()
+        writer.writerows(rows)
+        write_bytes(out, text.getvalue().encode())
+        return
+    finite = [
+        {k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in row.items()}
+        for row in rows
+    ]
+    told = {
+        "source": plain(source),
+        "size": list(hw) if hw else None,
+        "metrics": list(metrics),
+        "problems": list(map(plain, problems)),
+        "pairs": finite,
+    }
+    files = {"compare.json": json.dumps(told, indent=1).encode()}
+    if where:
+        pixels = load_pixels(found[0].reference, hw, STRETCHED)
+        files["compare.png"] = png(compare_figure(found, pixels, f"nearest first, by {metrics[0]}"))
+    for name, data in files.items():
+        write_bytes(out / name, data)
