@@ -68,6 +68,7 @@ def test_images_of_another_size_are_taken_too(model, size):
     assert_same(flaxvgg.prepare(model, (64, 64)).features(images), model.features(images))
 
 
+@pytest.mark.slow
 def test_batch_norm_and_heads():
     images = random_images(2, 64, 64)
     normalised = random_model(VGGConfig.gap("vgg11_bn", num_classes=3))
@@ -86,7 +87,7 @@ def test_batch_norm_and_heads():
         assert again.prepared_for is None
 
 
-@pytest.mark.parametrize("pooling", quickly(["average", "l2"], "l2"))
+@pytest.mark.parametrize("pooling", quickly(["average", "l2"]))
 def test_other_pooling_and_padding(model, pooling):
     other = flaxvgg.with_pooling(model, pooling, padding="replicate")
     images = random_images(1, 75, 97)
@@ -131,8 +132,8 @@ def test_every_transformation(model):
 
 
 def test_derivatives_by_images(model):
-    images = jnp.asarray(random_images(2, 64, 64))
-    fast = flaxvgg.prepare(model, (64, 64))
+    images = jnp.asarray(random_images(1, 32, 32))
+    fast = flaxvgg.prepare(model, (32, 32))
 
     def loss(images, model):
         return (model.features(images) ** 2).sum()
@@ -168,6 +169,7 @@ def test_what_it_cannot_is_said(model, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:this network has other weights")
+@pytest.mark.slow
 def test_distances_by_a_prepared_model():
     whole = random_model(VGGConfig.features_only("vgg16", "no head here"))
     fast = flaxvgg.prepare(whole, (64, 64))
@@ -202,6 +204,7 @@ def test_elsewhere_it_goes_by_the_kernel():
     assert "flaxvgg_" not in packing.mlir_module()
 
 
+@pytest.mark.slow
 def test_maps_of_a_prepared_model():
     tiny = tiny_vgg()
     images = random_images(2, 64, 64)

@@ -125,6 +125,7 @@ def test_whole_maps_of_any_size(tile: Tile):
     assert found.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_samples_are_what_the_layer_computes():
     model = random_model(VGGConfig.features_only("vgg11", "no head here"))
     images = random_images(2, 32, 32)
@@ -141,6 +142,7 @@ def test_samples_are_what_the_layer_computes():
     np.testing.assert_array_equal(study.layer(found, FOUR, Arithmetic()), four)
 
 
+@pytest.mark.slow
 def test_networks_and_their_products():
     model = random_model(VGGConfig.features_only("vgg11", "no head here"))
     images = random_images(1, 32, 32)
