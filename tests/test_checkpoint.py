@@ -416,6 +416,7 @@ def test_names_that_no_checkpoint_can_have(model, tmp_path):
     _assert_same(flaxvgg.load(tmp_path / f"{bytes_name}.safetensors"), model)
 
 
+@pytest.mark.slow
 def test_threads_that_save_and_load_the_same_checkpoint(model, other, tmp_path):
     path = tmp_path / "orbax"
     flaxvgg.save(model, path)

@@ -132,6 +132,7 @@ def test_demo_names_what_is_in_photos_that_the_sample_head_knows(tmp_path, weigh
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_sums")
 def test_demo_of_a_gap_network_without_pool5(tmp_path, photos, maps):
     path = tmp_path / "gap.safetensors"
@@ -196,6 +197,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, weights, photos)
     assert run_flaxvgg("info", broken).exit_code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_sums")
 def test_a_broken_photo_among_good_ones_is_left_out_and_named(tmp_path, photos):
     weights, out = tmp_path / "vgg11.safetensors", tmp_path / "features.npz"
@@ -280,6 +282,7 @@ def test_the_command_line_keeps_what_it_compiled(tmp_path):
     assert compiled(**elsewhere) == "miss"
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.filterwarnings("always::flaxvgg.images.finding.PassedOver")
 @pytest.mark.usefixtures("small_sums")

@@ -41,6 +41,7 @@ def test_batches_of_other_processes_and_features_are_shared(found: study.Study):
     assert np.asarray(ours.gap).ctypes.data == ours.gap.unsafe_buffer_pointer()
 
 
+@pytest.mark.slow
 def test_float_batches_give_the_same_features_in_any_layout(found: study.Study):
     run, _ = networks.passes(found.model, found.network)
     ((pixels, _), *_) = found.pixels("test")

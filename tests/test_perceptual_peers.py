@@ -115,6 +115,7 @@ def test_dists_is_the_original(real: Network, size: tuple[int, int]):
         assert keeps_rule(_off(mine, true), _off(other, true)), (mine, other, true)
 
 
+@pytest.mark.slow
 def test_epsilons_are_the_originals(faint: Network):
     """Where they make a difference: each convention is its own package's, and not the other's."""
     a, b = _pairs((64, 64))
@@ -145,6 +146,7 @@ def test_maps_and_layers_are_the_originals(real: Network):
         np.testing.assert_allclose(ours, theirs[:, 0], rtol=2e-5, atol=2e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("low", [0, 0.0])
 def test_the_same_pixels_in_every_range(real: Network, low: float):
     pixels = np.stack([load_pixels(path, (32, 32)) for path in sample_photos(2)])

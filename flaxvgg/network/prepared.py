@@ -40,11 +40,20 @@ def prepare(model: VGG, size: tuple[SupportsIndex, SupportsIndex] = (224, 224)) 
         raise ValueError(f"images are at least 32x32, not {height}x{width}")
     prepared = nnx.clone(model)
     prepared.prepared_for = (height, width)
-    for module, down, across in _convolutions(prepared, height, width):
-        module.packed = Packed(convolution.pack(module.kernel[...], down, across))
+    found = list(_convolutions(prepared, height, width))
+    kernels = [module.kernel[...] for module, *_ in found]
+    sizes = tuple((down, across) for _, down, across in found)
+    for (module, *_), packed in zip(found, _packed(kernels, sizes), strict=True):
+        module.packed = Packed(packed)
     for module, inputs in _readers_of_maps(prepared):
         module.summed = Packed(summed_over_places(module.kernel[...], inputs))
     return prepared
+
+
+@partial(jax.jit, static_argnums=1)
+def _packed(kernels: list[Array], sizes: tuple[tuple[int, int], ...]) -> list[Array]:
+    """The kernels for maps of these sizes, from one program."""
+    return [convolution.pack(kernel, *size) for kernel, size in zip(kernels, sizes, strict=True)]
 
 
 @partial(jax.jit, static_argnums=1)
