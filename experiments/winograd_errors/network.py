@@ -12,6 +12,7 @@ from experiments.winograd_errors.study import (
     THREE,
     WIDE_TILE,
     Arithmetic,
+    by_pytorch,
     convolve,
     transformed,
 )
@@ -114,23 +115,14 @@ def without_structure(channels: int = 64, side: int = 40, seed: int = 0) -> dict
 
     Neighbours there have nothing to do with each other, and a tile's transforms cancel nothing.
     """
-    import torch
-
     rng = np.random.default_rng(seed)
     maps = np.maximum(rng.standard_normal((side, side, channels)), 0).astype(np.float32)
     kernel = rng.standard_normal((3, 3, channels, channels)).astype(np.float32)
 
-    def of_pytorch(dtype: Any) -> np.ndarray:
-        x, weight = (
-            torch.from_numpy(np.array(a, order="C")).to(dtype)
-            for a in (np.moveaxis(maps, -1, 0)[None], np.transpose(kernel, (3, 2, 0, 1)))
-        )
-        y = torch.nn.functional.conv2d(x, weight, padding=TAPS // 2)
-        return np.moveaxis(y[0].numpy(), 0, -1)
-
-    truth = of_pytorch(torch.float64)
-    peer = relative_error(of_pytorch(torch.float32), truth)
     nothing = np.zeros(channels, np.float32)
+    arrays = maps[None], kernel, nothing
+    truth = by_pytorch(*(array.astype(np.float64) for array in arrays))[0]
+    peer = relative_error(by_pytorch(*arrays)[0], truth)
     return {
         tile.algorithm: round(
             relative_error(whole(maps, kernel, nothing, tile, Arithmetic(COMPENSATED)), truth)

@@ -90,7 +90,7 @@ def sample(
     """`tiles` regions drawn from every image, edges included, and `outputs` drawn channels."""
     chosen = np.sort(rng.permutation(kernel.shape[-1])[:outputs])
     kernel, bias = kernel[..., chosen], bias[chosen]
-    peer = np.concatenate([_pytorch(image[None], kernel, bias) for image in maps])
+    peer = np.concatenate([by_pytorch(image[None], kernel, bias) for image in maps])
     padded = np.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)))
     corners = list(itertools.product(*(range(0, n - REGION + 1, REGION) for n in maps.shape[1:3])))
     regions, theirs = [], []
@@ -112,7 +112,8 @@ def _direct(regions: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.nda
     return found + bias
 
 
-def _pytorch(images: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def by_pytorch(images: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """PyTorch's convolution of maps (N, h, w, channels), in the dtype of the arrays."""
     import torch
 
     x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
