@@ -1,3 +1,5 @@
+from .attribution.attribution import Attribution
+from .attribution.methods import ATTRIBUTIONS, attribute
 from .cam.conventions import CONVENTIONS
 from .cam.explanation import Explanation, Flag
 from .cam.methods import METHODS, explain
@@ -38,10 +40,12 @@ __version__: str
 
 __all__ = [
     "ARCHITECTURES",
+    "ATTRIBUTIONS",
     "CONVENTIONS",
     "METHODS",
     "PREPROCESSING",
     "VGG",
+    "Attribution",
     "CheckpointError",
     "DatasetError",
     "Diagnosis",
@@ -59,6 +63,7 @@ __all__ = [
     "Trainer",
     "VGGConfig",
     "WeightsError",
+    "attribute",
     "average_drop",
     "average_increase",
     "average_precision",

@@ -1,0 +1,1 @@
+"""Attribution to pixels: `attribute`; gradients, propagated relevance and perturbations."""
