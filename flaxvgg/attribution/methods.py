@@ -42,9 +42,7 @@ def attribute(
     >>> flaxvgg.attribute(model, images, classes=[0, 2], method="saliency").values.shape
     (2, 2, 64, 64, 3)
     """
-    if method not in _METHODS:
-        raise ValueError(f"no method {method!r}: choose from {', '.join(ATTRIBUTIONS)}")
-    known = [field.name for field in dataclasses.fields(_METHODS[method].options)]
+    known = options_of(method)
     foreign = [name for name in options if name not in known]
     if foreign:
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
@@ -62,6 +60,17 @@ def attribute(
     stacks = model.conv_stack, model.head
     found = _found(stacks, jnp.asarray(images), targets, chosen, config, method)
     return Attribution(*found, method)
+
+
+def options_of(method: str) -> tuple[str, ...]:
+    """The names of a method's options. Raises ValueError for an unknown method, with the choices.
+
+    >>> flaxvgg.attribution.methods.options_of("saliency")
+    ('signed',)
+    """
+    if method not in _METHODS:
+        raise ValueError(f"no method {method!r}: choose from {', '.join(ATTRIBUTIONS)}")
+    return tuple(field.name for field in dataclasses.fields(_METHODS[method].options))
 
 
 @partial(jax.jit, static_argnames=("config", "method"))

@@ -2,6 +2,7 @@
 
 import typer
 
+from flaxvgg.commands.attribute import attribute
 from flaxvgg.commands.cam import cam
 from flaxvgg.commands.compare import compare
 from flaxvgg.commands.console import (
@@ -35,5 +36,5 @@ def prepare() -> None:
     show_warnings_of(PassedOver)
 
 
-for command in (demo, features, sparsity, cam, compare, train, convert, info):
+for command in (demo, features, sparsity, cam, attribute, compare, train, convert, info):
     app.command()(command)

@@ -87,7 +87,7 @@ def explanation_figure(
     from its lowest value to its highest. `names` are those of all classes, as in `model.classes`.
     Raises ValueError for images of another number or size than were explained.
     """
-    pictures = _pixels(np.asarray(images))
+    pictures = as_pixels(np.asarray(images))
     count, columns = explanation.classes.shape
     if pictures.shape[:3] != (count, *explanation.image_size):
         wanted = "x".join(map(str, (count, *explanation.image_size, 3)))
@@ -118,7 +118,7 @@ def explanation_figure(
     return figure
 
 
-def _pixels(images: np.ndarray) -> np.ndarray:
+def as_pixels(images: np.ndarray) -> np.ndarray:
     """Images as 8-bit pixels; those of another type are stretched, each for itself."""
     if images.dtype == np.uint8:
         return images

@@ -3,7 +3,9 @@
 import functools
 from typing import TYPE_CHECKING, Any
 
+from flaxvgg.attribution.attribution import Attribution
 from flaxvgg.cam.explanation import Explanation
+from flaxvgg.plotting.attribution import attribution_figure
 from flaxvgg.plotting.cam import explanation_figure
 from flaxvgg.plotting.sparsity import layers_figure
 from flaxvgg.sparsity.report import SparsityReport
@@ -20,3 +22,4 @@ def figure(result: Any, *args: Any, **options: Any) -> "Figure":
 
 figure.register(SparsityReport, layers_figure)
 figure.register(Explanation, explanation_figure)
+figure.register(Attribution, attribution_figure)

@@ -1,0 +1,116 @@
+"""flaxvgg attribute as a user meets it: pictures, maps, broken photos, one line for mistakes."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import flaxvgg
+from flaxvgg.attribution.photos import plan_attributions
+from flaxvgg.files.foreign import shown
+from flaxvgg.network.provenance import Provenance
+from flaxvgg.plotting.attribution import scale_of
+from helpers import check_refused, run_flaxvgg
+from networks import TINY_GAP, tiny_vgg
+
+NAMES = ("cat", "space shuttle", "dog", "$\\bad$[red]\x1b[31m", "American Staffordshire terrier")
+EVIL = "$\\bad$[red]\x1b[31m\n\udce9" + 233 * "n" + ".png"
+run = partial(run_flaxvgg, "attribute")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_vgg(TINY_GAP, provenance=Provenance("random", classes=NAMES))
+
+
+@pytest.fixture
+def loaded(model, monkeypatch):
+    monkeypatch.setattr("flaxvgg.commands.attribute.load_model", lambda *_: model)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name in (EVIL, "other.png"):
+        colours = rng.integers(0, 255, (5, 7, 3), np.uint8)
+        Image.fromarray(colours).resize((120, 90)).save(folder / name)
+    return folder
+
+
+def test_files_are_what_attribute_gives(tmp_path, model, loaded, photos):
+    out = tmp_path / "made" / "here"
+    result = run(photos, "--size", "32x64", "--out", out, "--method", "saliency",
+                 "--classes", f"4,SPACE shuttle,{NAMES[3]}")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "attribute.json").read_text("utf-8"))
+    pictures = [row["picture"] for row in found["photos"]]
+    assert sorted(os.listdir(out)) == sorted(["attribute.json", "attributions.npz", *pictures])
+    assert found["methods"] == ["saliency"]
+    images = model.load_images(flaxvgg.find_images(photos), (32, 64))
+    expected = flaxvgg.attribute(model, images, [4, 1, 3], "saliency")
+    with np.load(out / "attributions.npz") as arrays:
+        maps, scores, labels = arrays["saliency"], arrays["scores"], arrays["classes"]
+    assert labels.tolist() == [[4, 1, 3]] * 2
+    np.testing.assert_allclose(maps, expected.values.sum(axis=-1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(scores, expected.scores, rtol=1e-5)
+    for name in pictures:
+        assert flaxvgg.open_image(out / name).size[0] > 500
+    assert "space shuttle" in result.output
+    assert "\x1b[31m" not in result.output
+
+
+def test_a_broken_photo_is_named_and_the_others_are_done(tmp_path, loaded, photos):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    given = photos / "other.png", bad, "--size", "32x32", "--out", tmp_path / "out"
+    result = run(*given, "--method", "saliency")
+    assert result.exit_code == 1
+    assert "bad.png" in result.stderr
+    found = json.loads((tmp_path / "out" / "attribute.json").read_text("utf-8"))
+    assert [row["photo"] for row in found["photos"]] == [shown(photos / "other.png")]
+    assert len(found["problems"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "lpr"], "no method 'lpr'"),
+        (["--method", "saliency", "--composite", "flat"], "--composite is of no use to saliency"),
+        (["--method", "saliency", "--samples", "3"], "--samples is of no use to saliency"),
+        (["--method", "saliency", "--classes", "bird"], "no class 'bird'"),
+        (["--size", "12"], "--size is HxW"),
+    ],
+)
+def test_mistakes_get_a_line(tmp_path, loaded, photos, options, words):
+    check_refused(run(photos, "--out", tmp_path / "out", *options), words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_without_classes_is_refused():
+    config = flaxvgg.VGGConfig.features_only("vgg11", "these weights come without a classifier")
+    headless = jax.eval_shape(lambda: flaxvgg.VGG(config, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"come without a classifier\. Use weights with"):
+        plan_attributions(headless, ["saliency"], "top3", (32, 32))
+
+
+def test_one_scale_for_the_classes_of_a_photo(model, photos):
+    """What a class has little of looks like little, and a few pixels do not rule the scale."""
+    maps = np.ones((2, 50, 50))
+    maps[1] *= -3
+    maps[0, 0, 0] = 1e6
+    assert scale_of(maps) == 3
+    assert scale_of(np.zeros((1, 2, 2))) == 1
+    assert scale_of(np.full((1, 2, 2), np.nan)) == 1
+    images = model.load_images(flaxvgg.find_images(photos), (32, 64))
+    attribution = flaxvgg.attribute(model, images, [0, 1], "saliency", signed=True)
+    figure = attribution.plot(images, NAMES)
+    assert len(figure.axes) == 2 * 3 + 1
+    with pytest.raises(ValueError, match=r"the maps are of images 2x32x64x3"):
+        attribution.plot(images[:1])
