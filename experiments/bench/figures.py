@@ -99,7 +99,7 @@ def speeds(results: Results) -> "Figure":
     axes.set_xlabel("times as fast as PyTorch (eager; line at 1): faster is further right")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=len(tools))
+    figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=4)
     return figure
 
 

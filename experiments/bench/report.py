@@ -154,8 +154,9 @@ def _layers(rows: Sequence[Row]) -> str:
     product, bandwidth = ceilings(rows)
     return (
         f"GFLOP/s, counted as a direct convolution's. The most, measured here: {product:.0f} "
-        f"GFLOP/s in a matrix product, and {bandwidth:.0f} GB/s in `a = b + s c` on vectors.\n\n"
-        + _table(["", "GFLOP", "FLOP a byte", *names], lines)
+        f"GFLOP/s in a matrix product, and {bandwidth:.0f} GB/s in `a = b + s c` on vectors. "
+        "Winograd's algorithm takes 3 or 4 products where a direct sum has 9: points may lie "
+        "above the roof.\n\n" + _table(["", "GFLOP", "FLOP a byte", *names], lines)
     )
 
 
