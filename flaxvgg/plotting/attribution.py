@@ -68,8 +68,7 @@ def attribution_figure(
             ax.set_title(
                 literal(f"{plain(name)[:24]} {float(attribution.scores[i, k]):.3g}"), fontsize=9
             )
-    _legend(figure, axes)
-    figure.suptitle(attribution.method, fontsize=10)
+    _finish(figure, axes, attribution.method)
     return figure
 
 
@@ -99,8 +98,7 @@ def _grid(
                 )
             if not i:
                 ax.set_title(literal(heads[k]), fontsize=9)
-    _legend(figure, axes)
-    figure.suptitle(literal(title), fontsize=10)
+    _finish(figure, axes, title)
     return figure
 
 
@@ -108,7 +106,7 @@ def _axes(rows: int, columns: int, size: tuple[int, ...]) -> tuple["Figure", np.
     height, width = size
     high = _WIDTH * height / width
     figure = new_figure(
-        figsize=((1 + columns) * (_WIDTH + 0.15) + 1.2, rows * (high + 0.15) + 1.3),
+        figsize=((1 + columns) * (_WIDTH + 0.15) + 1.2, rows * (high + 0.15) + 1.8),
         layout="constrained",
         dpi=110,
     )
@@ -132,7 +130,8 @@ def _draw(ax: "Axes", pixels: np.ndarray, attribution: np.ndarray, scale: float)
         ax.text(0.5, 0.5, "zero everywhere", ha="center", transform=ax.transAxes, color="C3")
 
 
-def _legend(figure: "Figure", axes: np.ndarray) -> None:
+def _finish(figure: "Figure", axes: np.ndarray, title: str) -> None:
+    """The title, above what the layout arranges, and the scale below."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -150,3 +149,6 @@ def _legend(figure: "Figure", axes: np.ndarray) -> None:
         "magnitudes",
         fontsize=8,
     )
+    room = (0.25 + 0.2 * (1 + title.count("\n"))) / figure.get_figheight()
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - room))
+    figure.text(0.01, 0.99, literal(title), fontsize=10, va="top")
