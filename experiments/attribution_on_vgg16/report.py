@@ -10,7 +10,8 @@ def table(results: Results) -> str:
     """A row for each method."""
     head = ["method", "peak on the object", "relevance on it", "rank accuracy", "sparseness"]
     head += ["like itself, random from fc8", "all random", "passes, one class", "eight classes"]
-    lines = [_line(head), _line(["---", *["---:"] * 8])]
+    head += ["beside", "apart by", "its passes"]
+    lines = [_line(head), _line(["---", *["---:"] * 8, "---", *["---:"] * 2])]
     for row in results["methods"]:
         cells = [
             row["method"],
@@ -22,6 +23,11 @@ def table(results: Results) -> str:
             f"{row['similar'][-1]:.2f}",
             _range(row["passes"]),
             _range(row["passes_of_eight"]),
+            *(
+                [row["peer"], f"{row['apart']:.1e}", _range(row["passes_of_peer"])]
+                if row["peer"]
+                else ["", "", ""]
+            ),
         ]
         lines.append(_line(cells))
     return "\n".join(lines)
@@ -85,8 +91,11 @@ fitted to parts of the same things on other backgrounds, as in
   between the map of the network and that of the same network with fc8 drawn anew, and with every
   layer drawn anew ({layers}, in this order, on {randomised} images). A method whose maps stay alike
   does not show what the network has learned. Above 0.5 at the end: {insensitive}.
-- **Passes** are forward passes of the same network on the same image, in {rounds} rounds: median,
-  least and most. RISE has {samples} masks, occlusion windows of {window} pixels and half of that as
+- **Apart by**: the largest difference from that package's map of the same image and class, of its
+  largest magnitude. Where rounding decides which of two equal values a pooling or a ReLU takes, a
+  gradient goes another way.
+- **Passes** are each tool's own forward passes of the same network on the same image, in {rounds}
+  rounds: median, least and most. RISE has {samples} masks, occlusion windows of {window} pixels and half of that as
   stride, integrated gradients 25 steps, SmoothGrad 25 samples.
 
 ![The randomisation test](randomisation.png)

@@ -7,11 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter
 
 import flaxvgg
 from experiments.attribution_on_vgg16.methods import Method, methods_of
+from experiments.attribution_on_vgg16.peers import (
+    Peer,
+    agreement,
+    as_tensor,
+    peers_of,
+    torch_network,
+)
 from experiments.cam_on_vgg16.fitting import fit_classifier
 from experiments.composed import scenes
 from experiments.composed.fitting import features_of
@@ -79,9 +87,22 @@ def run(
     boxes = [[box] for of_image in found.boxes for box in of_image.values()]
     tested = randomisation(network, methods, found, effort, lambda done: report("random", done))
     image = flaxvgg.normalise(found.pixels[:1], model.preprocessing)
-    measured = _costs(network, methods, image, effort, lambda done: report("costs", done))
+    labels = list(found.boxes[0])
+    peers = _peers(network)
+    apart = {
+        name: (
+            peer.package,
+            [
+                agreement(maps[name][k], peer.map(as_tensor(image), label))
+                for k, label in enumerate(labels)
+            ],
+        )
+        for name, peer in peers[1].items()
+    }
+    costs = _costs(network, methods, peers, image, effort, lambda done: report("costs", done))
     rows = []
-    for method, (one, eight) in zip(methods, measured, strict=True):
+    for method in methods:
+        package, differences = apart.get(method.name, ("", [0.0]))
         heat = maps[method.name]
         blurred = gaussian_filter(np.maximum(heat, 0), (0, effort.blur, effort.blur))
         rows.append(
@@ -94,8 +115,11 @@ def run(
                 "similar": [
                     round(float(np.nanmean(x)), 3) for x in tested.absolute_spearman[method.name]
                 ],
-                "passes": one,
-                "passes_of_eight": eight,
+                "passes": costs[method.name, 1, ""],
+                "passes_of_eight": costs[method.name, _several(network), ""],
+                "peer": package,
+                "apart": max(differences),
+                "passes_of_peer": costs.get((method.name, 1, package)) if package else None,
             }
         )
     areas = [
@@ -165,18 +189,36 @@ def randomisation(
     return flaxvgg.parameter_randomisation(model, explainers, key=key, layers=chosen)
 
 
+def _peers(model: VGG) -> tuple[torch.nn.Module, dict[str, Peer]]:
+    recipe = model.preprocessing
+    box = flaxvgg.normalise(np.array([0, 255], np.uint8).repeat(3).reshape(2, 1, 1, 3), recipe)
+    low, high = np.asarray(box).reshape(2, 3)
+    network = torch_network(model)
+    return network, peers_of(network, (low, high))
+
+
+def _several(model: VGG) -> int:
+    return min(8, model.config.num_classes)
+
+
 def _costs(
     model: VGG,
     methods: Sequence[Method],
+    peers: tuple[torch.nn.Module, dict[str, Peer]],
     image: np.ndarray,
     effort: Effort,
     report: Callable[[float], None],
-) -> list[tuple[list[float], list[float]]]:
-    """Forward passes that one image takes, for one class and for eight: median, least, most."""
-    x, count = jnp.asarray(image), min(8, model.config.num_classes)
+) -> dict[tuple[str, int, str], list[float]]:
+    """Each tool's own forward passes for one image: by method, classes and package."""
+    x, theirs = jnp.asarray(image), as_tensor(image)
+    network, known = peers
 
     def forward() -> object:
         return jax.block_until_ready(_logits(model, x))
+
+    def their_forward() -> object:
+        with torch.no_grad():
+            return network(theirs)
 
     cases = [
         Case(
@@ -189,10 +231,14 @@ def _costs(
             forward,
         )
         for method in methods
-        for classes in (1, count)
+        for classes in (1, _several(model))
     ]
-    passes = [measured.passes() for measured in measure(cases, effort.rounds, report)]
-    return list(zip(passes[::2], passes[1::2], strict=True))
+    cases += [
+        Case(name, 1, peer.package, lambda peer=peer: peer.map(theirs, 0), their_forward)
+        for name, peer in known.items()
+    ]
+    measured = measure(cases, effort.rounds, report)
+    return {(x.case.method, x.case.classes, x.case.tool): x.passes() for x in measured}
 
 
 @jax.jit
