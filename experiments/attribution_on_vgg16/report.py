@@ -95,8 +95,8 @@ fitted to parts of the same things on other backgrounds, as in
   largest magnitude. Where rounding decides which of two equal values a pooling or a ReLU takes, a
   gradient goes another way.
 - **Passes** are each tool's own forward passes of the same network on the same image, in {rounds}
-  rounds: median, least and most. RISE has {samples} masks, occlusion windows of {window} pixels and half of that as
-  stride, integrated gradients 25 steps, SmoothGrad 25 samples.
+  rounds: median, least and most. RISE has {samples} masks, occlusion windows of {window} pixels and
+  half of that as stride, integrated gradients 25 steps, SmoothGrad 25 samples.
 
 ![The randomisation test](randomisation.png)
 """
