@@ -18,6 +18,7 @@ from flaxvgg.files.foreign import AnyPath
 SUFFIXES = {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"}
 SUFFIXES |= {".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 TABLES = {".csv", ".parquet", ".tsv"}
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 # What people keep among their photos and Pillow does not read, or only the preview of.
 _LIKE_PHOTOS = {".heic", ".heif", ".hif", ".jxl", ".svg", ".pdf", ".psd", ".eps", ".ai", ".xcf"}
 _LIKE_PHOTOS |= {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}
@@ -89,6 +90,8 @@ def find_images(paths: AnyPath | Iterable[AnyPath]) -> list[Path]:
             problems.append(
                 f"{path}: a table of images: it goes, alone, into a store (--out NAME.zarr)"
             )
+        elif is_archive(path):
+            problems.append(f"{path}: an archive of images: it goes into a store (--out NAME.zarr)")
         else:
             found[path] = None
     if problems:
@@ -115,6 +118,11 @@ def tell_passed_over(folder: AnyPath, passed: Mapping[str, int]) -> None:
     """Warn of files in a folder that look like photos and were passed over, if there are any."""
     if passed:
         warnings.warn(f"{os.fspath(folder)}: {passed_over(passed)}", PassedOver, stacklevel=3)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is named like an archive of images (`flaxvgg.images.archives`)."""
+    return path.name.lower().endswith(ARCHIVES)
 
 
 def is_hidden(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Lists of images in a table: CSV, or Parquet, as `flaxvgg.images.label_tables` reads it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,6 @@ from jaxtyping import Bool, Int
 from flaxvgg.images.label_tables import (
     MOST_CLASSES,
     Box,
-    LabelTable,
     read_label_table,
     too_large,
 )
@@ -37,18 +36,23 @@ def read_manifest(path: Path) -> Manifest:
     Raises DatasetError with everything that is wrong with the table.
     """
     table = read_label_table(path)
-    labels = None if table.labels is None else _labels(path, table, table.labels)
+    labels = None
+    if table.labels is not None:
+        labels = labels_of(path, table.labels, len(table.classes))
     return Manifest(table.images, labels, table.classes, table.boxes, table.inside)
 
 
-def _labels(path: Path, table: LabelTable, given: tuple[tuple[int, ...], ...]) -> np.ndarray:
-    """(N,) where every image has one label, else (N, K)."""
+def labels_of(path: Path, given: Sequence[Sequence[int]], count: int) -> np.ndarray:
+    """Each image's class numbers as (N,) where every image has one, else as (N, count).
+
+    Raises DatasetError for class numbers that are too large to be columns.
+    """
     if all(len(found) == 1 for found in given):
         return np.array([number for (number,) in given], np.int32)
     largest = max((number for found in given for number in found), default=-1)
     if largest >= MOST_CLASSES:
         raise DatasetError(path, [too_large(largest)])
-    several = np.zeros((len(given), len(table.classes)), bool)
+    several = np.zeros((len(given), count), bool)
     for row, found in zip(several, given, strict=True):
         row[list(found)] = True
     return several

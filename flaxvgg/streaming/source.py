@@ -1,4 +1,4 @@
-"""What streams: N images with names and labels, from folders, manifests, Pascal VOC or Grain."""
+"""What streams: N images with names and labels, from folders, manifests, archives or Grain."""
 
 import dataclasses
 import os
@@ -10,13 +10,15 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
+from flaxvgg.images.archives import Archives, shards
 from flaxvgg.images.datasets import Box, is_pascal_voc, pascal_voc
-from flaxvgg.images.finding import TABLES
+from flaxvgg.images.finding import TABLES, is_archive
 from flaxvgg.images.fingerprint import UNKNOWN, content_of, content_of_file
 from flaxvgg.images.loading import AnyPath, ImageError, find_images, fit_image, open_turned, upright
 from flaxvgg.images.orientation import orientation, upright_boxes
+from flaxvgg.images.table_files import DatasetError
 from flaxvgg.network.provenance import Preprocessing
-from flaxvgg.streaming.manifest import read_manifest
+from flaxvgg.streaming.manifest import labels_of, read_manifest
 
 Labels = Int[np.ndarray, " n"] | Bool[np.ndarray, "n k"]
 
@@ -155,14 +157,19 @@ class Source:
 
 
 def find_source(paths: AnyPath | Sequence[AnyPath]) -> Source:
-    """The images of a folder, of a manifest, or of photos and folders of photos.
+    """The images of a folder, of a manifest, of archives, or of photos and folders of photos.
 
     A folder of folders gives labels: those at the top name the classes. A folder that has
     `Annotations` and `JPEGImages` is Pascal VOC's (trainval), with boxes. A manifest is a .csv,
-    .tsv or .parquet file (`flaxvgg.images.label_tables`), which may hold the images itself. Raises
-    ImageError where there are no images, DatasetError for a manifest that cannot be used.
+    .tsv or .parquet file (`flaxvgg.images.label_tables`), which may hold the images itself. An
+    archive is a .tar, .tar.gz or .zip file (`flaxvgg.images.archives`), or several, also as
+    `train-{000..146}.tar`: folders in it name classes as well, or .cls files give their numbers.
+    Raises ImageError where there are no images, DatasetError for a manifest or an archive that
+    cannot be used.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(p) for p in paths]
+    if given and any(map(is_archive, given)):
+        return _archives(list(shards(given)))
     if len(given) > 1 or not given or given[0].suffix.lower() not in TABLES:
         return _photos(given)
     manifest = read_manifest(given[0])
@@ -185,13 +192,31 @@ def _photos(given: list[Path]) -> Source:
         told = voc.labels.astype(bool), voc.classes, voc.boxes, voc.sizes
         return Source(names, names, root / "JPEGImages", *told)
     names = [path.relative_to(root).as_posix() for path in find_images(root)]
+    return Source(names, names, root, *_by_folder(names))
+
+
+def _archives(given: list[Path]) -> Source:
+    """Images of archives. Raises DatasetError where something else is among them."""
+    others = [path for path in given if not is_archive(path)]
+    if others:
+        raise DatasetError(others[0], ["an archive goes with archives alone, not with this"])
+    found = Archives(given)
+    if found.labels is None:
+        inside = [name.split("/", 1)[-1] for name in found.names] if len(given) > 1 else found.names
+        return Source(found, found.names, None, *_by_folder(inside))
+    numbers = [(x,) if x >= 0 else () for x in found.labels]
+    classes = tuple(map(str, range(max(found.labels) + 1)))
+    return Source(found, found.names, None, labels_of(given[0], numbers, len(classes)), classes)
+
+
+def _by_folder(names: Sequence[str]) -> tuple[Labels | None, tuple[str, ...]]:
+    """Labels and classes by the topmost folder of each image; none where one lies in none."""
     folders = [name.partition("/")[0] if "/" in name else None for name in names]
     if None in folders:
-        return Source(names, names, root)
+        return None, ()
     classes = tuple(sorted(set(folders)))
     numbers = {name: i for i, name in enumerate(classes)}
-    labels = np.array([numbers[folder] for folder in folders], np.int32)
-    return Source(names, names, root, labels, classes)
+    return np.array([numbers[folder] for folder in folders], np.int32), classes
 
 
 def _content(element: Any, label: Any) -> int:

@@ -3,6 +3,7 @@
 import tests.fuzz.narrow  # noqa: F401
 
 # isort: split
+from tests.fuzz.archives import archive_targets
 from tests.fuzz.cases import Inputs, Target
 from tests.fuzz.commands import command_targets
 from tests.fuzz.folders import folder_targets
@@ -11,7 +12,7 @@ from tests.fuzz.tables import table_targets
 
 def data_targets() -> list[Target]:
     """What people have their photos in."""
-    return [*folder_targets(), *table_targets(), *command_targets()]
+    return [*folder_targets(), *table_targets(), *archive_targets(), *command_targets()]
 
 
 def inputs(seed: int) -> Inputs:
