@@ -1,6 +1,5 @@
 """`flaxvgg.explain` as users call it: classes, layers, transformations, flags, and bad input."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,8 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import flaxvgg
 from flaxvgg import Explanation, Flag
-from flaxvgg.cam import maps as cam_maps
-from flaxvgg.cam import masking
+from flaxvgg.cam import masking, targets
 from flaxvgg.cam.full_grad import bias_layers, biases
 from flaxvgg.cam.maps import layer_maps
 from flaxvgg.cam.network import Network
@@ -38,20 +36,6 @@ def gap_model() -> VGG:
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
     return random_images(2, 32, 32)
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    """The programs that XLA compiles, as they come."""
-    found: list[str] = []
-
-    def listen(event: str, duration: float, **kwargs) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(kwargs.get("fun_name", ""))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 # The same sums in another order: at most 588 terms (fc6's) in each of the tiny network's five
@@ -105,7 +89,7 @@ def test_classes_in_chunks(
     layers = ["relu1_1", "relu2_1"]
     at_once = flaxvgg.explain(model, images, "all", method, layers)
     sizes = 4 * 2 * (32 * 32 * 8 + 16 * 16 * 12)
-    monkeypatch.setattr(cam_maps, "_LARGEST", 3 * sizes)  # 3 of 7 classes at a time
+    monkeypatch.setattr(targets, "_LARGEST", 3 * sizes)  # 3 of 7 classes at a time
     layer_maps.clear_cache()
     in_chunks = flaxvgg.explain(model, images, "all", method, layers)
     for whole, chunked in zip(at_once.layer_maps, in_chunks.layer_maps, strict=True):
@@ -358,7 +342,8 @@ def test_results_are_pytrees(model: VGG, images: np.ndarray):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "gradcam"}, "no method 'gradcam': choose from cam, grad_cam"),
+        ({"method": "saliency"}, "no method 'saliency': choose from cam, grad_cam"),
+        ({"method": "gradcan"}, "no method 'gradcan': did you mean grad_cam"),
         ({"convention": "jacobgil"}, "choose from paper, grad-cam, torchcam"),
         ({"layer": "relu9_1"}, "no layer 'relu9_1'; did you mean"),
         ({"layer": "relu6"}, "no map at 'relu6': choose from conv1_1, .*, pool2"),
@@ -366,7 +351,10 @@ def test_results_are_pytrees(model: VGG, images: np.ndarray):
         ({"layer": []}, "no layer was given"),
         ({"classes": 7}, "no class 7: the model has classes 0 to 6"),
         ({"classes": [0, -1]}, "no class -1"),
-        ({"classes": "cat"}, "not 'cat'"),
+        (
+            {"classes": "cat"},
+            "no class 'cat': the weights have no class names: pass numbers from 0",
+        ),
         ({"classes": []}, "classes"),
         ({"classes": np.zeros((3, 2), int)}, "for 2 images"),
         ({"method": "cam"}, "with_gap"),

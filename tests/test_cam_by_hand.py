@@ -19,6 +19,7 @@ from flaxvgg.cam.conventions import CONVENTIONS
 from flaxvgg.cam.formulas import principal_component
 from flaxvgg.cam.maps import layer_maps
 from flaxvgg.cam.methods import METHODS
+from flaxvgg.cam.targets import Targets
 from flaxvgg.network.config import Layer, VGGConfig
 from flaxvgg.network.model import LayerStack
 
@@ -65,7 +66,7 @@ def the_map(method: str, convention: str = "paper", layer: str = "relu1") -> np.
     maps, classes, scores = layer_maps(
         stacks,
         image(A),
-        jnp.array([[0, 1]]),
+        Targets(jnp.array([[0, 1]])),
         TinyConfig("vgg11", FLAT),
         method,
         () if method == "full_grad" else (layer,),
@@ -184,7 +185,7 @@ def test_full_grad():
     def found(convention: str) -> np.ndarray:
         arguments = TinyConfig("vgg11", FLAT), "full_grad", (), CONVENTIONS[convention]
         return np.asarray(
-            layer_maps(stacks, image(shown), jnp.array([[0]]), *arguments)[0][0][0, 0]
+            layer_maps(stacks, image(shown), Targets(jnp.array([[0]])), *arguments)[0][0][0, 0]
         )
 
     together = (input_term / 6 + bias_term / 2).sum(axis=-1)
@@ -200,7 +201,7 @@ def test_cam_and_its_relation_to_grad_cam():
 
     def found(method: str) -> np.ndarray:
         arguments = TinyConfig("vgg11", GAP), method, ("relu1",), CONVENTIONS["paper"]
-        maps, _, scores = layer_maps(stacks, image(A), jnp.array([[0, 1]]), *arguments)
+        maps, _, scores = layer_maps(stacks, image(A), Targets(jnp.array([[0, 1]])), *arguments)
         assert scores[0] == pytest.approx([1 + 2 * 6 / 4 - 4 / 4, 0.5 * 4 / 4])
         return np.asarray(maps[0][0])
 

@@ -286,7 +286,7 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(tmp_path, photos, no_m
     file.touch()
     for arguments, words in [
         ((tmp_path / "nothing",), "no such file or folder"),
-        ((photos, "--method", "gradcam"), "no method 'gradcam': choose from all, cam, grad_cam"),
+        ((photos, "--method", "mine"), "no method 'mine': choose from all, cam, grad_cam"),
         ((photos, "--convention", "mine"), "no convention 'mine': choose from paper, grad-cam"),
         ((photos, "--size", "large"), "--size is HxW"),
         ((photos, "--size", "16x64"), "at least 32x32"),
@@ -336,7 +336,7 @@ def test_methods_of_a_network():
     assert methods_for(bare) == methods_for(bare, with_layer=True) == ("eigen_cam",)
     assert parse_methods("all") is None
     assert parse_methods(None) == ()
-    assert parse_methods("grad_cam, cam,grad_cam") == ("grad_cam", "cam")
+    assert parse_methods("Grad-CAM, cam,grad_cam") == ("grad_cam", "cam")
 
 
 def test_classes_of_a_text():
@@ -345,7 +345,7 @@ def test_classes_of_a_text():
     assert parse_classes("4, 0,4", 5, ()) == (4, 0)
     assert parse_classes("Cat,3", 5, NAMES) == (0, 3)
     for text, words in [
-        ("top0", "pass a name, a number from 0 to 4"),
+        ("top0", "pass a name, or a number from 0 to 4"),
         ("", "pass a name"),
         ("-1", "pass a name"),
         ("top30", "30 classes in one picture: choose 20 at most"),

@@ -25,6 +25,7 @@ from experiments.torch_device import DEVICE, wait
 from flaxvgg.cam.conventions import CONVENTIONS
 from flaxvgg.cam.maps import layer_maps
 from flaxvgg.cam.methods import explain
+from flaxvgg.cam.targets import Targets
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
 from flaxvgg.sparsity.counting import measure_sparsity
@@ -223,7 +224,9 @@ class Bench:
         logits = jax.jit(lambda state, x: nnx.merge(structure, state)(x))
         programs = {
             f"forward, batch {batch}": logits.lower(state, many),
-            f"grad_cam, {plan.several} cl.": layer_maps.lower(stacks, one, classes, *static),
+            f"grad_cam, {plan.several} cl.": layer_maps.lower(
+                stacks, one, Targets(classes), *static
+            ),
             "training step": jax.jit(Trainer.step, static_argnums=0, donate_argnums=1).lower(
                 trainer, trainer.start(trained), subject.on_device(images, mode), labels
             ),

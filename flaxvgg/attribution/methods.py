@@ -13,6 +13,7 @@ from flaxvgg.attribution import gradients
 from flaxvgg.attribution.attribution import Attribution
 from flaxvgg.attribution.method import Found, Method
 from flaxvgg.cam.methods import check_evaluating
+from flaxvgg.cam.names import find_name
 from flaxvgg.cam.network import Network
 from flaxvgg.cam.targets import Classes, Targets
 from flaxvgg.network.config import VGGConfig
@@ -42,8 +43,7 @@ def attribute(
     >>> flaxvgg.attribute(model, images, classes=[0, 2], method="saliency").values.shape
     (2, 2, 64, 64, 3)
     """
-    if method not in _METHODS:
-        raise ValueError(f"no method {method!r}: choose from {', '.join(ATTRIBUTIONS)}")
+    method = find_name(method, ATTRIBUTIONS)
     known = [field.name for field in dataclasses.fields(_METHODS[method].options)]
     foreign = [name for name in options if name not in known]
     if foreign:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxvgg.cam.conventions import Convention, scale
 from flaxvgg.cam.network import Network, as_float32
+from flaxvgg.cam.targets import Targets
 from flaxvgg.images.resizing import resize
 from flaxvgg.network.config import Layer
 
@@ -24,7 +25,7 @@ def score_cam_weights(
     network: Network,
     images: Float[Array, "n h w 3"],
     activations: Float[Array, "n i j c"],
-    classes: Int[Array, "n k"],
+    targets: Targets,
     convention: Convention,
 ) -> Float[Array, "n k c"]:
     """The softmax over channels of the scores of the masked image (Wang et al. 2020, 1910.01279).
@@ -66,7 +67,7 @@ def score_cam_weights(
         lambda i, scores: lax.cond(i < needed, passes, lambda _, scores: scores, i, scores),
         scores,
     )
-    return jax.nn.softmax(_of_classes(scores, classes), axis=-1)
+    return jax.nn.softmax(_of_targets(scores, targets), axis=-1)
 
 
 def _at_once(images: Any) -> int:
@@ -78,7 +79,7 @@ def ablation_weights(
     network: Network,
     layer: str,
     activations: Float[Array, "n h w c"],
-    classes: Int[Array, "n k"],
+    targets: Targets,
     scores: Float[Array, "n classes"],
     convention: Convention,
 ) -> Float[Array, "n k c"]:
@@ -89,21 +90,19 @@ def ablation_weights(
     """
     linear = network.pooled_by(layer)
     if linear is not None:
-        without = _without_channels_linear(network, layer, linear, activations, classes)
+        without = _without_channels_linear(network, layer, linear, activations, targets)
     else:
-        without = _of_classes(_without_channels(network, layer, activations), classes)
-    before = _of_classes(scores[:, None], classes)
+        without = _of_targets(_without_channels(network, layer, activations), targets)
+    before = _of_targets(scores[:, None], targets)
     size = jnp.abs(before) if convention.ablation_by_magnitude else before
     present = (activations != 0).any(axis=(1, 2))[:, None]
     # A channel of zeros takes nothing along, which rounding might hide.
     return jnp.where(present, (before - without) / size, 0)
 
 
-def _of_classes(
-    scores: Float[Array, "n c classes"], classes: Int[Array, "n k"]
-) -> Float[Array, "n k c"]:
-    taken = jnp.take_along_axis(scores, classes[:, None], axis=2, mode="clip")
-    return jnp.moveaxis(taken, 1, 2)
+def _of_targets(scores: Float[Array, "n c classes"], targets: Targets) -> Float[Array, "n k c"]:
+    """What is wanted of the scores without, or of, each channel; top classes are settled before."""
+    return jax.vmap(lambda logits: targets.scores(logits)[1], in_axes=1, out_axes=2)(scores)
 
 
 def _without_channels(
@@ -125,9 +124,9 @@ def _without_channels_linear(
     layer: str,
     linear: Layer,
     activations: Float[Array, "n h w c"],
-    classes: Int[Array, "n k"],
+    targets: Targets,
 ) -> Float[Array, "n k c"]:
-    """The scores of the classes without each channel, where only pooling precedes a linear layer.
+    """The scores of the targets without each channel, where only pooling precedes a linear layer.
 
     The linear layer's output is a sum over channels, so each channel's part is taken off it, and
     only what follows runs again, image by image.
@@ -144,21 +143,26 @@ def _without_channels_linear(
     parts = lax.fori_loop(0, vectors.shape[1], place, nothing)
     whole = found[linear.name]
     remaining = whole[:, None] - parts.astype(whole.dtype)
-    scores = lax.map(lambda one: _scores_of_units(network, linear, *one), (remaining, classes))
-    return jnp.moveaxis(scores, 1, 2)
+    each = remaining, targets.classes
+    scores = lax.map(lambda one: _scores_of_units(network, linear, *one), each)
+    return jnp.moveaxis(scores, 1, 2) if targets.function is None else _of_targets(scores, targets)
 
 
 def _scores_of_units(
-    network: Network, linear: Layer, units: Float[Array, "c units"], classes: Int[Array, " k"]
+    network: Network,
+    linear: Layer,
+    units: Float[Array, "c units"],
+    classes: Int[Array, " k"] | None,
 ) -> Float[Array, "c k"]:
-    """The scores of the classes for some outputs of a linear layer."""
+    """The scores of the classes, or of all, for some outputs of a linear layer."""
+    wanted = slice(None) if classes is None else classes
     layers = network.config.layers
     names = network.config.layer_names
     following = layers[names.index(linear.name) + 1 : names.index(network.output) + 1]
     if {layer.kind for layer in following} - {"relu", "dropout", "linear"}:
-        return network.scores(units, after=linear.name)[:, classes]
+        return network.scores(units, after=linear.name)[:, wanted]
     if not following:
-        return as_float32(units)[:, classes]
+        return as_float32(units)[:, wanted]
     for layer in following:
         if layer.kind == "relu":
             units = jax.nn.relu(units)
@@ -166,7 +170,7 @@ def _scores_of_units(
             module = network.parameters(layer.name)
             kernel, bias = module.kernel[...], module.bias[...]
             if layer.name == network.output:
-                kernel, bias = kernel[:, classes], bias[classes]
+                kernel, bias = kernel[:, wanted], bias[wanted]
             product = _product(units, kernel, module.precision)
             units = (product + as_float32(bias)[None]).astype(units.dtype)
     return as_float32(units)

@@ -1,7 +1,6 @@
 """Photos in, class activation maps out: what is explained, and one photo after the other."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from flaxvgg.cam.explanation import Explanation, Flag
-from flaxvgg.cam.methods import METHODS, explain
+from flaxvgg.cam.methods import ALIASES, METHODS, explain
+from flaxvgg.cam.names import find_class, find_name
 from flaxvgg.cam.network import as_scores
 from flaxvgg.files.foreign import plain
 from flaxvgg.images.loading import ImageError, load_pixels, normalise
@@ -88,17 +88,13 @@ class ExplainedPhoto:
 
 
 def parse_methods(text: str | None) -> tuple[str, ...] | None:
-    """Methods of a text such as "grad_cam,layer_cam"; None for "all" of them, or for no text: ().
+    """Methods of a text such as "grad_cam,LayerCAM"; None for "all" of them, or for no text: ().
 
     Raises ValueError for an unknown one, with the choices.
     """
-    if text == "all":
-        return None
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(","))) if text else ()
-    for name in names:
-        if name not in METHODS:
-            raise ValueError(f"no method {name!r}: choose from all, {', '.join(METHODS)}")
-    return names
+    names = text.split(",") if text else []
+    found = dict.fromkeys(find_name(name, ("all", *METHODS), ALIASES) for name in names)
+    return None if "all" in found else tuple(found)
 
 
 def parse_classes(text: str, count: int, names: Sequence[str]) -> tuple[int, ...] | int:
@@ -119,21 +115,11 @@ def parse_classes(text: str, count: int, names: Sequence[str]) -> tuple[int, ...
 
 
 def _class(text: str, count: int, names: Sequence[str]) -> int:
-    if text.isdecimal():
-        if int(text) < count:
-            return int(text)
-        raise ValueError(f"no class {text}: the weights have classes 0 to {count - 1}")
-    lower = [name.lower() for name in names]
-    if text.lower() in lower:
-        return lower.index(text.lower())
-    near = difflib.get_close_matches(text.lower(), lower, n=3)
-    if near:
-        hint = f"did you mean {', '.join(near)}?"
-    elif names:
-        hint = f"pass a name, a number from 0 to {count - 1}, or top3"
-    else:
-        hint = f"the weights have no class names: pass numbers from 0 to {count - 1}, or top3"
-    raise ValueError(f"no class {text!r}: {hint}")
+    if not text.isdecimal():
+        return find_class(text, names, count)
+    if int(text) < count:
+        return int(text)
+    raise ValueError(f"no class {text}: the weights have classes 0 to {count - 1}")
 
 
 def methods_for(config: VGGConfig, with_layer: bool = False) -> tuple[str, ...]:
