@@ -1,6 +1,7 @@
 """What `flaxvgg.explain` explains: classes by name, and functions of the logits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ import pytest
 from jax.tree_util import Partial
 
 import flaxvgg
-from flaxvgg.cam.maps import layer_maps
+from flaxvgg.cam.maps import layer_maps, maps_of_scores
 from flaxvgg.cam.methods import ALIASES, METHODS
 from flaxvgg.cam.names import find_class, find_name
+from flaxvgg.cam.targets import Targets
+from flaxvgg.network.config import Layer
 from flaxvgg.network.model import VGG
 from flaxvgg.network.provenance import Provenance
 from helpers import TINY_GAP, random_images, tiny_vgg
@@ -27,6 +30,12 @@ def model() -> VGG:
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
     return random_images(2, 32, 32)
+
+
+def near(expected: Any, tolerance: float) -> Any:
+    """Equal to `expected` to so much of its largest value."""
+    expected = np.asarray(expected)
+    return pytest.approx(expected, rel=0, abs=tolerance * float(np.abs(expected).max()))
 
 
 def difference(logits: jax.Array) -> jax.Array:
@@ -72,7 +81,7 @@ def test_a_function_is_explained_by_its_derivative(
 ):
     expected = by_chain_rule(function, model, images, "hires_cam")
     found = flaxvgg.explain(model, images, function, "hires_cam")
-    assert found.maps == pytest.approx(expected, abs=1e-5 * np.abs(expected).max())
+    assert found.maps == near(expected, 1e-5)
     assert np.abs(expected).max() > 0
     assert found.scores == pytest.approx(np.asarray(function(model(images))), rel=1e-4, abs=1e-5)
     assert np.unique(found.classes).tolist() == [-1]
@@ -84,15 +93,24 @@ def test_a_function_by_what_is_summed_for_all_classes(images: np.ndarray, method
     model = tiny_vgg(TINY_GAP)
     expected = by_chain_rule(probability, model, images, method)
     found = flaxvgg.explain(model, images, probability, method).maps
-    assert found == pytest.approx(expected, abs=1e-5 * np.abs(expected).max())
+    assert found == near(expected, 1e-5)
 
 
 def test_a_function_of_score_maps():
-    head = flaxvgg.with_score_map(tiny_vgg(), 7, rngs=flaxvgg.network.model.nnx.Rngs(0))
-    images = random_images(2, 32, 32)
-    expected = by_chain_rule(probability, head, images, "cam")
-    found = flaxvgg.explain(head, images, probability, "cam").maps
-    assert found == pytest.approx(expected, abs=1e-5 * np.abs(expected).max())
+    # The logits are the maps' means, and the maps count by the derivative by these.
+    score_maps = jnp.asarray(random_images(2, 3, 4, channels=7))
+    means = score_maps.mean(axis=(1, 2))
+    maps, classes, scores = maps_of_scores(score_maps, Targets.of(probability, 2, 7))
+    each = jax.vmap(jax.jacobian(lambda logits: probability(logits[None])[0]))(means)
+    assert maps[0] == near(np.einsum("nkc,nhwc->nkhw", each, score_maps), 1e-5)
+    assert scores == pytest.approx(np.asarray(probability(means)), rel=1e-5)
+    assert np.unique(classes).tolist() == [-1]
+
+
+def test_cam_of_a_function_where_channels_are_classes(images: np.ndarray):
+    model = tiny_vgg((Layer("gap", "global_avg_pool"), Layer("flatten", "flatten", outputs=12)))
+    expected = by_chain_rule(probability, model, images, "cam")
+    assert flaxvgg.explain(model, images, probability, "cam").maps == near(expected, 1e-5)
 
 
 @pytest.mark.parametrize("method", ["score_cam", "ablation_cam", "full_grad", "eigen_cam"])
@@ -101,8 +119,7 @@ def test_a_function_that_picks_classes_is_these_classes(
 ):
     expected = flaxvgg.explain(model, images, [3, 1], method)
     found = flaxvgg.explain(model, images, lambda logits: logits[:, [3, 1]], method)
-    scale = np.abs(expected.maps).max()
-    assert found.maps == pytest.approx(np.asarray(expected.maps), abs=1e-4 * scale)
+    assert found.maps == near(np.asarray(expected.maps), 1e-4)
     assert found.scores == pytest.approx(np.asarray(expected.scores), rel=1e-5)
 
 
@@ -114,7 +131,7 @@ def test_score_cam_and_ablation_cam_weigh_by_the_functions_scores(model: VGG, im
     for method in ("score_cam", "ablation_cam"):
         expected = np.asarray(flaxvgg.explain(other, images, 0, method).maps)
         found = flaxvgg.explain(model, images, difference, method).maps
-        assert found == pytest.approx(expected, abs=1e-3 * np.abs(expected).max()), method
+        assert found == near(expected, 1e-3), method
 
 
 def test_a_function_sees_each_image_at_its_place(model: VGG, images: np.ndarray):
@@ -122,7 +139,7 @@ def test_a_function_sees_each_image_at_its_place(model: VGG, images: np.ndarray)
     expected = flaxvgg.explain(model, images, classes, "score_cam").maps
     function = Partial(lambda classes, logits: jnp.take_along_axis(logits, classes, 1), classes)
     found = flaxvgg.explain(model, images, function, "score_cam").maps
-    assert found == pytest.approx(np.asarray(expected), abs=1e-5 * np.abs(expected).max())
+    assert found == near(np.asarray(expected), 1e-5)
 
 
 def test_functions_are_no_new_program_for_other_images_weights_and_arguments(
@@ -156,7 +173,7 @@ def test_functions_under_jit_and_vmap(model: VGG, images: np.ndarray):
         return flaxvgg.explain(model, image[None], probability).maps[0]
 
     found = jax.jit(jax.vmap(maps))(jnp.asarray(images))
-    assert found == pytest.approx(expected, abs=1e-4 * np.abs(expected).max())
+    assert found == near(expected, 1e-4)
 
 
 def test_scores_of_another_shape_are_refused(model: VGG, images: np.ndarray):
@@ -194,7 +211,7 @@ def test_every_name_finds_itself_and_no_alias_hides_a_method():
 
 
 def test_names_of_several_or_none():
-    with pytest.raises(ValueError, match="no method 'A B': did you mean a_b, a-b"):
+    with pytest.raises(ValueError, match="no method 'A B': did you mean a-b, a_b"):
         find_name("A B", ["a_b", "a-b", "c"])
     assert find_name("a-b", ["a_b", "a-b", "c"]) == "a-b"
     with pytest.raises(ValueError, match="no method 'gradcan': did you mean grad_cam"):

@@ -213,7 +213,7 @@ class Bench:
         plan, model = self.plan, self.model(mode)
         batch, size = max(plan.forward_batches), (plan.size, plan.size)
         many, one = (subject.on_device(subject.noise(n, size), mode) for n in (batch, 1))
-        classes = jax.numpy.arange(plan.several, dtype=jax.numpy.int32)[None]
+        classes = Targets(jax.numpy.arange(plan.several, dtype=jax.numpy.int32)[None])
         layer = [x.name for x in self.config.conv_stack if x.kind == "relu"][-1]
         stacks = model.conv_stack, model.head
         static = self.config, "grad_cam", (layer,), CONVENTIONS["paper"]
@@ -225,7 +225,7 @@ class Bench:
         programs = {
             f"forward, batch {batch}": logits.lower(state, many),
             f"grad_cam, {plan.several} cl.": layer_maps.lower(
-                stacks, one, Targets(classes), *static
+                stacks, one, classes, *static
             ),
             "training step": jax.jit(Trainer.step, static_argnums=0, donate_argnums=1).lower(
                 trainer, trainer.start(trained), subject.on_device(images, mode), labels

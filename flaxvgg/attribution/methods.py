@@ -1,6 +1,5 @@
 """`attribute`: what is asked for is checked, and the attributions are computed in one program."""
 
-import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from flaxvgg.attribution.method import Found, Method
 from flaxvgg.cam.methods import check_evaluating
 from flaxvgg.cam.names import find_name
 from flaxvgg.cam.network import Network
+from flaxvgg.cam.options import options_of
 from flaxvgg.cam.targets import Classes, Targets
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.inputs import check_images
@@ -44,13 +44,8 @@ def attribute(
     (2, 2, 64, 64, 3)
     """
     method = find_name(method, ATTRIBUTIONS)
-    known = [field.name for field in dataclasses.fields(_METHODS[method].options)]
-    foreign = [name for name in options if name not in known]
-    if foreign:
-        takes = f"it takes {', '.join(known)}" if known else "it takes none"
-        raise ValueError(f"{method!r} has no option {foreign[0]!r}: {takes}")
     config = model.config
-    chosen = _METHODS[method].options(**options)
+    chosen = options_of(method, _METHODS[method].options, options)
     images = check_images(images, model.preprocessing)
     if images.ndim != 4:
         raise ValueError(f"images must have shape (N, H, W, 3), not {images.shape}")

@@ -9,12 +9,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from flaxvgg.cam.contrasts import compared, valued
 from flaxvgg.cam.conventions import Convention
 from flaxvgg.cam.derivatives import Derivative, channel_derivative, derivative
-from flaxvgg.cam.formulas import GRADIENT_METHODS, principal_component, weighted
+from flaxvgg.cam.formulas import (
+    FEATURE_METHODS,
+    GRADIENT_METHODS,
+    grad_cam,
+    grad_cam_plus_plus,
+    weighted,
+)
 from flaxvgg.cam.full_grad import bias_layers, full_grad
-from flaxvgg.cam.masking import ablation_weights, score_cam_weights
+from flaxvgg.cam.masking import (
+    ablation_weights,
+    is_cam_weights,
+    score_cam_weights,
+    ss_cam_weights,
+)
 from flaxvgg.cam.network import Network, as_float32, as_scores
+from flaxvgg.cam.smoothing import smooth_maps
 from flaxvgg.cam.targets import Targets
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.ops.sharding import spread_by_xla
@@ -24,11 +37,18 @@ from flaxvgg.ops.sharding import spread_by_xla
 Found = tuple[tuple[Array, ...], Int[Array, "n k"], Float[Array, "n k"] | None]
 
 
+MapsOf = Callable[[dict[str, Array]], tuple[Array, ...]]
+
+# Finer-CAM is Grad-CAM of other scores, RefineCAM a product of Grad-CAM++ over layers.
+_BY_GRADIENT = {**GRADIENT_METHODS, "finer_cam": grad_cam, "refine_cam": grad_cam_plus_plus}
+
+
 @partial(jax.jit, static_argnames=("config", "method", "layers", "convention"))
 def layer_maps(
     stacks: Any,
     images: Float[Array, "n h w 3"],
     targets: Targets,
+    options: Any,
     config: VGGConfig,
     method: str,
     layers: tuple[str, ...],
@@ -39,17 +59,19 @@ def layer_maps(
     `stacks` are the model's two, without its provenance: other weights are no other program.
     """
 
-    def found(images: Array, stacks: Any, targets: Targets) -> Found:
+    def found(images: Array, stacks: Any, targets: Targets, options: Any) -> Found:
         network = Network(stacks, config)
-        if method in GRADIENT_METHODS:
-            return _by_gradients(network, images, targets, method, layers, convention)
+        if method in _BY_GRADIENT:
+            return _by_gradients(network, images, targets, options, method, layers, convention)
+        if method == "shapley_cam":
+            return _shapley_cam(network, images, targets, layers, convention)
         if method == "full_grad":
             return _full_grad(network, images, targets, convention)
-        if method == "eigen_cam":
-            return _eigen_cam(network, images, targets, layers)
-        return _by_weights(network, images, targets, method, layers, convention)
+        if method in FEATURE_METHODS:
+            return _by_features(network, images, targets, options, method, layers)
+        return _by_weights(network, images, targets, options, method, layers, convention)
 
-    return spread_by_xla(found, images, stacks, targets)
+    return spread_by_xla(found, images, stacks, targets, options)
 
 
 @jax.jit
@@ -76,26 +98,63 @@ def _by_gradients(
     network: Network,
     images: Array,
     targets: Targets,
+    options: Any,
     method: str,
     layers: tuple[str, ...],
     convention: Convention,
 ) -> Found:
+    formula = _BY_GRADIENT[method]
+    found, maps_of = _with_formula(network, images, formula, layers, convention)
+    explained = targets
+    if method == "finer_cam":
+        explained = compared(targets.settled(found.scores), options, convention)
+    return _found(_each(found, explained, maps_of), targets, found.scores)
+
+
+def _shapley_cam(
+    network: Network,
+    images: Array,
+    targets: Targets,
+    layers: tuple[str, ...],
+    convention: Convention,
+) -> Found:
+    """Layer by layer: what is explained depends on where."""
+    outputs = network.run(images, {*layers, network.output})
+    scores = as_scores(outputs[network.output])
+    settled = targets.settled(scores)
+    maps: list[Array] = []
+    for name in layers:
+        behind = partial(network.scores, after=name)
+        _, slope = jax.jvp(behind, (outputs[name],), (outputs[name],))
+        found, maps_of = _with_formula(network, images, grad_cam, (name,), convention)
+        maps += _each(found, valued(settled, slope, convention), maps_of)
+    return _found(tuple(maps), targets, scores)
+
+
+def _with_formula(
+    network: Network,
+    images: Array,
+    formula: Callable[[Array, Array, Convention], Array],
+    layers: tuple[str, ...],
+    convention: Convention,
+) -> tuple[Derivative, MapsOf]:
+    """The derivative by the layers, and what makes maps of gradients."""
     linear = network.pooled_by(layers[0]) if len(layers) == 1 else None
-    if method == "grad_cam" and linear is not None:
+    if formula is grad_cam and linear is not None:
         found = channel_derivative(network, images, layers[0], linear)
         places = math.prod(found.activations[layers[0]].shape[1:3])
 
-        def maps_of(gradients: dict[str, Array]) -> tuple[Array, ...]:
+        def from_sums(gradients: dict[str, Array]) -> tuple[Array, ...]:
             weights = {name: g[:, 0, 0] / places for name, g in gradients.items()}
             return tuple(weighted(found.activations[x], weights[x]) for x in layers)
-    else:
-        found = derivative(network, images, layers)
-        formula = GRADIENT_METHODS[method]
 
-        def maps_of(gradients: dict[str, Array]) -> tuple[Array, ...]:
-            return tuple(formula(found.activations[x], gradients[x], convention) for x in layers)
+        return found, from_sums
+    found = derivative(network, images, layers)
 
-    return _for_targets(found, targets, maps_of)
+    def from_gradients(gradients: dict[str, Array]) -> tuple[Array, ...]:
+        return tuple(formula(found.activations[x], gradients[x], convention) for x in layers)
+
+    return found, from_gradients
 
 
 def _full_grad(network: Network, images: Array, targets: Targets, convention: Convention) -> Found:
@@ -104,32 +163,32 @@ def _full_grad(network: Network, images: Array, targets: Targets, convention: Co
     def maps_of(gradients: dict[str, Array]) -> tuple[Array, ...]:
         return (full_grad(network, images, gradients, convention),)
 
-    return _for_targets(found, targets, maps_of)
+    return _found(_each(found, targets, maps_of), targets, found.scores)
 
 
-def _for_targets(
-    found: Derivative,
-    targets: Targets,
-    maps_of: Callable[[dict[str, Array]], tuple[Array, ...]],
-) -> Found:
+def _each(found: Derivative, targets: Targets, maps_of: MapsOf) -> tuple[Array, ...]:
     """`maps_of(gradients)` for each target: as many at a time as memory allows."""
     of_one = sum(x.nbytes for x in found.activations.values())
-    maps = targets.map(found.scores, lambda c: maps_of(found.gradients(c)), of_one)
-    return _found(maps, targets, found.scores)
+    return targets.map(found.scores, lambda c: maps_of(found.gradients(c)), of_one)
 
 
 def _by_weights(
     network: Network,
     images: Array,
     targets: Targets,
+    options: Any,
     method: str,
     layers: tuple[str, ...],
     convention: Convention,
 ) -> Found:
-    """The methods that know every target's weight of every channel, (N, K, C)."""
+    """The methods that run the network again, or know every target's weight of every channel."""
     outputs = network.run(images, {*layers, network.output})
     scores = as_scores(outputs[network.output])
     targets = targets.settled(scores)
+    if method == "smooth_grad_cam++":
+        of_layers = {name: as_float32(outputs[name]) for name in layers}
+        arguments = of_layers, scores, targets, options, layers, convention
+        return _found(smooth_maps(network, images, *arguments), targets, scores)
     maps = []
     for name in layers:
         activations = as_float32(outputs[name])
@@ -138,6 +197,9 @@ def _by_weights(
                 weights = _pooled_weights(network, activations.shape[-1], targets, scores)
             case "score_cam":
                 weights = score_cam_weights(network, images, activations, targets, convention)
+            case "ss_cam" | "is_cam":
+                arguments = network, images, activations, targets, convention, options
+                weights = (ss_cam_weights if method == "ss_cam" else is_cam_weights)(*arguments)
             case "ablation_cam":
                 arguments = name, outputs[name], targets, scores, convention
                 weights = ablation_weights(network, *arguments)
@@ -167,7 +229,14 @@ def _pooled_weights(
     return targets.map(scores, weights, scores.nbytes)
 
 
-def _eigen_cam(network: Network, images: Array, targets: Targets, layers: tuple[str, ...]) -> Found:
+def _by_features(
+    network: Network,
+    images: Array,
+    targets: Targets,
+    options: Any,
+    method: str,
+    layers: tuple[str, ...],
+) -> Found:
     """The same map for every target; of a network without a head, for class -1."""
     output = [network.output] if network.config.head else []
     outputs = network.run(images, {*layers, *output})
@@ -177,9 +246,9 @@ def _eigen_cam(network: Network, images: Array, targets: Targets, layers: tuple[
         classes, wanted = jnp.full((images.shape[0], 1), -1, jnp.int32), None
     maps = []
     for name in layers:
-        component = principal_component(as_float32(outputs[name]))[:, None]
-        shape = images.shape[0], classes.shape[1], *component.shape[2:]
-        maps.append(jnp.broadcast_to(component, shape))
+        same = FEATURE_METHODS[method](as_float32(outputs[name]), options)[:, None]
+        shape = images.shape[0], classes.shape[1], *same.shape[2:]
+        maps.append(jnp.broadcast_to(same, shape))
     return tuple(maps), classes, wanted
 
 

@@ -1,9 +1,10 @@
-"""Score-CAM and Ablation-CAM: a channel weighs what the scores do with it, or without it.
+"""Score-CAM and its kin, and Ablation-CAM: what the scores do with a channel, or without it.
 
-Both run many passes, for all classes at once, in chunks of a fixed size, so that memory does not
-grow with the number of channels.
+All run many passes, for all classes at once, in chunks of a fixed size, so that memory does not
+grow with the number of channels, or of samples.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,9 +14,14 @@ from jaxtyping import Array, Float, Int
 
 from flaxvgg.cam.conventions import Convention, scale
 from flaxvgg.cam.network import Network, as_float32
+from flaxvgg.cam.options import Integration, NoisyMasks
 from flaxvgg.cam.targets import Targets
 from flaxvgg.images.resizing import resize
 from flaxvgg.network.config import Layer
+
+Images = Float[Array, "n h w 3"]
+Activations = Float[Array, "n i j c"]
+Weights = Float[Array, "n k c"]
 
 _CHUNK = 32  # inputs in one pass
 _BLOCK = 256  # units of a linear layer's input that are multiplied at once
@@ -23,22 +29,96 @@ _BLOCK = 256  # units of a linear layer's input that are multiplied at once
 
 def score_cam_weights(
     network: Network,
-    images: Float[Array, "n h w 3"],
-    activations: Float[Array, "n i j c"],
+    images: Images,
+    activations: Activations,
     targets: Targets,
     convention: Convention,
-) -> Float[Array, "n k c"]:
+) -> Weights:
     """The softmax over channels of the scores of the masked image (Wang et al. 2020, 1910.01279).
 
     A mask is a channel enlarged to the image and scaled to [0, 1]. The paper subtracts the score of
-    a baseline, which cancels in the softmax. A constant channel masks everything: one pass serves
-    all of those, and the loop ends with the last channel that varies.
+    a baseline, which cancels in the softmax.
+    """
+
+    def vary(mask: Array, channels: Array, sample: Array) -> Array:
+        return mask
+
+    return _weights(network, images, activations, targets, convention, vary, 1)
+
+
+def is_cam_weights(
+    network: Network,
+    images: Images,
+    activations: Activations,
+    targets: Targets,
+    convention: Convention,
+    options: Integration,
+) -> Weights:
+    """Score-CAM's with scores averaged over strengths of the mask (Naidu et al. 2020, 2010.03023).
+
+    Of S samples, the mask of sample i = 1 ... S counts (1 + ... + i) / S times, as in torchcam: up
+    to (S + 1) / 2 times the image.
+    """
+
+    def vary(mask: Array, channels: Array, sample: Array) -> Array:
+        strength = (sample + 1) * (sample + 2) / (2 * options.samples)
+        return mask * strength.astype(mask.dtype)
+
+    return _weights(network, images, activations, targets, convention, vary, options.samples)
+
+
+def ss_cam_weights(
+    network: Network,
+    images: Images,
+    activations: Activations,
+    targets: Targets,
+    convention: Convention,
+    options: NoisyMasks,
+) -> Weights:
+    """Score-CAM's with scores averaged over noisy masks (Wang et al. 2020, arXiv:2006.14255).
+
+    Normal noise is added to the scaled mask, as in torchcam. That of sample i and channel c is
+    drawn from `fold_in(fold_in(key, i), c)` of `jax.random`, for all images alike.
+    """
+    size = images.shape[1:3]
+
+    def vary(mask: Array, channels: Int[Array, "n c"], sample: Array) -> Array:
+        key = jax.random.fold_in(options.key, sample)
+
+        def noise(channel: Array) -> Array:
+            return jax.random.normal(jax.random.fold_in(key, channel), size, jnp.float32)
+
+        added = options.noise * jax.vmap(noise)(channels[0])
+        return mask + added[None].astype(mask.dtype)
+
+    arguments = network, images, activations, targets, convention, vary, options.samples
+    return _weights(*arguments, constant_alike=False)
+
+
+def _weights(
+    network: Network,
+    images: Images,
+    activations: Activations,
+    targets: Targets,
+    convention: Convention,
+    vary: Callable[[Array, Int[Array, "n c"], Array], Array],
+    samples: int,
+    constant_alike: bool = True,
+) -> Weights:
+    """The softmax over channels of the mean over samples of the scores of the masked images.
+
+    `vary` changes the masks (N, c, H, W) of some channels (N, c) for a sample. A constant channel
+    masks everything: one pass serves all of those, and the loop ends with the last channel that
+    varies, unless `constant_alike` says that this depends on the sample; all images then have their
+    channels in the same order.
     """
     n, height, width, _ = images.shape
     channels = jnp.moveaxis(activations, -1, 1)
-    varies = channels.max(axis=(2, 3)) > channels.min(axis=(2, 3))
-    order = jnp.argsort(~varies, axis=1, stable=True)  # channels that vary come first
     count = activations.shape[-1]
+    varies = channels.max(axis=(2, 3)) > channels.min(axis=(2, 3))
+    if not constant_alike:
+        varies = jnp.ones_like(varies)
+    order = jnp.argsort(~varies, axis=1, stable=True)  # channels that vary come first
     chunk = min(_at_once(n), count)
 
     def masks(channels: Array) -> Array:
@@ -53,12 +133,20 @@ def score_cam_weights(
         start = jnp.minimum(i * chunk, count - chunk)
         taken = lax.dynamic_slice_in_dim(order, start, chunk, axis=1)
         mask = masks(jnp.take_along_axis(channels, taken[:, :, None, None], axis=1))
-        masked = images[:, None] * mask[..., None].astype(images.dtype)
-        found = network.scores(masked.reshape(-1, height, width, 3)).reshape(n, chunk, -1)
-        return scores.at[jnp.arange(n)[:, None], taken].set(found)
 
-    nothing = network.scores(jnp.zeros_like(images))
-    scores = jnp.broadcast_to(nothing[:, None], (n, count, nothing.shape[-1]))
+        def add(sample: int | Array, total: Array) -> Array:
+            varied = vary(mask, taken, jnp.asarray(sample))[..., None]
+            masked = images[:, None] * varied.astype(images.dtype)
+            found = network.scores(masked.reshape(-1, height, width, 3)).reshape(n, chunk, -1)
+            return total + _of_targets(found, targets)
+
+        total = lax.fori_loop(0, samples, add, jnp.zeros_like(scores[..., :chunk]))
+        images_at, targets_at = jnp.arange(n)[:, None, None], jnp.arange(scores.shape[1])
+        at = images_at, targets_at[None, :, None], taken[:, None]
+        return scores.at[at].set(total / samples)
+
+    _, nothing = targets.scores(network.scores(jnp.zeros_like(images)))
+    scores = jnp.broadcast_to(nothing[..., None], (n, nothing.shape[1], count))
     needed = (varies.sum(axis=1).max() + chunk - 1) // chunk
     # A loop of known length has a derivative.
     scores = lax.fori_loop(
@@ -67,7 +155,7 @@ def score_cam_weights(
         lambda i, scores: lax.cond(i < needed, passes, lambda _, scores: scores, i, scores),
         scores,
     )
-    return jax.nn.softmax(_of_targets(scores, targets), axis=-1)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 def _at_once(images: Any) -> int:

@@ -12,9 +12,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from flaxvgg.cam.explanation import Explanation, Flag
+from flaxvgg.cam.formulas import FEATURE_METHODS
 from flaxvgg.cam.methods import ALIASES, METHODS, explain
 from flaxvgg.cam.names import find_class, find_name
 from flaxvgg.cam.network import as_scores
+from flaxvgg.cam.options import needs_options
 from flaxvgg.files.foreign import plain
 from flaxvgg.images.loading import ImageError, load_pixels, normalise
 from flaxvgg.network.config import VGGConfig
@@ -31,9 +33,11 @@ FLAG_WORDS = {
 }
 _WHOLE_NETWORK = ("full_grad", "fully_convolutional")  # methods that take no layer
 _MOST_CLASSES = 20  # in one picture
+# Methods that are not among "all", but go by their names alone: these take thousands of passes.
+_BY_NAME = ("is_cam",)
 # What the progress bar counts. Score-CAM masks the image with each of the 512 channels of relu5_3,
-# after two passes without; a backward pass takes as long as two forward ones.
-_PASSES = {"score_cam": 514}
+# after two passes without, IS-CAM in ten strengths; a backward pass takes as long as two forward.
+_PASSES = {"score_cam": 514, "is_cam": 5122}
 _OTHER_PASSES = 3
 
 
@@ -123,11 +127,16 @@ def _class(text: str, count: int, names: Sequence[str]) -> int:
 
 
 def methods_for(config: VGGConfig, with_layer: bool = False) -> tuple[str, ...]:
-    """The methods that a network can be explained with, or those of them that take a layer."""
+    """The methods that "all" means for a network, or those of them that take a layer.
+
+    Without those that are random, and would need a key, and those that take thousands of passes.
+    """
     kinds = {layer.kind for layer in config.head}
-    without = set(_WHOLE_NETWORK) if with_layer else set()
+    without = {*_BY_NAME, *filter(needs_options, METHODS)}
+    if with_layer:
+        without |= set(_WHOLE_NETWORK)
     if not config.head:
-        without |= set(METHODS) - {"eigen_cam"}
+        without |= set(METHODS) - set(FEATURE_METHODS)
     if "global_avg_pool" not in kinds or with_layer:
         without.add("cam")
     if "fc6" not in config.layer_names:
@@ -153,7 +162,7 @@ def plan_maps(
         methods = methods_for(config, with_layer=layers is not None)
     elif not methods:
         methods = ("grad_cam",) if config.head else ("eigen_cam",)
-    needy = [method for method in methods if method != "eigen_cam"]
+    needy = [method for method in methods if method not in FEATURE_METHODS]
     if needy and not config.head:
         raise ValueError(
             f"{needy[0]} explains a class, and this model has none: {config.no_head_because}. Use "
