@@ -173,7 +173,7 @@ def test_a_checkpoint_without_a_classifier(tmp_path, headless, photos):
     flaxvgg.save(headless, weights)
     result = run(photo, "--weights", weights, "--size", "32x64", "--out", out)
     assert result.exit_code == 0, result.output
-    assert "eigen_cam, which knows no classes" in result.stdout
+    assert "eigen_cam alone, without classes" in result.stdout
     row = json.loads((out / "cam.json").read_text())["maps"][0]
     assert (row["method"], row["class"], row["score"]) == ("eigen_cam", None, None)
     with np.load(out / "maps.npz") as arrays:

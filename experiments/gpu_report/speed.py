@@ -25,6 +25,7 @@ from experiments.torch_device import DEVICE, wait
 from flaxvgg.cam.conventions import CONVENTIONS
 from flaxvgg.cam.maps import layer_maps
 from flaxvgg.cam.methods import explain
+from flaxvgg.cam.options import NoOptions
 from flaxvgg.cam.targets import Targets
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
@@ -216,7 +217,7 @@ class Bench:
         classes = Targets(jax.numpy.arange(plan.several, dtype=jax.numpy.int32)[None])
         layer = [x.name for x in self.config.conv_stack if x.kind == "relu"][-1]
         stacks = model.conv_stack, model.head
-        static = self.config, "grad_cam", (layer,), CONVENTIONS["paper"]
+        static = NoOptions(), self.config, "grad_cam", (layer,), CONVENTIONS["paper"]
         trained = self.model(mode, stored="float32")
         trainer = Trainer.of(trained, subject.TRAINING)
         images, labels = subject.training_batch(plan)
@@ -224,9 +225,7 @@ class Bench:
         logits = jax.jit(lambda state, x: nnx.merge(structure, state)(x))
         programs = {
             f"forward, batch {batch}": logits.lower(state, many),
-            f"grad_cam, {plan.several} cl.": layer_maps.lower(
-                stacks, one, classes, *static
-            ),
+            f"grad_cam, {plan.several} cl.": layer_maps.lower(stacks, one, classes, *static),
             "training step": jax.jit(Trainer.step, static_argnums=0, donate_argnums=1).lower(
                 trainer, trainer.start(trained), subject.on_device(images, mode), labels
             ),
