@@ -260,8 +260,8 @@ def test_refine_cam():
         assert found == pytest.approx(expected, abs=1e-6), name
 
 
-def smoothed(convention: str, gradients: list[np.ndarray]) -> np.ndarray:
-    """SmoothGrad-CAM++'s map for these samples' gradients (h, w, channel)."""
+def smoothed(convention: str, gradients: list[np.ndarray], noise: np.ndarray) -> np.ndarray:
+    """SmoothGrad-CAM++'s map, of some samples' gradients and what noise adds to the last one."""
     second, third = (np.mean([g**p for g in gradients], axis=0) for p in (2, 3))
     if convention == "torchcam":
         g, inner, eps = gradients[-1], (A * third).sum(axis=(0, 1), keepdims=True), 1e-8
@@ -269,27 +269,29 @@ def smoothed(convention: str, gradients: list[np.ndarray]) -> np.ndarray:
         g, inner, eps = np.mean(gradients, axis=0), A.sum(axis=(0, 1), keepdims=True) * third, 0
     below = 2 * second + inner + eps
     alpha = np.divide(second, below, out=np.zeros_like(second), where=below != 0)
-    return channels(*(alpha * np.maximum(g, 0)).sum(axis=(0, 1)))
+    seen = A + noise if convention == "torchcam" else A
+    return seen @ (alpha * np.maximum(g, 0)).sum(axis=(0, 1))
 
 
 def test_smooth_grad_cam_plus_plus():
     key = jax.random.key(3)
+    drawn = [jax.random.normal(jax.random.fold_in(key, i), (1, 2, 2, 3)) for i in range(4)]
+    noise = [np.asarray(x)[0, ..., :2] for x in drawn]
+    # Noise changes no gradient by the ReLU's output, which is a weight; so alpha is Grad-CAM++'s,
+    # 1 / (2 + sum(A) g), or torchcam's, with the sum of A g^3.
     for convention in CONVENTIONS:
-        # Noise does not change the gradient at the ReLU, whose weights it is; so alpha is
-        # Grad-CAM++'s, 1 / (2 + sum(A) g), or torchcam's, with the sum of A g^3.
         found = the_map("smooth_grad_cam++", convention, key=key)[0]
-        assert found == pytest.approx(smoothed(convention, [G]), rel=1e-5)
+        rectified = np.maximum(A + 0.3 * noise[3], 0) - A
+        assert found == pytest.approx(smoothed(convention, [G], rectified), rel=1e-5, abs=1e-6)
     assert the_map("smooth_grad_cam++", key=key)[0] == pytest.approx(the_map("grad_cam++")[0])
     # Before the ReLU the noise decides where the gradient passes.
-    noise = [
-        jax.random.normal(jax.random.fold_in(key, i), (1, 2, 2, 3))[0, ..., :2] for i in range(3)
-    ]
-    gradients = [np.where(A + 0.5 * np.asarray(x) > 0, G, 0) for x in noise]
+    gradients = [np.where(A + 0.5 * x > 0, G, 0) for x in noise[:3]]
     assert not np.array_equal(gradients[0], gradients[2])
     for convention in CONVENTIONS:
         options = {"key": key, "samples": 3, "noise": 0.5}
         found = the_map("smooth_grad_cam++", convention, "conv1", **options)[0]
-        assert found == pytest.approx(smoothed(convention, gradients), rel=1e-5)
+        expected = smoothed(convention, gradients, 0.5 * noise[2])
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def masked_score(mask: np.ndarray) -> float:

@@ -31,7 +31,7 @@ class Convention:
     finer_alpha: float = 0.6
     finer_by_probability: bool = False  # how references are weighted
     shapley_by_probability: bool = True  # the score of a class
-    smooth_by_last: bool = False  # the gradient that SmoothGrad-CAM++ averages
+    smooth_by_last: bool = False  # SmoothGrad-CAM++ by the last sample, not the mean
     smooth_eps: float = 0.0
     mask: Literal["resize then scale", "scale then resize"] = "resize then scale"
     mask_corners: bool = False
