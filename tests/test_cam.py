@@ -1,6 +1,5 @@
 """`flaxvgg.explain` as users call it: classes, layers, transformations, flags, and bad input."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,8 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import flaxvgg
 from flaxvgg import Explanation, Flag
-from flaxvgg.cam import maps as cam_maps
-from flaxvgg.cam import masking
+from flaxvgg.cam import masking, targets
 from flaxvgg.cam.full_grad import bias_layers, biases
 from flaxvgg.cam.maps import layer_maps
 from flaxvgg.cam.network import Network
@@ -38,20 +36,6 @@ def gap_model() -> VGG:
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
     return random_images(2, 32, 32)
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    """The programs that XLA compiles, as they come."""
-    found: list[str] = []
-
-    def listen(event: str, duration: float, **kwargs) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(kwargs.get("fun_name", ""))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 # The same sums in another order: at most 588 terms (fc6's) in each of the tiny network's five
@@ -105,7 +89,7 @@ def test_classes_in_chunks(
     layers = ["relu1_1", "relu2_1"]
     at_once = flaxvgg.explain(model, images, "all", method, layers)
     sizes = 4 * 2 * (32 * 32 * 8 + 16 * 16 * 12)
-    monkeypatch.setattr(cam_maps, "_LARGEST", 3 * sizes)  # 3 of 7 classes at a time
+    monkeypatch.setattr(targets, "_LARGEST", 3 * sizes)  # 3 of 7 classes at a time
     layer_maps.clear_cache()
     in_chunks = flaxvgg.explain(model, images, "all", method, layers)
     for whole, chunked in zip(at_once.layer_maps, in_chunks.layer_maps, strict=True):
@@ -202,14 +186,18 @@ def test_other_classes_images_and_weights_are_no_new_program(
         assert not np.array_equal(found[0], found[1])
 
 
-@pytest.mark.parametrize("method", ["grad_cam", "ablation_cam", "eigen_grad_cam"])
+OPTIONS = {"smooth_grad_cam++": {"key": jax.random.key(0), "samples": 2}}
+
+
+@pytest.mark.parametrize("method", ["shapley_cam", "ablation_cam", "smooth_grad_cam++"])
 def test_under_jit_vmap_and_a_sharded_batch(model: VGG, images: np.ndarray, method: str):
-    expected = flaxvgg.explain(model, images, [1, 2], method)
-    again = flaxvgg.explain(model, images, [1, 2], method)
+    options = OPTIONS.get(method, {})
+    expected = flaxvgg.explain(model, images, [1, 2], method, **options)
+    again = flaxvgg.explain(model, images, [1, 2], method, **options)
     assert np.array_equal(expected.maps, again.maps)  # no hidden state: the same bits
 
     def maps(model: VGG, images: jax.Array, classes: jax.Array) -> jax.Array:
-        return flaxvgg.explain(model, images, classes, method).maps
+        return flaxvgg.explain(model, images, classes, method, **options).maps
 
     close = reordered(expected.maps)
     classes = jnp.array([[1, 2], [1, 2]])
@@ -223,9 +211,57 @@ def test_under_jit_vmap_and_a_sharded_batch(model: VGG, images: np.ndarray, meth
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     sharding = NamedSharding(mesh, PartitionSpec("batch"))
     replicated = jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
-    sharded = flaxvgg.explain(replicated, jax.device_put(images, sharding), [1, 2], method)
+    sharded = flaxvgg.explain(
+        replicated, jax.device_put(images, sharding), [1, 2], method, **options
+    )
     assert sharded.maps == close
     assert len(sharded.maps.sharding.device_set) == 2
+
+
+def test_other_options_are_no_new_program(model: VGG, images: np.ndarray, compilations: list[str]):
+    key = jax.random.split(jax.random.key(0))
+    calls = {
+        "finer_cam": [{"alpha": 0.5}, {"alpha": 0.7}],
+        "fem": [{"sigmas": 1.0}, {"sigmas": 2.5}],
+        "ss_cam": [{"key": key[0], "samples": 2}, {"key": key[1], "samples": 2, "noise": 1.0}],
+    }
+    for method, (one, other) in calls.items():
+        layer_maps.clear_cache()
+        first = np.asarray(flaxvgg.explain(model, images, [0, 1], method, **one).maps)
+        compilations.clear()
+        second = np.asarray(flaxvgg.explain(model, images, [2, 3], method, **other).maps)
+        assert not compilations, method
+        assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("method", ["smooth_grad_cam++", "ss_cam"])
+def test_noise_is_that_of_the_key_for_every_image_alike(
+    model: VGG, images: np.ndarray, method: str
+):
+    def maps(images: np.ndarray, seed: int) -> np.ndarray:
+        options = {"key": jax.random.key(seed), "samples": 2, "noise": 1.0}
+        return np.asarray(flaxvgg.explain(model, images, 3, method, **options).maps)
+
+    both = maps(images, 0)
+    assert both[1:] == reordered(maps(images[1:], 0))
+    assert np.abs(both - maps(images, 1)).max() > 1e-3 * np.abs(both).max()
+
+
+@pytest.mark.parametrize("method", ["ss_cam", "is_cam", "smooth_grad_cam++"])
+def test_memory_does_not_grow_with_samples(model: VGG, method: str):
+    """What a compiled program holds at once."""
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+
+    def needs(samples: int) -> int:
+        options = {"samples": samples}
+        if method != "is_cam":
+            options["key"] = jax.random.key(0)
+        maps = jax.jit(lambda x: flaxvgg.explain(model, x, [1, 2], method, **options).maps)
+        return maps.lower(image).compile().memory_analysis().temp_size_in_bytes
+
+    few, many = needs(4), needs(40)
+    of_one = 4 * 64 * 64 * 3  # an image
+    assert of_one < many < few + of_one
 
 
 def test_score_cam_under_jit_and_a_sharded_batch(model: VGG, images: np.ndarray):
@@ -297,6 +333,8 @@ def test_eigen_cam_needs_no_head(images: np.ndarray, model: VGG):
     assert (bound < 1e-3).all()
     one, other = (np.asarray(e.maps).reshape(len(images), -1) for e in (found, with_head))
     assert (np.linalg.norm(one - other, axis=1) <= bound * np.linalg.norm(other, axis=1)).all()
+    for method in ("fem", "kpca_cam"):
+        assert flaxvgg.explain(headless, images, method=method).classes.tolist() == [[-1], [-1]]
     with pytest.raises(ValueError, match="no logits"):
         flaxvgg.explain(headless, images)
 
@@ -358,7 +396,8 @@ def test_results_are_pytrees(model: VGG, images: np.ndarray):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "gradcam"}, "no method 'gradcam': choose from cam, grad_cam"),
+        ({"method": "saliency"}, "no method 'saliency': choose from cam, grad_cam"),
+        ({"method": "gradcan"}, "no method 'gradcan': did you mean grad_cam"),
         ({"convention": "jacobgil"}, "choose from paper, grad-cam, torchcam"),
         ({"layer": "relu9_1"}, "no layer 'relu9_1'; did you mean"),
         ({"layer": "relu6"}, "no map at 'relu6': choose from conv1_1, .*, pool2"),
@@ -366,10 +405,20 @@ def test_results_are_pytrees(model: VGG, images: np.ndarray):
         ({"layer": []}, "no layer was given"),
         ({"classes": 7}, "no class 7: the model has classes 0 to 6"),
         ({"classes": [0, -1]}, "no class -1"),
-        ({"classes": "cat"}, "not 'cat'"),
+        (
+            {"classes": "cat"},
+            "no class 'cat': the weights have no class names: pass numbers from 0",
+        ),
         ({"classes": []}, "classes"),
         ({"classes": np.zeros((3, 2), int)}, "for 2 images"),
         ({"method": "cam"}, "with_gap"),
+        ({"alpha": 1.0}, "'grad_cam' has no option 'alpha': it takes none"),
+        ({"method": "finer_cam", "gamma": 1.0}, "no option 'gamma': it takes alpha, references"),
+        ({"method": "finer_cam", "references": 0}, "references must be at least 1, not 0"),
+        ({"method": "is_cam", "samples": 0}, "samples must be at least 1, not 0"),
+        ({"method": "ss_cam"}, r"'ss_cam' is random: pass key=jax.random.key\(0\)"),
+        ({"method": "ss_cam", "key": 0}, "'ss_cam' is random"),
+        ({"method": "finer_cam", "classes": jnp.tanh}, "compares classes: pass them, or"),
         ({"method": "full_grad", "layer": "relu2_1"}, "takes no layer"),
     ],
     ids=str,

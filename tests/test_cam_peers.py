@@ -5,6 +5,8 @@ has overwritten with gradients from before it. The classifier is random, since n
 carries ImageNet's.
 """
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -12,22 +14,28 @@ import torch
 import torchcam.methods
 import torchvision
 from pytorch_grad_cam import (
+    FEM,
+    KPCA_CAM,
     AblationCAM,
     EigenCAM,
     EigenGradCAM,
+    FinerCAM,
     FullGrad,
     GradCAM,
     GradCAMElementWise,
     GradCAMPlusPlus,
     HiResCAM,
     LayerCAM,
+    RefineCAM,
     ScoreCAM,
+    ShapleyCAM,
     XGradCAM,
 )
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputReST, ClassifierOutputTarget
 
 import flaxvgg
 from flaxvgg import Flag
+from flaxvgg.cam.conventions import CONVENTIONS
 from flaxvgg.conversion.reading import read_source
 from flaxvgg.images.loading import load_images
 from flaxvgg.images.samples import sample_photos
@@ -48,6 +56,9 @@ GRAD_CAM = {
     "full_grad": FullGrad,
     "score_cam": ScoreCAM,
     "ablation_cam": AblationCAM,
+    "shapley_cam": ShapleyCAM,
+    "fem": FEM,
+    "kpca_cam": KPCA_CAM,
 }
 TORCHCAM = {
     "grad_cam": torchcam.methods.GradCAM,
@@ -55,8 +66,22 @@ TORCHCAM = {
     "xgrad_cam": torchcam.methods.XGradCAM,
     "layer_cam": torchcam.methods.LayerCAM,
     "score_cam": torchcam.methods.ScoreCAM,
+    "finer_cam": torchcam.methods.FinerCAM,
+    "refine_cam": torchcam.methods.RefineCAM,
+    "is_cam": partial(torchcam.methods.ISCAM, num_samples=2),
+    "ss_cam": partial(torchcam.methods.SSCAM, num_samples=2),
+    "smooth_grad_cam++": torchcam.methods.SmoothGradCAMpp,
 }
-SLOW = ("score_cam", "ablation_cam")  # 512 passes here or there
+MASKING = ("score_cam", "ss_cam", "is_cam")
+KEY = jax.random.key(7)
+OPTIONS = {
+    "is_cam": {"samples": 2},
+    "ss_cam": {"key": KEY, "samples": 2},
+    "smooth_grad_cam++": {"key": KEY},
+}
+SEVERAL = ("features.22", LAYER)
+SIGNLESS = ("eigen_cam", "eigen_grad_cam", "kpca_cam")  # grad-cam's sign is LAPACK's
+SLOW = (*MASKING, "ablation_cam")  # 512 passes here or there, or more
 # Of the map's range. Both sides are float32: 13 layers of sums of up to 9 x 512 terms, whose
 # roundings of half an eps add up at random, are apart by 13 sqrt(4608) eps / 2. Measured: 2e-6.
 ROUNDINGS = 13 * 4608**0.5 * float(np.finfo(np.float32).eps) / 2  # 5.3e-5
@@ -119,7 +144,8 @@ def photos() -> np.ndarray:
 def ours(model: VGG, images: np.ndarray, method: str, convention: str, layers=(LAYER,), sign=1):
     classes = np.array(CLASSES)[: len(images), None]
     layer = None if method == "full_grad" else layers
-    found = flaxvgg.explain(model, images, classes, method, layer, convention)
+    options = OPTIONS.get(method, {})
+    found = flaxvgg.explain(model, images, classes, method, layer, convention, **options)
     assert np.isin(found.flags, (Flag.FINE, Flag.NEGATIVE)).all(), method
     return np.asarray(jax.tree.map(lambda x: sign * x, found).heatmaps())[:, 0]
 
@@ -131,9 +157,28 @@ def of_grad_cam(network, images: np.ndarray, method: str, layers=(LAYER,)) -> np
         return cam(tensor, [ClassifierOutputTarget(c) for c in CLASSES[: len(images)]])
 
 
+class Replayed:
+    """What `sample` of torchcam's distribution gives in turn: the noise that we draw from `KEY`."""
+
+    def __init__(self, method: str, shape: tuple[int, ...], deviation: float):
+        self.method, self.shape, self.deviation, self.calls = method, shape, deviation, 0
+
+    def sample(self, size: torch.Size) -> torch.Tensor:
+        key = jax.random.fold_in(KEY, self.calls)
+        self.calls += 1
+        if self.method == "ss_cam":  # a map for each channel
+            keys = jax.vmap(lambda c: jax.random.fold_in(key, c))(np.arange(size[1]))
+            noise = jax.vmap(lambda key: jax.random.normal(key, self.shape[1:3]))(keys)[None]
+        else:  # an image
+            noise = jax.random.normal(key, (1, *self.shape[1:])).transpose(0, 3, 1, 2)
+        return torch.from_numpy(self.deviation * np.array(noise)).expand(size)
+
+
 def of_torchcam(network, images: np.ndarray, method: str, layers=(LAYER,)) -> np.ndarray:
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().requires_grad_()
     with TORCHCAM[method](network, list(layers)) as cam:
+        if method in ("ss_cam", "smooth_grad_cam++"):
+            cam._distrib = Replayed(method, images.shape, cam.std)
         maps = cam(CLASSES[: len(images)], network(tensor))
         return cam.fuse_cams(maps).detach().numpy()
 
@@ -142,11 +187,11 @@ def of_torchcam(network, images: np.ndarray, method: str, layers=(LAYER,)) -> np
     "method", quickly(GRAD_CAM, *set(GRAD_CAM) - {"score_cam", "ablation_cam"})
 )
 def test_equals_grad_cam(pair: Pair, gap_pair: Pair, photos: np.ndarray, method: str):
-    network, model = gap_pair if method == "score_cam" else pair
+    network, model = gap_pair if method in MASKING else pair
     images = photos[:1, :32, :32] if method in SLOW else photos
     expected = of_grad_cam(network, images, method)
     found = ours(model, images, method, "grad-cam")
-    if method.startswith("eigen"):  # grad-cam's sign is LAPACK's, ours is fixed
+    if method in SIGNLESS:
         turned = ours(model, images, method, "grad-cam", sign=-1)
         distance = [np.abs(x - expected).max(axis=(1, 2)) for x in (found, turned)]
         nearer = (distance[0] < distance[1])[:, None, None]
@@ -158,14 +203,16 @@ def test_equals_grad_cam(pair: Pair, gap_pair: Pair, photos: np.ndarray, method:
     assert expected.std() > 0.02
 
 
-@pytest.mark.parametrize("method", quickly(TORCHCAM, *set(TORCHCAM) - {"score_cam"}))
+@pytest.mark.parametrize("method", quickly(TORCHCAM, *set(TORCHCAM) - set(MASKING)))
 def test_equals_torchcam(pair: Pair, gap_pair: Pair, photos: np.ndarray, method: str):
-    network, model = gap_pair if method == "score_cam" else pair
+    network, model = gap_pair if method in MASKING else pair
     images = photos[:1, :32, :32] if method in SLOW else photos
-    expected = of_torchcam(network, images, method)
-    found = ours(model, images, method, "torchcam")
+    layers = SEVERAL if method == "refine_cam" else (LAYER,)
+    expected = of_torchcam(network, images, method, layers)
+    found = ours(model, images, method, "torchcam", layers)
     print(f"\n{method}: {np.abs(found - expected).max():.1e} from torchcam's")
-    assert found.shape == expected.shape == (len(images), *(s // 16 for s in images.shape[1:3]))
+    stride = 8 if method == "refine_cam" else 16
+    assert found.shape == expected.shape == (len(images), *(s // stride for s in images.shape[1:3]))
     assert found == pytest.approx(expected, abs=ROUNDINGS)
     assert expected.std() > 0.02
 
@@ -178,6 +225,48 @@ def test_several_layers_are_joined_as_theirs(pair: Pair, photos: np.ndarray, met
     assert joined == pytest.approx(of_grad_cam(network, photos, method, layers), abs=ROUNDINGS)
     joined = ours(model, photos, method, "torchcam", layers)
     assert joined == pytest.approx(of_torchcam(network, photos, method, layers), abs=ROUNDINGS)
+
+
+def test_finer_cam_equals_grad_cams(pair: Pair, photos: np.ndarray):
+    # grad-cam finds the closest classes itself where it is given the index of one class.
+    network, model = pair
+    tensor = torch.from_numpy(photos).permute(0, 3, 1, 2).contiguous()
+    with FinerCAM(network, [network.get_submodule(LAYER)]) as cam:
+        maps = [cam(tensor[i : i + 1], target_idx=c)[0] for i, c in enumerate(CLASSES)]
+    found = ours(model, photos, "finer_cam", "grad-cam")
+    print(f"\nfiner_cam: {np.abs(found - maps).max():.1e} from grad-cam's")
+    assert found == pytest.approx(np.stack(maps), abs=ROUNDINGS)
+    assert np.stack(maps).std() > 0.02
+    plain = ours(model, photos, "grad_cam", "grad-cam")
+    assert np.abs(plain - found).max() > 0.05
+
+
+def test_refine_cam_equals_grad_cams(pair: Pair, photos: np.ndarray):
+    network, model = pair
+    tensor = torch.from_numpy(photos).permute(0, 3, 1, 2).contiguous()
+    cam = RefineCAM(network, [network.get_submodule(name) for name in SEVERAL])
+    expected = cam(tensor, [ClassifierOutputTarget(c) for c in CLASSES])
+    for base in cam.base_cam_per_layer:
+        base.activations_and_grads.release()
+    found = ours(model, photos, "refine_cam", "grad-cam", SEVERAL)
+    print(f"\nrefine_cam: {np.abs(found - expected).max():.1e} from grad-cam's")
+    assert found == pytest.approx(expected, abs=ROUNDINGS)
+    assert expected.std() > 0.02
+
+
+def test_shapley_cam_of_the_papers_score_equals_grad_cams(pair: Pair, photos: np.ndarray):
+    # grad-cam takes logits unless it is told otherwise; the paper's score has a Hessian.
+    network, model = pair
+    tensor = torch.from_numpy(photos).permute(0, 3, 1, 2).contiguous()
+    with ShapleyCAM(network, [network.get_submodule(LAYER)]) as cam:
+        expected = cam(tensor, [ClassifierOutputReST(c) for c in CLASSES])
+    classes = np.array(CLASSES)[:, None]
+    raw = flaxvgg.explain(model, photos, classes, "shapley_cam", LAYER)
+    found = np.asarray(CONVENTIONS["grad-cam"].heatmaps(raw.layer_maps, "shapley_cam", (80, 64)))
+    print(f"\nshapley_cam: {np.abs(found[:, 0] - expected).max():.1e} from grad-cam's")
+    assert found[:, 0] == pytest.approx(expected, abs=ROUNDINGS)
+    logit = ours(model, photos, "shapley_cam", "grad-cam")
+    assert np.abs(logit - expected).max() > 0.01
 
 
 def test_cam_equals_torchcams(gap_pair: Pair, photos: np.ndarray):

@@ -85,7 +85,7 @@ def test_benchmark_page_is_that_of_its_results():
     assert text == page(bench_report.readme, results)
     measured = {(row["method"], row["tool"]) for row in results["results"]}
     assert measured >= {(method, tool) for method in ours.METHODS for tool in bench.TOOLS}
-    assert set(ours.METHODS) == set(flaxvgg.METHODS) == set(results["compilations"])
+    assert set(ours.METHODS) == set(results["compilations"]) <= set(flaxvgg.METHODS)
     assert "compiled nothing" in text
 
 

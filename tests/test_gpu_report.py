@@ -28,6 +28,8 @@ from experiments.gpu_report.subject import BFLOAT16, HIGHEST, TF32, TINY
 from flaxvgg.cam.conventions import CONVENTIONS
 from flaxvgg.cam.maps import layer_maps, maps_of_scores
 from flaxvgg.cam.methods import METHODS
+from flaxvgg.cam.options import OPTIONS, NoOptions
+from flaxvgg.cam.targets import Targets
 from flaxvgg.conversion.pytorch import torch_references
 from flaxvgg.conversion.rule import compare
 from flaxvgg.heads.replacement import score_maps
@@ -147,23 +149,29 @@ def test_it_finds_what_the_verification_finds():
 def our_maps() -> dict[str, np.ndarray]:
     """Every method's maps of a tiny network; one program for all takes less compiling."""
     plain, gap = tiny_vgg(TINY_CLASSIFIER), tiny_vgg(TINY_GAP)
-    classes = jnp.asarray([CLASSES] * 2)
+    targets = Targets(jnp.asarray([CLASSES] * 2))
 
     @jax.jit
     def found(images: jax.Array) -> dict[str, jax.Array]:
-        maps_by_method = {"fully_convolutional": maps_of_scores(score_maps(plain, images), classes)}
-        for method in METHODS[:-1]:
+        maps_by_method = {"fully_convolutional": maps_of_scores(score_maps(plain, images), targets)}
+        for method in set(torch_maps.METHODS) - {"fully_convolutional"}:
             model = gap if method == "cam" else plain
             layers = {"full_grad": (), "cam": ("pool2",)}.get(method, ("relu2_1",))
-            static = model.config, method, layers, CONVENTIONS["paper"]
+            options = OPTIONS.get(method, NoOptions)()
+            static = options, model.config, method, layers, CONVENTIONS["paper"]
             stacks = model.conv_stack, model.head
-            maps_by_method[method] = layer_maps(stacks, images, classes, *static)
+            maps_by_method[method] = layer_maps(stacks, images, targets, *static)
         return {method: maps[0] for method, (maps, _, _) in maps_by_method.items()}
 
     return {method: np.asarray(maps) for method, maps in found(jnp.asarray(IMAGES)).items()}
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_all_methods_are_compared_but_the_random_and_the_composed():
+    composed = {"smooth_grad_cam++", "ss_cam", "is_cam", "refine_cam"}
+    assert set(torch_maps.METHODS) == set(METHODS) - composed
+
+
+@pytest.mark.parametrize("method", torch_maps.METHODS)
 def test_plain_maps_are_the_papers(our_maps: dict[str, np.ndarray], method: str):
     model = tiny_vgg(TINY_GAP if method == "cam" else TINY_CLASSIFIER)
     network = _torch_twin(model)

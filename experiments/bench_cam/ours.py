@@ -18,6 +18,8 @@ from flaxvgg.network.model import VGG
 StateDict = Mapping[str, np.ndarray]
 SEVERAL = 8  # classes of one image in one call
 ONLY_ONE = ("eigen_cam", "full_grad", "score_cam", "ablation_cam", "fully_convolutional", "cam")
+# What the others cost follows from these: Finer-CAM, Shapley-CAM and RefineCAM are gradients, FEM
+# and KPCA-CAM as Eigen-CAM, and each sample of the rest is one of Grad-CAM++ or Score-CAM.
 METHODS = (*GRADIENT_METHODS, *ONLY_ONE)
 _FIXED_PASSES = 2  # of Score-CAM: the image itself, and the image that is masked altogether
 

@@ -12,8 +12,9 @@ from flaxvgg.cam.methods import METHODS, explain
 from flaxvgg.conversion.rule import keeps_rule, ratio_of
 from flaxvgg.network.model import VGG
 
-WITH_CLASSIFIER = tuple(method for method in METHODS if method != "cam")
-WITH_GAP = tuple(method for method in METHODS if method != "fully_convolutional")
+_WRITTEN = tuple(method for method in METHODS if method in torch_maps.METHODS)
+WITH_CLASSIFIER = tuple(method for method in _WRITTEN if method != "cam")
+WITH_GAP = tuple(method for method in _WRITTEN if method != "fully_convolutional")
 
 
 def check(

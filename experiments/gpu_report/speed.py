@@ -25,6 +25,8 @@ from experiments.torch_device import DEVICE, wait
 from flaxvgg.cam.conventions import CONVENTIONS
 from flaxvgg.cam.maps import layer_maps
 from flaxvgg.cam.methods import explain
+from flaxvgg.cam.options import NoOptions
+from flaxvgg.cam.targets import Targets
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
 from flaxvgg.sparsity.counting import measure_sparsity
@@ -212,10 +214,10 @@ class Bench:
         plan, model = self.plan, self.model(mode)
         batch, size = max(plan.forward_batches), (plan.size, plan.size)
         many, one = (subject.on_device(subject.noise(n, size), mode) for n in (batch, 1))
-        classes = jax.numpy.arange(plan.several, dtype=jax.numpy.int32)[None]
+        classes = Targets(jax.numpy.arange(plan.several, dtype=jax.numpy.int32)[None])
         layer = [x.name for x in self.config.conv_stack if x.kind == "relu"][-1]
         stacks = model.conv_stack, model.head
-        static = self.config, "grad_cam", (layer,), CONVENTIONS["paper"]
+        static = NoOptions(), self.config, "grad_cam", (layer,), CONVENTIONS["paper"]
         trained = self.model(mode, stored="float32")
         trainer = Trainer.of(trained, subject.TRAINING)
         images, labels = subject.training_batch(plan)

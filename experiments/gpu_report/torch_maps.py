@@ -18,7 +18,7 @@ _CHUNK = 32  # passes of Score-CAM and Ablation-CAM that run as one batch
 def maps_of(
     network: torch.nn.Module, images: Tensor, classes: Sequence[int], method: str
 ) -> Tensor:
-    """The maps of one of `flaxvgg.METHODS`, at the last ReLU; for "cam" of what is pooled."""
+    """The maps of one of `METHODS`, at the last ReLU; for "cam" of what is pooled."""
     if method in _BY_GRADIENT:
         return _by_gradient(network, images, classes, _BY_GRADIENT[method])
     return _OTHERS[method](network, images, classes)
@@ -36,6 +36,43 @@ def _by_gradient(
         (gradient,) = torch.autograd.grad(scores[:, c].sum(), activations, retain_graph=True)
         maps.append(formula(activations.detach(), gradient))
     return torch.stack(maps, dim=1)
+
+
+def _by_score(
+    network, images: Tensor, classes: Sequence[int], score: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """Grad-CAM of scores (N,) that are made of the logits, less half of Hessian times A."""
+    with torch.no_grad():
+        activations = _before_pooling(network, images)
+    activations.requires_grad_()
+    logits = _behind(network, activations)
+    maps = []
+    for c in classes:
+        total = score(logits, c).sum()
+        (gradient,) = torch.autograd.grad(total, activations, create_graph=True)
+        along = (gradient * activations.detach()).sum()
+        (hessian,) = torch.autograd.grad(along, activations, retain_graph=True)
+        maps.append(_grad_cam(activations.detach(), (gradient - hessian / 2).detach()))
+    return torch.stack(maps, dim=1)
+
+
+def _finer_score(logits: Tensor, c: int) -> Tensor:
+    distances = (logits - logits[:, [c]]).abs().detach()
+    distances[:, c] = torch.inf
+    closest = distances.topk(min(3, logits.shape[1] - 1), largest=False).indices
+    return logits[:, c] - 0.6 * logits.gather(1, closest).mean(dim=1)
+
+
+def _shapley_score(logits: Tensor, c: int) -> Tensor:
+    return logits[:, c] + torch.log_softmax(logits, dim=1)[:, c]
+
+
+def _finer_cam(network, images: Tensor, classes: Sequence[int]) -> Tensor:
+    return _by_score(network, images, classes, _finer_score)
+
+
+def _shapley_cam(network, images: Tensor, classes: Sequence[int]) -> Tensor:
+    return _by_score(network, images, classes, _shapley_score)
 
 
 def _before_pooling(network, images: Tensor) -> Tensor:
@@ -112,6 +149,32 @@ def _principal_component(x: Tensor) -> Tensor:
 def _eigen_cam(network, images: Tensor, classes: Sequence[int]) -> Tensor:
     component = _principal_component(_before_pooling(network, images))
     return component[:, None].expand(-1, len(classes), -1, -1)
+
+
+@torch.no_grad()
+def _fem(network, images: Tensor, classes: Sequence[int]) -> Tensor:
+    a = _before_pooling(network, images)
+    above = a - a.mean(dim=(2, 3), keepdim=True)
+    rare = above > 2 * (above**2).mean(dim=(2, 3), keepdim=True).sqrt()
+    weights = rare.to(a.dtype).mean(dim=(2, 3), keepdim=True)
+    return (weights * a).sum(dim=1)[:, None].expand(-1, len(classes), -1, -1)
+
+
+@torch.no_grad()
+def _kpca_cam(network, images: Tensor, classes: Sequence[int]) -> Tensor:
+    """By eigenvectors of the centred sigmoid kernel; it rises with the sum over the channels."""
+    x = _before_pooling(network, images)
+    n, channels, h, w = x.shape
+    rows = x.flatten(2).mT
+    centred = rows - rows.mean(dim=1, keepdim=True)
+    kernel = torch.tanh(centred @ centred.mT / channels + 1)
+    kernel = kernel - kernel.mean(dim=1, keepdim=True)
+    kernel = kernel - kernel.mean(dim=2, keepdim=True)
+    values, vectors = torch.linalg.eigh((kernel + kernel.mT) / 2)
+    coordinates = vectors[..., -1] * values[:, -1:].clamp(min=0).sqrt()
+    rising = (coordinates * centred.sum(dim=2)).sum(dim=1, keepdim=True)
+    maps = torch.where(rising < 0, -coordinates, coordinates).reshape(n, 1, h, w)
+    return maps.expand(-1, len(classes), -1, -1)
 
 
 @torch.no_grad()
@@ -203,12 +266,19 @@ def _fully_convolutional(network, images: Tensor, classes: Sequence[int]) -> Ten
 
 _OTHERS: dict[str, Callable[..., Tensor]] = {
     "cam": _cam,
+    "finer_cam": _finer_cam,
+    "shapley_cam": _shapley_cam,
     "eigen_cam": _eigen_cam,
+    "fem": _fem,
+    "kpca_cam": _kpca_cam,
     "score_cam": _score_cam,
     "ablation_cam": _ablation_cam,
     "full_grad": _full_grad,
     "fully_convolutional": _fully_convolutional,
 }
+
+# Without those that are random, and sums or products of others.
+METHODS = (*_BY_GRADIENT, *_OTHERS)
 
 
 def hooked_grad_cam(network: Any, images: Tensor, classes: Sequence[int]) -> Tensor:

@@ -13,7 +13,9 @@ from flaxvgg.attribution import gradients
 from flaxvgg.attribution.attribution import Attribution
 from flaxvgg.attribution.method import Found, Method
 from flaxvgg.cam.methods import check_evaluating
+from flaxvgg.cam.names import find_name
 from flaxvgg.cam.network import Network
+from flaxvgg.cam.options import options_of
 from flaxvgg.cam.targets import Classes, Targets
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.inputs import check_images
@@ -42,13 +44,9 @@ def attribute(
     >>> flaxvgg.attribute(model, images, classes=[0, 2], method="saliency").values.shape
     (2, 2, 64, 64, 3)
     """
-    known = options_of(method)
-    foreign = [name for name in options if name not in known]
-    if foreign:
-        takes = f"it takes {', '.join(known)}" if known else "it takes none"
-        raise ValueError(f"{method!r} has no option {foreign[0]!r}: {takes}")
+    method = find_name(method, ATTRIBUTIONS)
     config = model.config
-    chosen = _METHODS[method].options(**options)
+    chosen = options_of(method, _METHODS[method].options, options)
     images = check_images(images, model.preprocessing)
     if images.ndim != 4:
         raise ValueError(f"images must have shape (N, H, W, 3), not {images.shape}")
@@ -62,15 +60,14 @@ def attribute(
     return Attribution(*found, method)
 
 
-def options_of(method: str) -> tuple[str, ...]:
+def option_names(method: str) -> tuple[str, ...]:
     """The names of a method's options. Raises ValueError for an unknown method, with the choices.
 
-    >>> flaxvgg.attribution.methods.options_of("saliency")
+    >>> flaxvgg.attribution.methods.option_names("saliency")
     ('signed',)
     """
-    if method not in _METHODS:
-        raise ValueError(f"no method {method!r}: choose from {', '.join(ATTRIBUTIONS)}")
-    return tuple(field.name for field in dataclasses.fields(_METHODS[method].options))
+    options = _METHODS[find_name(method, ATTRIBUTIONS)].options
+    return tuple(field.name for field in dataclasses.fields(options))
 
 
 @partial(jax.jit, static_argnames=("config", "method"))

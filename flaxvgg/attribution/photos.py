@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from flaxvgg.attribution.attribution import Attribution
-from flaxvgg.attribution.methods import ATTRIBUTIONS, attribute, options_of
+from flaxvgg.attribution.methods import ATTRIBUTIONS, attribute, option_names
+from flaxvgg.cam.names import find_name
 from flaxvgg.cam.photos import best_classes, parse_classes
 from flaxvgg.images.loading import ImageError, load_pixels, normalise
 from flaxvgg.network.model import VGG
@@ -71,7 +72,7 @@ def plan_attributions(
     rows: dict[str, tuple[str, dict[str, Any]]] = {}
     given = {"composite": bool(composites), "samples": samples is not None}
     for method in methods:
-        known = options_of(method)
+        known = option_names(method)
         drawn = {"key": jax.random.key(seed)} if "key" in known else {}
         if samples is not None and "samples" in known:
             drawn["samples"] = samples
@@ -81,7 +82,7 @@ def plan_attributions(
         else:
             rows[method] = method, drawn
     for option, is_given in given.items():
-        if is_given and not any(option in options_of(method) for method in methods):
+        if is_given and not any(option in option_names(method) for method in methods):
             raise ValueError(f"--{option} is of no use to {', '.join(methods)}")
     image = jax.ShapeDtypeStruct((1, *size, 3), np.float32)
     for method, options in rows.values():  # traced only: none is to fail after another has run
@@ -97,10 +98,8 @@ def parse_methods(text: str) -> tuple[str, ...]:
     """Methods of a text such as "lrp,saliency", or "all". Raises ValueError for an unknown one."""
     if text == "all":
         return ATTRIBUTIONS
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    for name in names:
-        options_of(name)
-    return names
+    names = [find_name(name, ATTRIBUTIONS) for name in text.split(",")]
+    return tuple(dict.fromkeys(names))
 
 
 def attribute_photos(

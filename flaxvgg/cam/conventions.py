@@ -28,6 +28,11 @@ class Convention:
     plus_plus_eps: float = 0.0
     xgrad_eps: float = 0.0
     ablation_by_magnitude: bool = True
+    finer_alpha: float = 0.6
+    finer_by_probability: bool = False  # how references are weighted
+    shapley_by_probability: bool = True  # the score of a class
+    smooth_by_last: bool = False  # SmoothGrad-CAM++ by the last sample, not the mean
+    smooth_eps: float = 0.0
     mask: Literal["resize then scale", "scale then resize"] = "resize then scale"
     mask_corners: bool = False
     mask_eps: float = 0.0
@@ -63,10 +68,18 @@ class Convention:
                 heat = jnp.tanh(self.layer_cam_gain * heat)
             scaled.append(resize(heat, size, interpolation))
         stacked = jnp.stack(scaled)
-        joined = stacked.max(axis=0) if self.fusion == "max" else stacked.mean(axis=0)
+        if method == "refine_cam":
+            joined = self._product(stacked)
+        else:
+            joined = stacked.max(axis=0) if self.fusion == "max" else stacked.mean(axis=0)
         if self.rescale:
             joined = scale(rectify(joined), self.scale_eps)
         return jnp.clip(joined, 0, 1)  # cubic resizing overshoots
+
+    def _product(self, heat: Float[Array, "layers n k h w"]) -> Float[Array, "n k h w"]:
+        """RefineCAM's, of maps that are each scaled at that size where maps are scaled again."""
+        each = scale(rectify(heat), self.scale_eps) if self.rescale else heat
+        return scale(each.prod(axis=0), self.scale_eps)
 
 
 def rectify(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -97,6 +110,9 @@ CONVENTIONS = {
             plus_plus_eps=1e-6,
             xgrad_eps=1e-7,
             ablation_by_magnitude=False,
+            finer_alpha=1.0,
+            finer_by_probability=True,
+            shapley_by_probability=False,
             mask_corners=True,
             mask_eps=1e-8,
             full_grad_channels=True,
@@ -107,6 +123,8 @@ CONVENTIONS = {
             "torchcam",
             plus_plus_alpha="none",
             xgrad_eps=1e-8,
+            smooth_by_last=True,
+            smooth_eps=1e-8,
             mask="scale then resize",
             mask_eps=1e-8,
             clamp_cam=False,

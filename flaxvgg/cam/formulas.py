@@ -6,12 +6,14 @@ gives raw signed maps (N, h, w). Nothing is clamped, scaled or resized here; the
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
+from flaxvgg.cam.components import kernel_component, principal_component
 from flaxvgg.cam.conventions import Convention, rectify
+from flaxvgg.cam.options import Kernel, NoOptions, Rarity
 
 Activations = Float[Array, "n h w c"]
 Weights = Float[Array, "n c"]
@@ -73,53 +75,29 @@ def eigen_grad_cam(a: Activations, g: Activations, convention: Convention) -> Ma
     return principal_component(g * a)
 
 
-def principal_component(x: Activations) -> Maps:
-    """Every place's coordinate along the first principal component of the channels.
+def fem(a: Activations, options: Rarity) -> Maps:
+    """Channels weighted by their share of rare places, some deviations above their mean.
 
-    What Eigen-CAM shows of the activations (Muhammad & Yeasin 2020, arXiv:2008.00299), centred as
-    in the package grad-cam; uncentred it is nearly the mean map. The sign, which nothing
-    determines, is the one that makes the map rise with the sum over the channels.
+    The feature explanation method (Fuad et al. 2020, IPTA), as in the package grad-cam, where
+    they are two.
     """
-    n, h, w, channels = x.shape
-    rows = x.reshape(n, h * w, channels)
-    total = rows.sum(axis=-1)
-    scale = jnp.max(jnp.abs(rows), axis=(1, 2), keepdims=True)
-    rows = rows / jnp.where(scale > 0, scale, 1)  # squares of small gradients would underflow
-    centred = rows - rows.mean(axis=1, keepdims=True)
-    # The smaller of the two Gram matrices: (hw, hw) gives the map itself, (C, C) its axis.
-    if h * w <= channels:
-        gram = jnp.einsum("npc,nqc->npq", centred, centred, precision="highest")
-        vector = _first_eigenvector(gram)
-        value = jnp.einsum("np,npq,nq->n", vector, gram, vector, precision="highest")
-        coordinates = vector * jnp.sqrt(jnp.maximum(value, 0))[:, None]
-    else:
-        gram = jnp.einsum("npc,npd->ncd", centred, centred, precision="highest")
-        axis = _first_eigenvector(gram)
-        coordinates = jnp.einsum("npc,nc->np", centred, axis, precision="highest")
-    rising = (coordinates * (total - total.mean(axis=1, keepdims=True))).sum(axis=1, keepdims=True)
-    signed = jnp.where(rising < 0, -coordinates, coordinates) * scale[..., 0]
-    return signed.reshape(n, h, w)
+    above = a - a.mean(axis=(1, 2), keepdims=True)
+    deviation = jnp.sqrt((above**2).mean(axis=(1, 2), keepdims=True))
+    rare = (above > options.sigmas * deviation).astype(a.dtype)
+    return weighted(a, rare.mean(axis=(1, 2)))
 
 
-def _first_eigenvector(gram: Float[Array, "n m m"]) -> Float[Array, "n m"]:
-    """The eigenvector of the largest eigenvalue; zero for a matrix of zeros.
+def eigen_cam(a: Activations, options: NoOptions) -> Maps:
+    """The first principal component of the activations."""
+    return principal_component(a)
 
-    By squaring the matrix 14 times, which is the power method with 16,384 steps: on real features
-    as exact as LAPACK, many at a time several times as fast, and the same code on every device.
+
+def kpca_cam(a: Activations, options: Kernel) -> Maps:
+    """The first component of a sigmoid kernel (Karmani et al. 2024, arXiv:2410.00267).
+
+    As in the package grad-cam, but for the sign, which is fixed as Eigen-CAM's.
     """
-
-    def normalised(matrix: Array) -> Array:
-        trace = jnp.trace(matrix, axis1=1, axis2=2)[:, None, None]
-        return matrix / jnp.where(trace > 0, trace, 1)
-
-    def squared(_, matrix: Array) -> Array:
-        return normalised(jnp.einsum("npq,nqr->npr", matrix, matrix, precision="highest"))
-
-    power = lax.fori_loop(0, 14, squared, normalised(gram))
-    longest = jnp.diagonal(power, axis1=1, axis2=2).argmax(axis=1)
-    column = jnp.take_along_axis(power, longest[:, None, None], axis=2)[..., 0]
-    length = jnp.linalg.norm(column, axis=1, keepdims=True)
-    return column / jnp.where(length > 0, length, 1)
+    return kernel_component(a, 1 / a.shape[-1] if options.gamma is None else options.gamma)
 
 
 # Methods that need the gradient at the layer, and nothing else but the activations.
@@ -131,4 +109,11 @@ GRADIENT_METHODS: dict[str, Callable[[Array, Array, Convention], Array]] = {
     "layer_cam": layer_cam,
     "elementwise_grad_cam": elementwise_grad_cam,
     "eigen_grad_cam": eigen_grad_cam,
+}
+
+# Methods that see the activations alone, and know no classes.
+FEATURE_METHODS: dict[str, Callable[[Array, Any], Array]] = {
+    "eigen_cam": eigen_cam,
+    "fem": fem,
+    "kpca_cam": kpca_cam,
 }

@@ -7,15 +7,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
+from flaxvgg.cam.contrasts import compared, valued
 from flaxvgg.cam.conventions import Convention
 from flaxvgg.cam.derivatives import Derivative, channel_derivative, derivative
-from flaxvgg.cam.formulas import GRADIENT_METHODS, principal_component, weighted
+from flaxvgg.cam.formulas import (
+    FEATURE_METHODS,
+    GRADIENT_METHODS,
+    grad_cam,
+    grad_cam_plus_plus,
+    weighted,
+)
 from flaxvgg.cam.full_grad import bias_layers, full_grad
-from flaxvgg.cam.masking import ablation_weights, score_cam_weights
+from flaxvgg.cam.masking import (
+    ablation_weights,
+    is_cam_weights,
+    score_cam_weights,
+    ss_cam_weights,
+)
 from flaxvgg.cam.network import Network, as_float32, as_scores
+from flaxvgg.cam.smoothing import smooth_maps
+from flaxvgg.cam.targets import Targets
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.ops.sharding import spread_by_xla
 
@@ -23,14 +36,19 @@ from flaxvgg.ops.sharding import spread_by_xla
 # These are None for a network without a head.
 Found = tuple[tuple[Array, ...], Int[Array, "n k"], Float[Array, "n k"] | None]
 
-_LARGEST = 256 * 2**20  # bytes of gradients that are held at once
+
+MapsOf = Callable[[dict[str, Array]], tuple[Array, ...]]
+
+# Finer-CAM is Grad-CAM of other scores, RefineCAM a product of Grad-CAM++ over layers.
+_BY_GRADIENT = {**GRADIENT_METHODS, "finer_cam": grad_cam, "refine_cam": grad_cam_plus_plus}
 
 
 @partial(jax.jit, static_argnames=("config", "method", "layers", "convention"))
 def layer_maps(
     stacks: Any,
     images: Float[Array, "n h w 3"],
-    classes: Int[Array, "n k"] | None,
+    targets: Targets,
+    options: Any,
     config: VGGConfig,
     method: str,
     layers: tuple[str, ...],
@@ -41,147 +59,197 @@ def layer_maps(
     `stacks` are the model's two, without its provenance: other weights are no other program.
     """
 
-    def found(images: Array, stacks: Any, classes: Array | None) -> Found:
+    def found(images: Array, stacks: Any, targets: Targets, options: Any) -> Found:
         network = Network(stacks, config)
-        if method in GRADIENT_METHODS:
-            return _by_gradients(network, images, classes, method, layers, convention)
+        if method in _BY_GRADIENT:
+            return _by_gradients(network, images, targets, options, method, layers, convention)
+        if method == "shapley_cam":
+            return _shapley_cam(network, images, targets, layers, convention)
         if method == "full_grad":
-            return _full_grad(network, images, classes, convention)
-        if method == "eigen_cam":
-            return _eigen_cam(network, images, classes, layers)
-        return _by_weights(network, images, classes, method, layers, convention)
+            return _full_grad(network, images, targets, convention)
+        if method in FEATURE_METHODS:
+            return _by_features(network, images, targets, options, method, layers)
+        return _by_weights(network, images, targets, options, method, layers, convention)
 
-    return spread_by_xla(found, images, stacks, classes)
+    return spread_by_xla(found, images, stacks, targets, options)
 
 
 @jax.jit
-def maps_of_scores(score_maps: Float[Array, "n h w c"], classes: Int[Array, "n k"] | None) -> Found:
-    """The wanted classes' part of the score maps of `flaxvgg.score_maps`."""
+def maps_of_scores(score_maps: Float[Array, "n h w c"], targets: Targets) -> Found:
+    """The wanted classes' part of the score maps of `flaxvgg.score_maps`.
 
-    def found(score_maps: Array, classes: Array | None) -> Found:
-        maps = jnp.moveaxis(as_float32(score_maps), -1, 1)
-        scores = as_scores(score_maps)
-        classes = _top(scores) if classes is None else classes
-        chosen = jnp.take_along_axis(maps, classes[:, :, None, None], axis=1, mode="clip")
-        return _found((chosen,), classes, scores)
+    For scores of a function: the sum of the maps, each times the derivative by its mean.
+    """
 
-    return spread_by_xla(found, score_maps, classes)
+    def found(score_maps: Array, targets: Targets) -> Found:
+        maps, scores = as_float32(score_maps), as_scores(score_maps)
+        if targets.function is not None:
+            chosen = targets.map(scores, partial(weighted, maps), maps.nbytes)
+        else:
+            classes, _ = targets.scores(scores)
+            by_class = jnp.moveaxis(maps, -1, 1)
+            chosen = jnp.take_along_axis(by_class, classes[:, :, None, None], axis=1, mode="clip")
+        return _found((chosen,), targets, scores)
+
+    return spread_by_xla(found, score_maps, targets)
 
 
 def _by_gradients(
     network: Network,
     images: Array,
-    classes: Array | None,
+    targets: Targets,
+    options: Any,
     method: str,
     layers: tuple[str, ...],
     convention: Convention,
 ) -> Found:
+    formula = _BY_GRADIENT[method]
+    found, maps_of = _with_formula(network, images, formula, layers, convention)
+    explained = targets
+    if method == "finer_cam":
+        explained = compared(targets.settled(found.scores), options, convention)
+    return _found(_each(found, explained, maps_of), targets, found.scores)
+
+
+def _shapley_cam(
+    network: Network,
+    images: Array,
+    targets: Targets,
+    layers: tuple[str, ...],
+    convention: Convention,
+) -> Found:
+    """Layer by layer: what is explained depends on where."""
+    outputs = network.run(images, {*layers, network.output})
+    scores = as_scores(outputs[network.output])
+    settled = targets.settled(scores)
+    maps: list[Array] = []
+    for name in layers:
+        behind = partial(network.scores, after=name)
+        _, slope = jax.jvp(behind, (outputs[name],), (outputs[name],))
+        found, maps_of = _with_formula(network, images, grad_cam, (name,), convention)
+        maps += _each(found, valued(settled, slope, convention), maps_of)
+    return _found(tuple(maps), targets, scores)
+
+
+def _with_formula(
+    network: Network,
+    images: Array,
+    formula: Callable[[Array, Array, Convention], Array],
+    layers: tuple[str, ...],
+    convention: Convention,
+) -> tuple[Derivative, MapsOf]:
+    """The derivative by the layers, and what makes maps of gradients."""
     linear = network.pooled_by(layers[0]) if len(layers) == 1 else None
-    if method == "grad_cam" and linear is not None:
+    if formula is grad_cam and linear is not None:
         found = channel_derivative(network, images, layers[0], linear)
         places = math.prod(found.activations[layers[0]].shape[1:3])
 
-        def maps_of(gradients: dict[str, Array]) -> tuple[Array, ...]:
+        def from_sums(gradients: dict[str, Array]) -> tuple[Array, ...]:
             weights = {name: g[:, 0, 0] / places for name, g in gradients.items()}
             return tuple(weighted(found.activations[x], weights[x]) for x in layers)
-    else:
-        found = derivative(network, images, layers)
-        formula = GRADIENT_METHODS[method]
 
-        def maps_of(gradients: dict[str, Array]) -> tuple[Array, ...]:
-            return tuple(formula(found.activations[x], gradients[x], convention) for x in layers)
+        return found, from_sums
+    found = derivative(network, images, layers)
 
-    return _for_classes(found, classes, maps_of)
+    def from_gradients(gradients: dict[str, Array]) -> tuple[Array, ...]:
+        return tuple(formula(found.activations[x], gradients[x], convention) for x in layers)
+
+    return found, from_gradients
 
 
-def _full_grad(
-    network: Network, images: Array, classes: Array | None, convention: Convention
-) -> Found:
+def _full_grad(network: Network, images: Array, targets: Targets, convention: Convention) -> Found:
     found = derivative(network, images, ("", *bias_layers(network)))
 
     def maps_of(gradients: dict[str, Array]) -> tuple[Array, ...]:
         return (full_grad(network, images, gradients, convention),)
 
-    return _for_classes(found, classes, maps_of)
+    return _found(_each(found, targets, maps_of), targets, found.scores)
 
 
-def _for_classes(
-    found: Derivative,
-    classes: Array | None,
-    maps_of: Callable[[dict[str, Array]], tuple[Array, ...]],
-) -> Found:
-    """`maps_of(gradients)` for each class: as many at a time as memory allows."""
-    scores = found.scores
-    classes = _top(scores) if classes is None else classes
-
-    def of_class(wanted: Int[Array, " n"]) -> tuple[Array, ...]:
-        one_hot = jax.nn.one_hot(wanted, scores.shape[-1], dtype=scores.dtype)
-        # Zeros like the scores know over which devices these differ, within `jax.shard_map`.
-        return maps_of(found.gradients(one_hot + jnp.zeros_like(scores)))
-
+def _each(found: Derivative, targets: Targets, maps_of: MapsOf) -> tuple[Array, ...]:
+    """`maps_of(gradients)` for each target: as many at a time as memory allows."""
     of_one = sum(x.nbytes for x in found.activations.values())
-    is_known = isinstance(of_one, int)  # or the number of images is a symbol
-    at_once = max(1, _LARGEST // of_one) if is_known else 1
-    if is_known and classes.shape[1] <= at_once:
-        maps = jax.vmap(of_class)(classes.T)
-    else:
-        maps = lax.map(of_class, classes.T, batch_size=at_once)
-    return _found(tuple(jnp.moveaxis(x, 0, 1) for x in maps), classes, scores)
+    return targets.map(found.scores, lambda c: maps_of(found.gradients(c)), of_one)
 
 
 def _by_weights(
     network: Network,
     images: Array,
-    classes: Array | None,
+    targets: Targets,
+    options: Any,
     method: str,
     layers: tuple[str, ...],
     convention: Convention,
 ) -> Found:
-    """The methods that know every class's weight of every channel, (N, K, C)."""
+    """The methods that run the network again, or know every target's weight of every channel."""
     outputs = network.run(images, {*layers, network.output})
     scores = as_scores(outputs[network.output])
-    classes = _top(scores) if classes is None else classes
+    targets = targets.settled(scores)
+    if method == "smooth_grad_cam++":
+        of_layers = {name: as_float32(outputs[name]) for name in layers}
+        arguments = of_layers, scores, targets, options, layers, convention
+        return _found(smooth_maps(network, images, *arguments), targets, scores)
     maps = []
     for name in layers:
         activations = as_float32(outputs[name])
         match method:
             case "cam":
-                weights = _class_weights(network, activations.shape[-1])[classes]
+                weights = _pooled_weights(network, activations.shape[-1], targets, scores)
             case "score_cam":
-                weights = score_cam_weights(network, images, activations, classes, convention)
+                weights = score_cam_weights(network, images, activations, targets, convention)
+            case "ss_cam" | "is_cam":
+                arguments = network, images, activations, targets, convention, options
+                weights = (ss_cam_weights if method == "ss_cam" else is_cam_weights)(*arguments)
             case "ablation_cam":
-                arguments = name, outputs[name], classes, scores, convention
+                arguments = name, outputs[name], targets, scores, convention
                 weights = ablation_weights(network, *arguments)
             case _:
                 raise ValueError(method)
         maps.append(_weigh(activations, weights))
-    return _found(tuple(maps), classes, scores)
+    return _found(tuple(maps), targets, scores)
 
 
-def _class_weights(network: Network, channels: int) -> Float[Array, "classes c"]:
-    """Each class's weight of each channel that is pooled; of a score map, its own channel's."""
+def _pooled_weights(
+    network: Network, channels: int, targets: Targets, scores: Float[Array, "n classes"]
+) -> Float[Array, "n k c"]:
+    """Each class's weight of each channel that is pooled; of a score map, its own channel's.
+
+    Of a function: its derivative by the logits, times these weights.
+    """
     if network.config.head_output.kind == "flatten":
-        return jnp.eye(channels)
-    return as_float32(network.parameters(network.output).kernel[...]).T
+        of_classes = jnp.eye(channels)
+    else:
+        of_classes = as_float32(network.parameters(network.output).kernel[...]).T
+    if targets.function is None:
+        return of_classes[targets.scores(scores)[0]]
+
+    def weights(cotangent: Float[Array, "n classes"]) -> Float[Array, "n c"]:
+        return jnp.einsum("nk,kc->nc", cotangent, of_classes, precision="highest")
+
+    return targets.map(scores, weights, scores.nbytes)
 
 
-def _eigen_cam(
-    network: Network, images: Array, classes: Array | None, layers: tuple[str, ...]
+def _by_features(
+    network: Network,
+    images: Array,
+    targets: Targets,
+    options: Any,
+    method: str,
+    layers: tuple[str, ...],
 ) -> Found:
-    """The same map for every class; of a network without a head, for class -1."""
+    """The same map for every target; of a network without a head, for class -1."""
     output = [network.output] if network.config.head else []
     outputs = network.run(images, {*layers, *output})
-    scores = as_scores(outputs[network.output]) if output else None
-    if scores is None:
-        classes = jnp.full((images.shape[0], 1), -1, jnp.int32)
-    elif classes is None:
-        classes = _top(scores)
+    if output:
+        classes, wanted = targets.scores(as_scores(outputs[network.output]))
+    else:
+        classes, wanted = jnp.full((images.shape[0], 1), -1, jnp.int32), None
     maps = []
     for name in layers:
-        component = principal_component(as_float32(outputs[name]))[:, None]
-        shape = images.shape[0], classes.shape[1], *component.shape[2:]
-        maps.append(jnp.broadcast_to(component, shape))
-    return tuple(maps), classes, None if scores is None else _of_classes(scores, classes)
+        same = FEATURE_METHODS[method](as_float32(outputs[name]), options)[:, None]
+        shape = images.shape[0], classes.shape[1], *same.shape[2:]
+        maps.append(jnp.broadcast_to(same, shape))
+    return tuple(maps), classes, wanted
 
 
 def _weigh(
@@ -190,18 +258,10 @@ def _weigh(
     return jnp.einsum("nhwc,nkc->nkhw", activations, weights, precision="highest")
 
 
-def _top(scores: Float[Array, "n c"]) -> Int[Array, "n 1"]:
-    return scores.argmax(axis=-1, keepdims=True).astype(jnp.int32)
-
-
-def _of_classes(scores: Float[Array, "n c"], classes: Int[Array, "n k"]) -> Float[Array, "n k"]:
-    """The wanted scores; NaN for a class that there is none of."""
-    taken = jnp.take_along_axis(scores, classes, axis=1, mode="clip")
-    return jnp.where((classes >= 0) & (classes < scores.shape[1]), taken, jnp.nan)
-
-
-def _found(maps: tuple[Array, ...], classes: Array, scores: Float[Array, "n c"]) -> Found:
+def _found(maps: tuple[Array, ...], targets: Targets, scores: Float[Array, "n c"]) -> Found:
     """The result, with NaN for a class that there is none of: under `jax.jit` nobody can check."""
-    wanted = _of_classes(scores, classes)
-    exists = (classes >= 0) & (classes < scores.shape[1])
-    return tuple(jnp.where(exists[:, :, None, None], x, jnp.nan) for x in maps), classes, wanted
+    classes, wanted = targets.scores(scores)
+    if targets.function is None:
+        exists = (classes >= 0) & (classes < scores.shape[1])
+        maps = tuple(jnp.where(exists[:, :, None, None], x, jnp.nan) for x in maps)
+    return maps, classes, wanted

@@ -5,28 +5,43 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Int
 
 from flaxvgg.cam.conventions import Convention
 from flaxvgg.cam.explanation import Explanation
-from flaxvgg.cam.formulas import GRADIENT_METHODS
+from flaxvgg.cam.formulas import FEATURE_METHODS, GRADIENT_METHODS
 from flaxvgg.cam.maps import layer_maps, maps_of_scores
+from flaxvgg.cam.names import find_name
+from flaxvgg.cam.options import OPTIONS, NoOptions, options_of
+from flaxvgg.cam.targets import Classes, Targets
 from flaxvgg.heads.replacement import score_maps
 from flaxvgg.network.config import VGGConfig, listed
 from flaxvgg.network.inputs import check_images
-from flaxvgg.network.model import VGG, AnyArray, Images
+from flaxvgg.network.model import VGG, Images
 
 METHODS = (
     "cam",
     *GRADIENT_METHODS,
+    "finer_cam",
+    "shapley_cam",
+    "refine_cam",
+    "smooth_grad_cam++",
     "score_cam",
+    "ss_cam",
+    "is_cam",
     "ablation_cam",
-    "eigen_cam",
+    *FEATURE_METHODS,
     "full_grad",
     "fully_convolutional",
 )
-Classes = int | np.integer | Sequence[int] | Int[AnyArray, "..."] | str | None
+# Other names that methods have; case, hyphens, underscores and spaces do not matter.
+ALIASES = {
+    "gradcampp": "grad_cam++",
+    "gradcam elementwise": "elementwise_grad_cam",
+    "fullgrad cam": "full_grad",
+    "smooth gradcampp": "smooth_grad_cam++",
+    "feature explanation method": "fem",
+    "score map": "fully_convolutional",
+}
 
 _POOLED = ("avg_pool", "global_avg_pool", "flatten", "windows")
 
@@ -38,31 +53,41 @@ def explain(
     method: str = "grad_cam",
     layer: str | Sequence[str] | None = None,
     convention: str = "paper",
+    **options: Any,
 ) -> Explanation:
     """Class activation maps: where in the images (N, H, W, 3) the evidence for a class is.
 
-    `classes` are None for each image's top one, a class, a list of classes for every image, an
-    array (N, K) with K classes for each image, or "all". `method` is one of `flaxvgg.METHODS`;
-    `flaxvgg.cam.formulas` and `flaxvgg.cam.masking` hold their definitions. `layer` is a named
+    `classes` are None for each image's top one, a class by number or name, a list of them for every
+    image, an array (N, K) with K classes for each image, "all", or a function from logits (N, C) to
+    scores (N, K): a difference of two classes, a probability, a log-odds. `method` is one of
+    `flaxvgg.METHODS`, however it is spelled ("Grad-CAM++"); their definitions are in
+    `flaxvgg.cam.formulas`, `contrasts`, `smoothing` and `masking`, their `options` in
+    `flaxvgg.cam.options` ("smooth_grad_cam++" and "ss_cam" need `key`). `layer` is a named
     layer that gives maps, or several, whose maps are joined; None is the last ReLU before the
-    pooling (relu5_3), for "cam" the layer that is pooled. `convention` is "paper", "grad-cam" or
+    pooling (relu5_3), for "cam" the layer that is pooled, for "refine_cam" the last ReLU of every
+    block. `convention` is "paper", "grad-cam" or
     "torchcam" (`flaxvgg.cam.conventions`).
 
     Returns an `Explanation`: raw signed `maps` (N, K, h, w), `heatmaps(size)`, `flags`. It is a
     pure function under one `jax.jit`, compiled once for the shapes, the method, the layers and the
-    convention: other images, classes or weights are no new program. "eigen_cam" knows no classes
-    and works without a head. A score map, of a fully-convolutional head, counts as its mean.
+    convention: other images, classes or weights are no new program. A function is part of the
+    program: a lambda that is made anew at each call compiles anew, but for a
+    `jax.tree_util.Partial`, whose arguments are data. "eigen_cam", "kpca_cam" and "fem" know no
+    classes and work without a head. A score map, of a fully-convolutional head, counts as its mean.
 
-    Raises ValueError for an unknown method, layer, class or convention, for "cam" without a GAP
-    head, for a layer behind the pooling, and for no images.
+    Raises ValueError for an unknown method, option, layer, class or convention, for an option that
+    is missing, for "cam" without a GAP head, for a layer behind the pooling, and for no images.
 
     >>> explanation = flaxvgg.explain(model, images, classes=[0, 2], method="grad_cam++")
     >>> explanation.maps.shape, explanation.heatmaps((64, 64)).shape
     ((2, 2, 4, 4), (2, 2, 64, 64))
+    >>> difference = lambda logits: logits[:, :1] - logits[:, 1:2]
+    >>> flaxvgg.explain(model, images, difference).maps.shape
+    (2, 1, 4, 4)
     """
     config = model.config
-    if method not in METHODS:
-        raise ValueError(f"no method {method!r}: choose from {', '.join(METHODS)}")
+    method = find_name(method, METHODS, ALIASES)
+    extra = options_of(method, OPTIONS.get(method, NoOptions), options)
     chosen = Convention.named(convention)
     images = check_images(images, model.preprocessing)
     if images.ndim != 4:
@@ -71,14 +96,18 @@ def explain(
         raise ValueError("no images: the batch is empty")
     check_evaluating(model)
     layers = _layers(config, method, layer)
-    if config.head or method != "eigen_cam":
-        classes = _classes(classes, images.shape[0], config.head_output.outputs)
+    targets = Targets()
+    if config.head or method not in FEATURE_METHODS:
+        outputs = config.head_output.outputs
+        targets = Targets.of(classes, images.shape[0], outputs, model.classes)
+    if method == "finer_cam" and targets.function is not None:
+        raise ValueError("'finer_cam' compares classes: pass them, or a function to 'grad_cam'")
     images = jnp.asarray(images)
     if method == "fully_convolutional":
-        found = maps_of_scores(score_maps(model, images), classes)
+        found = maps_of_scores(score_maps(model, images), targets)
     else:
         stacks = model.conv_stack, model.head
-        found = layer_maps(stacks, images, classes, config, method, layers, chosen)
+        found = layer_maps(stacks, images, targets, extra, config, method, layers, chosen)
     maps, explained, scores = found
     if scores is None:  # not computed, so that jax_debug_nans does not take it for a mistake
         with jax.debug_nans(False):
@@ -86,31 +115,6 @@ def explain(
     return Explanation(
         maps, explained, jnp.asarray(scores), method, layers, convention, images.shape[1:3]
     )
-
-
-def _classes(classes: Classes, images: Any, count: int) -> Int[Array, "n k"] | None:
-    """The classes as an array (N, K), checked where their values are known; None stays None."""
-    if classes is None:
-        return None
-    if isinstance(classes, str):
-        if classes != "all":
-            raise ValueError(f'classes must be numbers, None or "all", not {classes!r}')
-        classes = np.arange(count)
-    array = classes if isinstance(classes, jax.Array) else np.asarray(classes)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ValueError(f"classes must be whole numbers, not {array.dtype}")
-    if not isinstance(array, jax.core.Tracer):
-        outside = sorted({int(c) for c in np.ravel(array) if not 0 <= c < count})
-        if outside:
-            raise ValueError(f"no class {outside[0]}: the model has classes 0 to {count - 1}")
-    if array.ndim < 2:
-        array = jnp.broadcast_to(jnp.atleast_1d(array), (images, max(array.size, 0)))
-    if array.ndim != 2 or array.shape[0] != images or not array.shape[1]:
-        raise ValueError(
-            f"classes of shape {np.shape(classes)} for {images} images: pass one class, a list of "
-            "classes for every image, or an array (N, K)"
-        )
-    return jnp.asarray(array, jnp.int32)
 
 
 def _layers(config: VGGConfig, method: str, layer: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -132,7 +136,10 @@ def _layers(config: VGGConfig, method: str, layer: str | Sequence[str] | None) -
         return ()
     else:
         choices = [x.name for x in maps]
-        default = [[x.name for x in maps if x.kind == "relu"][-1]]
+        default = [x.name for x in maps if x.kind == "relu"][-1:]
+        if method == "refine_cam":
+            pools = [i for i, x in enumerate(maps) if x.kind == "max_pool"]
+            default = list(dict.fromkeys([maps[i - 1].name for i in pools] + default))
     names = default if layer is None else [layer] if isinstance(layer, str) else listed(layer)
     if not names:
         raise ValueError("no layer was given: pass at least one name")

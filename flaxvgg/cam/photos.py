@@ -1,7 +1,6 @@
 """Photos in, class activation maps out: what is explained, and one photo after the other."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from flaxvgg.cam.explanation import Explanation, Flag
-from flaxvgg.cam.methods import METHODS, explain
+from flaxvgg.cam.formulas import FEATURE_METHODS
+from flaxvgg.cam.methods import ALIASES, METHODS, explain
+from flaxvgg.cam.names import find_class, find_name
 from flaxvgg.cam.network import as_scores
+from flaxvgg.cam.options import needs_options
 from flaxvgg.files.foreign import plain
 from flaxvgg.images.loading import ImageError, load_pixels, normalise
 from flaxvgg.network.config import VGGConfig
@@ -31,9 +33,11 @@ FLAG_WORDS = {
 }
 _WHOLE_NETWORK = ("full_grad", "fully_convolutional")  # methods that take no layer
 _MOST_CLASSES = 20  # in one picture
+# Methods that are not among "all", but go by their names alone: these take thousands of passes.
+_BY_NAME = ("is_cam",)
 # What the progress bar counts. Score-CAM masks the image with each of the 512 channels of relu5_3,
-# after two passes without; a backward pass takes as long as two forward ones.
-_PASSES = {"score_cam": 514}
+# after two passes without, IS-CAM in ten strengths; a backward pass takes as long as two forward.
+_PASSES = {"score_cam": 514, "is_cam": 5122}
 _OTHER_PASSES = 3
 
 
@@ -88,17 +92,13 @@ class ExplainedPhoto:
 
 
 def parse_methods(text: str | None) -> tuple[str, ...] | None:
-    """Methods of a text such as "grad_cam,layer_cam"; None for "all" of them, or for no text: ().
+    """Methods of a text such as "grad_cam,LayerCAM"; None for "all" of them, or for no text: ().
 
     Raises ValueError for an unknown one, with the choices.
     """
-    if text == "all":
-        return None
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(","))) if text else ()
-    for name in names:
-        if name not in METHODS:
-            raise ValueError(f"no method {name!r}: choose from all, {', '.join(METHODS)}")
-    return names
+    names = text.split(",") if text else []
+    found = dict.fromkeys(find_name(name, ("all", *METHODS), ALIASES) for name in names)
+    return None if "all" in found else tuple(found)
 
 
 def parse_classes(text: str, count: int, names: Sequence[str]) -> tuple[int, ...] | int:
@@ -119,29 +119,24 @@ def parse_classes(text: str, count: int, names: Sequence[str]) -> tuple[int, ...
 
 
 def _class(text: str, count: int, names: Sequence[str]) -> int:
-    if text.isdecimal():
-        if int(text) < count:
-            return int(text)
-        raise ValueError(f"no class {text}: the weights have classes 0 to {count - 1}")
-    lower = [name.lower() for name in names]
-    if text.lower() in lower:
-        return lower.index(text.lower())
-    near = difflib.get_close_matches(text.lower(), lower, n=3)
-    if near:
-        hint = f"did you mean {', '.join(near)}?"
-    elif names:
-        hint = f"pass a name, a number from 0 to {count - 1}, or top3"
-    else:
-        hint = f"the weights have no class names: pass numbers from 0 to {count - 1}, or top3"
-    raise ValueError(f"no class {text!r}: {hint}")
+    if not text.isdecimal():
+        return find_class(text, names, count)
+    if int(text) < count:
+        return int(text)
+    raise ValueError(f"no class {text}: the weights have classes 0 to {count - 1}")
 
 
 def methods_for(config: VGGConfig, with_layer: bool = False) -> tuple[str, ...]:
-    """The methods that a network can be explained with, or those of them that take a layer."""
+    """The methods that "all" means for a network, or those of them that take a layer.
+
+    Without those that are random, and would need a key, and those that take thousands of passes.
+    """
     kinds = {layer.kind for layer in config.head}
-    without = set(_WHOLE_NETWORK) if with_layer else set()
+    without = {*_BY_NAME, *filter(needs_options, METHODS)}
+    if with_layer:
+        without |= set(_WHOLE_NETWORK)
     if not config.head:
-        without |= set(METHODS) - {"eigen_cam"}
+        without |= set(METHODS) - set(FEATURE_METHODS)
     if "global_avg_pool" not in kinds or with_layer:
         without.add("cam")
     if "fc6" not in config.layer_names:
@@ -167,7 +162,7 @@ def plan_maps(
         methods = methods_for(config, with_layer=layers is not None)
     elif not methods:
         methods = ("grad_cam",) if config.head else ("eigen_cam",)
-    needy = [method for method in methods if method != "eigen_cam"]
+    needy = [method for method in methods if method not in FEATURE_METHODS]
     if needy and not config.head:
         raise ValueError(
             f"{needy[0]} explains a class, and this model has none: {config.no_head_because}. Use "

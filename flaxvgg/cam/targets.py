@@ -1,7 +1,6 @@
 """What is explained: classes, or any scores that are computed from the logits."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,29 +9,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from flaxvgg.files.foreign import plain
+from flaxvgg.cam.names import find_class
 from flaxvgg.network.model import AnyArray
 
 # From logits (N, C) to scores (N, K).
 ScoreFunction = Callable[[Float[Array, "n c"]], Float[Array, "n k"]]
+Cotangent = Callable[[Float[Array, "n c"]], Float[Array, "n c"]]
 Classes = int | np.integer | str | Sequence[int | str] | Int[AnyArray, "..."] | ScoreFunction | None
 
 _LARGEST = 256 * 2**20  # bytes of derivatives that are held at once
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["classes"], meta_fields=["function"])
+@partial(jax.tree_util.register_dataclass, data_fields=["classes", "function"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Targets:
     """K scores of each of N images: those of `classes` (N, K), or what `function` makes of logits.
 
-    Neither means each image's top class. A pytree: other classes are no other program, another
-    function is.
+    Neither means each image's top class. A pytree: other classes are no other program, nor are
+    other arguments of a `jax.tree_util.Partial`; another function is.
     """
 
     classes: Int[Array, "n k"] | None = None
-    function: ScoreFunction | None = None
+    function: Partial | None = None
 
     @classmethod
     def of(cls, classes: Classes, images: int, count: int, names: Sequence[str] = ()) -> "Targets":
@@ -41,15 +42,15 @@ class Targets:
         Raises ValueError for a class that there is none of, and for arrays of other shapes.
         """
         if callable(classes):
-            return cls(function=classes)
+            return cls(function=classes if isinstance(classes, Partial) else Partial(classes))
         if classes is None:
             return cls()
         if isinstance(classes, str) and classes == "all" and "all" not in names:
             classes = np.arange(count)
         elif isinstance(classes, str):
-            classes = _index(classes, names)
+            classes = find_class(classes, names, count)
         elif isinstance(classes, Sequence):
-            classes = [_index(x, names) if isinstance(x, str) else x for x in classes]
+            classes = [find_class(x, names, count) if isinstance(x, str) else x for x in classes]
         array = classes if isinstance(classes, jax.Array) else np.asarray(classes)
         if not jnp.issubdtype(array.dtype, jnp.integer):
             raise ValueError(f"classes must be whole numbers, not {array.dtype}")
@@ -65,6 +66,12 @@ class Targets:
                 "of classes for every image, or an array (N, K)"
             )
         return cls(jnp.asarray(array, jnp.int32))
+
+    def settled(self, logits: Float[Array, "n c"]) -> "Targets":
+        """These targets, with the top classes of these logits where no classes were given."""
+        if self.function is not None or self.classes is not None:
+            return self
+        return Targets(logits.argmax(axis=-1, keepdims=True).astype(jnp.int32))
 
     def scores(self, logits: Float[Array, "n c"]) -> tuple[Int[Array, "n k"], Float[Array, "n k"]]:
         """The classes (N, K), -1 for scores of a function, and the scores (N, K).
@@ -85,24 +92,34 @@ class Targets:
         `of_one` gives a pytree of arrays (N, ...); `held` is how many bytes it holds meanwhile, or
         a symbol: as many targets at a time as memory allows.
         """
+        return self.map_at(logits, lambda cotangent: of_one(cotangent(logits)), held)
+
+    def map_at(
+        self, logits: Float[Array, "n c"], of_one: Callable[[Cotangent], Any], held: Any
+    ) -> Any:
+        """The same where `of_one` is given each target's cotangent as a function of the logits.
+
+        For methods that run the network on other images too; the top classes are those of `logits`.
+        """
         if self.function is not None:
-            scores, pull_back = jax.vjp(self._computed, logits)
+            scores = jax.eval_shape(self._computed, logits)
             each = jnp.eye(scores.shape[1], dtype=scores.dtype)
 
-            def cotangent(unit: Array) -> Array:
-                return pull_back(unit + jnp.zeros_like(scores))[0]
+            def cotangent(unit: Array, logits: Array) -> Array:
+                scores, pull_back = jax.vjp(self._computed, logits)
+                return pull_back(unit[None] + jnp.zeros_like(scores))[0]
         else:
             each = self._chosen(logits).T
 
-            def cotangent(wanted: Array) -> Array:
-                one_hot = jax.nn.one_hot(wanted, logits.shape[-1], dtype=logits.dtype)
+            def cotangent(unit: Array, logits: Array) -> Array:
+                one_hot = jax.nn.one_hot(unit, logits.shape[-1], dtype=logits.dtype)
                 # Zeros like the logits know over which devices these differ, in `jax.shard_map`.
                 return one_hot + jnp.zeros_like(logits)
 
         at_once = max(1, _LARGEST // max(held, 1)) if isinstance(held, int) else 1
 
-        def of_target(x: Array) -> Any:
-            return of_one(cotangent(x))
+        def of_target(unit: Array) -> Any:
+            return of_one(partial(cotangent, unit))
 
         if isinstance(held, int) and each.shape[0] <= at_once:
             found = jax.vmap(of_target)(each)
@@ -111,9 +128,9 @@ class Targets:
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
     def _chosen(self, logits: Array) -> Array:
-        if self.classes is not None:
-            return self.classes
-        return logits.argmax(axis=-1, keepdims=True).astype(jnp.int32)
+        classes = self.settled(logits).classes
+        assert classes is not None
+        return classes
 
     def _computed(self, logits: Array) -> Array:
         assert self.function is not None
@@ -124,15 +141,3 @@ class Targets:
                 "must have shape (N, K)"
             )
         return scores
-
-
-def _index(name: str, names: Sequence[str]) -> int:
-    """The class of that name. Raises ValueError, with the names that are close, for none."""
-    if name in names:
-        return list(names).index(name)
-    if not names:
-        raise ValueError(
-            f"classes must be numbers, not {plain(name)!r}: the weights know no names of classes"
-        )
-    close = difflib.get_close_matches(name, names, 3) or list(names[:3])
-    raise ValueError(f"no class {plain(name)!r}: did you mean {', '.join(map(plain, close))}?")

@@ -104,7 +104,8 @@ def cam(
         model = load_model(weights, arch)
         plan = plan_maps(model, methods, classes, layers, convention, hw)
         if not model.config.head:
-            console.print(f"eigen_cam, which knows no classes: {model.config.no_head_because}")
+            without = ", ".join(plan.methods)
+            console.print(f"{without} alone, without classes: {model.config.no_head_because}")
         written = write_cams(model, paths, plan, out)
         console.print(cam_table(written.maps, plan))
         best = next(iter(written.pictures)) if len(written.pictures) == 1 else out
