@@ -4,7 +4,9 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from flaxvgg.cam.explanation import Explanation
+from flaxvgg.evaluation.randomisation import Randomisation
 from flaxvgg.plotting.cam import explanation_figure
+from flaxvgg.plotting.randomisation import randomisation_figure
 from flaxvgg.plotting.sparsity import layers_figure
 from flaxvgg.sparsity.report import SparsityReport
 
@@ -20,3 +22,4 @@ def figure(result: Any, *args: Any, **options: Any) -> "Figure":
 
 figure.register(SparsityReport, layers_figure)
 figure.register(Explanation, explanation_figure)
+figure.register(Randomisation, randomisation_figure)
