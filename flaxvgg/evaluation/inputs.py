@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from flaxvgg.cam.methods import check_evaluating
 from flaxvgg.cam.network import Network
@@ -88,7 +88,7 @@ def check_batch(images: AnyArray, model: VGG | None = None) -> AnyArray:
     return images
 
 
-def check_key(key: Key[Array, ""]) -> None:
+def check_key(key: object) -> None:
     """Raise ValueError for what is no key of JAX's."""
     dtype = getattr(key, "dtype", type(key).__name__)
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
