@@ -292,7 +292,7 @@ def test_infidelity_and_max_sensitivity_equal_quantus(tiny: Pair):
         return gradient(model, torch.as_tensor(inputs), targets).numpy()
 
     metric = quantus.MaxSensitivity(nr_samples=4, perturb_func=with_noise, **QUIET)
-    values = saliency(model, images)
+    values = np.asarray(saliency(model, images))
     expected = of_quantus(metric, network, images, values, explain_func=explained)
     again = functools.partial(saliency, model)
     found = flaxvgg.max_sensitivity(again, images, key=KEY, radius=0.1, samples=4)

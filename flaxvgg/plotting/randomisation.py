@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SIDE, _CURVES = 1.0, 2.0  # of a map, and the height of the curves, in inches
+_SIDE, _CURVES = 1.0, 2.2  # of a map, and the height of the curves, in inches
 
 
 def randomisation_figure(
@@ -34,16 +34,15 @@ def randomisation_figure(
     if not 0 <= number < count:
         raise ValueError(f"no image {number}: there are 0 to {count - 1}")
     columns = len(layers) + 2
-    size = max(_SIDE * columns + 1.2, 7), 1.15 * _SIDE * len(methods) + _CURVES + 1.2
+    size = max(_SIDE * columns + 1.2, 7), 1.15 * _SIDE * len(methods) + _CURVES + 0.8
     figure = new_figure(figsize=size, dpi=110, layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[size[1] - _CURVES, _CURVES])
     grid = top.subplots(len(methods), columns, squeeze=False)
     titles = ["image", "original", *layers]
+    grid[0, 0].imshow(as_pixels(images[number][None])[0])
     for row, method in zip(grid, methods, strict=True):
         before = randomisation.original[method][number]
         _draw_rows(row, before, randomisation.maps[method][:, number])
-        if row is grid[0]:
-            row[0].imshow(as_pixels(images[number][None])[0])
         label = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 9}
         row[1].set_ylabel(literal(method), **label)
     for ax, title in zip(grid[0], titles, strict=True):
@@ -87,4 +86,6 @@ def _draw_curves(figure, randomisation: Randomisation) -> None:
         ax.set_xticks(places, randomisation.layers, rotation=90, fontsize=7)
         ax.tick_params(axis="y", labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    options = {"frameon": False, "fontsize": 8, "ncols": len(labels)}
+    figure.legend(handles, labels, loc="outside upper center", **options)
