@@ -4,14 +4,21 @@ from .cam.conventions import CONVENTIONS
 from .cam.explanation import Explanation, Flag
 from .cam.methods import METHODS, explain
 from .evaluation.classification import average_precision, mean_average_precision
+from .evaluation.complexity import complexity, sparseness
 from .evaluation.faithfulness import average_drop, average_increase, deletion, insertion
+from .evaluation.infidelity import GaussianNoise, SquareRemoval, infidelity, sensitivity_n
 from .evaluation.localisation import (
     centre_gaussian,
     max_box_acc,
     max_box_acc_v2,
     pointing_game,
     pxap,
+    relevance_mass_accuracy,
+    relevance_rank_accuracy,
 )
+from .evaluation.randomisation import Randomisation, parameter_randomisation
+from .evaluation.road import Road, road
+from .evaluation.robustness import max_sensitivity
 from .heads.replacement import fully_convolutional, score_maps, with_gap, with_score_map
 from .heads.sample_head import with_sample_head
 from .images.datasets import DatasetError, LabelledImages
@@ -51,6 +58,7 @@ __all__ = [
     "Diagnosis",
     "Explanation",
     "Flag",
+    "GaussianNoise",
     "ImageError",
     "LabelledImages",
     "MappingError",
@@ -58,7 +66,10 @@ __all__ = [
     "PassedOver",
     "Preprocessing",
     "Provenance",
+    "Randomisation",
+    "Road",
     "SparsityReport",
+    "SquareRemoval",
     "TrainState",
     "Trainer",
     "VGGConfig",
@@ -68,6 +79,7 @@ __all__ = [
     "average_increase",
     "average_precision",
     "centre_gaussian",
+    "complexity",
     "contextual_loss",
     "data_mesh",
     "deletion",
@@ -81,25 +93,33 @@ __all__ = [
     "fully_convolutional",
     "fully_sharded",
     "gram_matrix",
+    "infidelity",
     "insertion",
     "load",
     "load_images",
     "lpips",
     "max_box_acc",
     "max_box_acc_v2",
+    "max_sensitivity",
     "mean_average_precision",
     "measure_sparsity",
     "normalise",
     "open_image",
+    "parameter_randomisation",
     "perceptual_loss",
     "place",
     "pointing_game",
     "prepare",
     "pxap",
+    "relevance_mass_accuracy",
+    "relevance_rank_accuracy",
     "replicated",
+    "road",
     "save",
     "score_maps",
+    "sensitivity_n",
     "shard_batch",
+    "sparseness",
     "style_loss",
     "to_torch",
     "total_variation",

@@ -12,6 +12,7 @@ import torchvision
 from click.testing import Result
 from typer.testing import CliRunner
 
+import flaxvgg
 from flaxvgg.commands.cli import app
 from flaxvgg.conversion.rule import LayerCheck
 from flaxvgg.network.config import VGGConfig
@@ -47,6 +48,28 @@ def check_refused(result: Result, words: str) -> None:
 def torch_vgg(arch: str, seed: int = 0, **kwargs) -> torch.nn.Module:
     """torchvision's network in evaluation mode, with biases and BatchNorms that do something."""
     return _drawn(_empty(arch, **kwargs), seed)
+
+
+def torch_twin(model: VGG) -> torch.nn.Module:
+    """The same network in PyTorch, of a `TinyConfig` with `TINY_GAP`."""
+    nn = torch.nn
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(
+                *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+                *(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            )
+            self.classifier = nn.Linear(12, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.classifier(self.features(x).mean(dim=(2, 3)))
+
+    network = Network().eval()
+    tensors = {name: torch.from_numpy(x) for name, x in flaxvgg.to_torch(model).items()}
+    network.load_state_dict(tensors)
+    return network
 
 
 def torch_features(arch: str, seed: int = 0) -> dict[str, torch.Tensor]:

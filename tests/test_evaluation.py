@@ -18,11 +18,11 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from sklearn.metrics import average_precision_score
 
 import flaxvgg
-from flaxvgg.evaluation.faithfulness import _blurred
+from flaxvgg.evaluation.faithfulness import blurred
 from flaxvgg.evaluation.localisation import _all_outlines, _largest_outline, _overlaps
 from flaxvgg.network.config import Layer, VGGConfig
 from flaxvgg.network.model import VGG
-from helpers import TINY_CLASSIFIER, TINY_GAP, TinyConfig, random_images, random_model
+from helpers import TINY_CLASSIFIER, TINY_GAP, TinyConfig, random_images, random_model, torch_twin
 
 
 def block(left: int, top: int, right: int, bottom: int, size: int = 10) -> np.ndarray:
@@ -290,10 +290,10 @@ def test_the_usual_baselines():
         padding=5,
         groups=3,
     )
-    blurred = _blurred(jnp.asarray(images))
-    assert blurred == pytest.approx(theirs.permute(0, 2, 3, 1).numpy(), abs=1e-6)
+    found = blurred(jnp.asarray(images))
+    assert found == pytest.approx(theirs.permute(0, 2, 3, 1).numpy(), abs=1e-6)
     found = flaxvgg.insertion(mean_model(), HALF, LEFT, CLASS, **half)
-    baseline = _blurred(jnp.asarray(HALF))
+    baseline = blurred(jnp.asarray(HALF))
     assert found == flaxvgg.insertion(mean_model(), HALF, LEFT, CLASS, baseline=baseline, **half)
 
 
@@ -321,24 +321,7 @@ def gap_model() -> VGG:
 @pytest.fixture(scope="module")
 def network(gap_model: VGG) -> torch.nn.Module:
     """The same network in PyTorch."""
-    nn = torch.nn
-
-    class Network(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.features = nn.Sequential(
-                *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-                *(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            )
-            self.classifier = nn.Linear(12, 5)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.classifier(self.features(x).mean(dim=(2, 3)))
-
-    network = Network().eval()
-    tensors = {name: torch.from_numpy(x) for name, x in flaxvgg.to_torch(gap_model).items()}
-    network.load_state_dict(tensors)
-    return network
+    return torch_twin(gap_model)
 
 
 def test_faithfulness_equals_the_packages(gap_model: VGG, network: torch.nn.Module):

@@ -3,26 +3,20 @@
 One map, of one class, for each image: `explanation.heatmaps()[:, 0]`, `explanation.classes[:, 0]`.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 from scipy.linalg import toeplitz
 from scipy.ndimage import gaussian_filter1d
 
-from flaxvgg.cam.methods import check_evaluating
 from flaxvgg.cam.network import Network
+from flaxvgg.evaluation.inputs import Inputs, check_finite, values_of_changed
 from flaxvgg.network.config import VGGConfig
-from flaxvgg.network.inputs import check_images
 from flaxvgg.network.model import VGG, AnyArray
-
-_ACTIVATIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
-_CHUNK = 32  # images in one pass
 
 
 def deletion(
@@ -51,9 +45,9 @@ def deletion(
     >>> flaxvgg.deletion(model, images, heat, jnp.array([0, 0])).shape
     (2,)
     """
-    inputs = _Inputs(model, images, heatmaps, classes, activation)
+    inputs = Inputs(model, images, heatmaps, classes, activation)
     finish = jnp.zeros_like(inputs.images) if baseline is None else inputs.like_images(baseline)
-    return inputs.area(inputs.images, finish, steps)
+    return _area_under(inputs, inputs.images, finish, steps)
 
 
 def insertion(
@@ -77,9 +71,9 @@ def insertion(
     >>> flaxvgg.insertion(model, images, heat, jnp.array([0, 0])).shape
     (2,)
     """
-    inputs = _Inputs(model, images, heatmaps, classes, activation)
-    start = _blurred(inputs.images) if baseline is None else inputs.like_images(baseline)
-    return inputs.area(start, inputs.images, steps)
+    inputs = Inputs(model, images, heatmaps, classes, activation)
+    start = blurred(inputs.images) if baseline is None else inputs.like_images(baseline)
+    return _area_under(inputs, start, inputs.images, steps)
 
 
 def average_drop(
@@ -103,7 +97,7 @@ def average_drop(
     >>> bool(flaxvgg.average_drop(model, images, heat, jnp.array([0, 0])) >= 0)
     True
     """
-    before, after = _confidences(_Inputs(model, images, heatmaps, classes, activation))
+    before, after = _confidences(Inputs(model, images, heatmaps, classes, activation))
     drop = np.maximum(before - after, 0)
     return float(100 * np.divide(drop, before, out=np.zeros_like(drop), where=before > 0).mean())
 
@@ -125,59 +119,20 @@ def average_increase(
     >>> 0 <= float(flaxvgg.average_increase(model, images, heat, jnp.array([0, 0]))) <= 100
     True
     """
-    before, after = _confidences(_Inputs(model, images, heatmaps, classes, activation))
+    before, after = _confidences(Inputs(model, images, heatmaps, classes, activation))
     return float(100 * (before < after).mean())
 
 
-class _Inputs:
-    """What all of these take: checked, and as JAX's arrays."""
-
-    def __init__(
-        self, model: VGG, images: AnyArray, heatmaps: AnyArray, classes: AnyArray, activation: str
-    ):
-        images = check_images(images, model.preprocessing)
-        if images.ndim != 4 or not len(images):
-            raise ValueError(
-                f"images must have shape (N, H, W, 3), N at least 1, not {images.shape}"
-            )
-        if heatmaps.shape != images.shape[:3]:
-            raise ValueError(
-                f"heatmaps of shape {heatmaps.shape} for images of {images.shape}: one map of the "
-                "image's size for each, as explanation.heatmaps()[:, 0]"
-            )
-        if classes.shape != images.shape[:1] or not jnp.issubdtype(classes.dtype, jnp.integer):
-            raise ValueError(
-                f"classes must be one whole number for each of {len(images)} images, not "
-                f"{classes.dtype} {classes.shape}"
-            )
-        count = model.config.head_output.outputs
-        outside = [c for c in np.asarray(classes).tolist() if not 0 <= c < count]
-        if outside:
-            raise ValueError(f"no class {outside[0]}: the model has classes 0 to {count - 1}")
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"no activation {activation!r}: choose from {', '.join(_ACTIVATIONS)}")
-        check_evaluating(model)
-        self.images, self.heatmaps = jnp.asarray(images), jnp.asarray(heatmaps)
-        _check_finite(self.heatmaps, "the heat map")
-        self.classes = jnp.asarray(classes, jnp.int32)
-        # Without its provenance: other weights of the same network are no other program.
-        self.network = (model.conv_stack, model.head), model.config, activation
-
-    def like_images(self, baseline: AnyArray) -> Array:
-        if baseline.shape != self.images.shape:
-            raise ValueError(f"baseline {baseline.shape} must be of the images' shape")
-        return jnp.asarray(baseline, self.images.dtype)
-
-    def area(self, start: Array, finish: Array, steps: int) -> Float[Array, " n"]:
-        _, height, width = self.heatmaps.shape
-        if not 1 <= steps <= height * width:
-            raise ValueError(f"steps must be from 1 to the number of pixels, not {steps}")
-        found = _area(*self.network, start, finish, self.heatmaps, self.classes, steps)
-        return _check_finite(found, "the score")
+def _area_under(inputs: Inputs, start: Array, finish: Array, steps: int) -> Float[Array, " n"]:
+    _, height, width = inputs.maps.shape
+    if not 1 <= steps <= height * width:
+        raise ValueError(f"steps must be from 1 to the number of pixels, not {steps}")
+    found = areas(*inputs.network, start, finish, inputs.maps, inputs.classes, steps)
+    return check_finite(found, "the score")
 
 
 @partial(jax.jit, static_argnums=(1, 2, 7))
-def _area(
+def areas(
     stacks: Any,
     config: VGGConfig,
     activation: str,
@@ -187,6 +142,7 @@ def _area(
     classes: Int[Array, " n"],
     steps: int,
 ) -> Float[Array, " n"]:
+    """The areas (N,) as the images `start` give way to `finish`, unchecked and traceable."""
     n, height, width = heatmaps.shape
     hottest_first = jnp.argsort(-heatmaps.reshape(n, -1), axis=1, stable=True)
     ranks = jnp.argsort(hottest_first, axis=1).reshape(heatmaps.shape)
@@ -197,7 +153,7 @@ def _area(
         is_changed = ranks[image] < jnp.asarray(changed, ranks.dtype)[step][:, None, None]
         return image, jnp.where(is_changed[..., None], finish[image], start[image])
 
-    found = _probabilities(Network(stacks, config), activation, shown, classes, n * (steps + 1))
+    found = values_of_changed(Network(stacks, config), activation, shown, classes, n * (steps + 1))
     # Trapezoids are a weighted sum.
     weights = np.trapezoid(np.eye(steps + 1), changed / (height * width))
     found = found.reshape(n, steps + 1)
@@ -219,49 +175,21 @@ def _before_and_after(
         return image, images[image] * mask[..., None].astype(images.dtype)
 
     count = 2 * len(images)
-    found = _probabilities(Network(stacks, config), activation, shown, classes, count)
+    found = values_of_changed(Network(stacks, config), activation, shown, classes, count)
     return found.reshape(-1, 2)
 
 
-def _probabilities(
-    network: Network,
-    activation: str,
-    shown: Callable[[Int[Array, " c"]], tuple[Array, Array]],
-    classes: Int[Array, " n"],
-    count: int,
-) -> Float[Array, " count"]:
-    """The probabilities of `count` changed images, made and run in chunks to bound the memory.
-
-    `shown(numbers)` gives the changed images of these numbers, and which image each one comes from.
-    """
-
-    def of_chunk(numbers: Int[Array, " c"]) -> Float[Array, " c"]:
-        image, changed = shown(numbers)
-        probabilities = _ACTIVATIONS[activation](network.scores(changed))
-        return probabilities[jnp.arange(len(numbers)), classes[image]]
-
-    chunk = min(_CHUNK, count)
-    numbers = jnp.arange(-(-count // chunk) * chunk) % count  # the last chunk is filled up
-    return lax.map(of_chunk, numbers.reshape(-1, chunk)).reshape(-1)[:count]
-
-
-def _confidences(inputs: _Inputs) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+def _confidences(inputs: Inputs) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """The class's probability for each image, and for the image times its heat map."""
-    if not ((inputs.heatmaps >= 0) & (inputs.heatmaps <= 1)).all():
+    if not ((inputs.maps >= 0) & (inputs.maps <= 1)).all():
         raise ValueError("heatmaps must be in [0, 1], as explanation.heatmaps() gives them")
-    found = _before_and_after(*inputs.network, inputs.images, inputs.heatmaps, inputs.classes)
-    before, after = np.asarray(_check_finite(found, "the score"), np.float64).T
+    found = _before_and_after(*inputs.network, inputs.images, inputs.maps, inputs.classes)
+    before, after = np.asarray(check_finite(found, "the score"), np.float64).T
     return before, after
 
 
-def _check_finite(x: Array, what: str) -> Array:
-    finite = np.asarray(jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))))
-    if not finite.all():
-        raise ValueError(f"{what} of image {np.flatnonzero(~finite)[0]} is not finite")
-    return x
-
-
-def _blurred(images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+def blurred(images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """Images as `insertion` starts with them."""
     kernel = gaussian_filter1d(np.eye(11)[5], 5)
     rows, columns = (
         jnp.asarray(toeplitz(np.pad(kernel[5:], (0, size - 6))), images.dtype)

@@ -1,4 +1,4 @@
-"""Whether a heat map finds the object: the pointing game, boxes, and pixels.
+"""Whether a heat map finds the object: the pointing game, boxes, pixels, and relevance.
 
 Boxes are (left, top, right, bottom) in whole pixels; right and bottom are the first ones outside.
 """
@@ -43,13 +43,7 @@ def pointing_game(
     maps = _maps(heatmaps)
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be a number of pixels from 0, not {tolerance}")
-    if isinstance(targets, AnyArray) and targets.dtype == bool:
-        objects = _masks(targets, maps.shape, "targets")
-        empty = np.flatnonzero(~objects.any(axis=(1, 2)))
-        if len(empty):
-            raise ValueError(f"no target in image {empty[0]}: leave out images without the object")
-    else:
-        objects = _filled(_boxes(targets, maps.shape), maps.shape)
+    objects = _objects(targets, maps.shape)
     pairs = zip(maps, objects, strict=True)
     return float(np.mean([_hits(heatmap, mask, tolerance) for heatmap, mask in pairs]))
 
@@ -147,6 +141,50 @@ def pxap(
     shown = np.cumsum(hits + misses)
     precision = np.cumsum(hits) / np.maximum(shown, 1)
     return float((precision * hits).sum() / hits.sum())
+
+
+def relevance_mass_accuracy(
+    heatmaps: Float[AnyArray, "n h w"], targets: Bool[AnyArray, "n h w"] | Boxes
+) -> Float[np.ndarray, " n"]:
+    """The part (N,) of each map's relevance that is on the object (Arras et al. 2022).
+
+    In [0, 1], of maps (N, H, W) of any scale. Negative relevance counts as none, as where the paper
+    (arXiv:2003.07258) takes the positive part, so that the parts add up to 1; Quantus adds signed
+    values. NaN for a map without positive values. `targets` and errors are those of
+    `pointing_game`, and ValueError is raised for maps that are not finite.
+
+    >>> heat, boxes = np.eye(8)[None], [np.array([[0, 0, 2, 2]])]
+    >>> flaxvgg.relevance_mass_accuracy(heat, boxes)
+    array([0.25])
+    """
+    maps = _finite_maps(heatmaps)
+    objects = _objects(targets, maps.shape)
+    positive = np.maximum(maps.astype(np.float64), 0)
+    inside = np.where(objects, positive, 0).sum(axis=(1, 2))
+    total = positive.sum(axis=(1, 2))
+    return np.divide(inside, total, out=np.full_like(total, np.nan), where=total > 0)
+
+
+def relevance_rank_accuracy(
+    heatmaps: Float[AnyArray, "n h w"], targets: Bool[AnyArray, "n h w"] | Boxes
+) -> Float[np.ndarray, " n"]:
+    """How many (N,) of the K most relevant pixels are on the object, which has K, as a fraction.
+
+    Of maps (N, H, W) of any scale and sign; of equal values the first in reading order count.
+    Arras et al. 2022 (arXiv:2003.07258), as Quantus's `RelevanceRankAccuracy`. `targets` and errors
+    are those of `relevance_mass_accuracy`.
+
+    >>> heat, boxes = np.eye(8)[None], [np.array([[0, 0, 2, 2]])]
+    >>> flaxvgg.relevance_rank_accuracy(heat, boxes)
+    array([0.5])
+    """
+    maps = _finite_maps(heatmaps)
+    objects = _objects(targets, maps.shape).reshape(len(maps), -1)
+    hottest_first = np.argsort(-maps.reshape(len(maps), -1), axis=1, kind="stable")
+    sizes = objects.sum(axis=1)
+    ranked = np.take_along_axis(objects, hottest_first, axis=1)
+    taken = np.arange(objects.shape[1]) < sizes[:, None]
+    return (ranked & taken).sum(axis=1) / sizes
 
 
 def centre_gaussian(height: int, width: int) -> Float[np.ndarray, "h w"]:
@@ -277,12 +315,31 @@ def _maps(heatmaps: AnyArray) -> np.ndarray:
     return maps
 
 
+def _finite_maps(heatmaps: AnyArray) -> np.ndarray:
+    maps = _maps(heatmaps)
+    wrong = np.flatnonzero(~np.isfinite(maps).all(axis=(1, 2)))
+    if len(wrong):
+        raise ValueError(f"heat map {wrong[0]} is not finite")
+    return maps
+
+
 def _heatmaps(heatmaps: AnyArray) -> np.ndarray:
     maps = _maps(heatmaps)
     wrong = np.flatnonzero(~((maps >= 0) & (maps <= 1)).all(axis=(1, 2)))
     if len(wrong):
         raise ValueError(f"heat map {wrong[0]} has values outside [0, 1], or NaN")
     return maps
+
+
+def _objects(targets: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "n h w"]:
+    """The pixels of each image's objects, of masks or boxes; never none."""
+    if not (isinstance(targets, AnyArray) and targets.dtype == bool):
+        return _filled(_boxes(targets, shape), shape)
+    objects = _masks(targets, shape, "targets")
+    empty = np.flatnonzero(~objects.any(axis=(1, 2)))
+    if len(empty):
+        raise ValueError(f"no target in image {empty[0]}: leave out images without the object")
+    return objects
 
 
 def _masks(masks: AnyArray, shape: tuple[int, ...], name: str) -> np.ndarray:

@@ -10,8 +10,7 @@ from flaxvgg.attribution.attribution import Attribution
 from flaxvgg.attribution.photos import AttributedPhoto
 from flaxvgg.files.foreign import plain
 from flaxvgg.network.model import AnyArray
-from flaxvgg.plotting.cam import as_pixels
-from flaxvgg.plotting.figures import literal, new_figure
+from flaxvgg.plotting.figures import as_pixels, literal, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

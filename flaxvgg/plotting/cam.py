@@ -10,7 +10,7 @@ from flaxvgg.cam.explanation import Explanation, Flag
 from flaxvgg.cam.photos import FLAG_WORDS, ExplainedPhoto, PhotoMap, shown
 from flaxvgg.files.foreign import plain
 from flaxvgg.network.model import AnyArray
-from flaxvgg.plotting.figures import draw_heat, literal, new_figure, overlay
+from flaxvgg.plotting.figures import as_pixels, draw_heat, literal, new_figure, overlay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,15 +116,6 @@ def explanation_figure(
     layers = ", ".join(explanation.layers) or "whole network"
     figure.suptitle(f"{explanation.method} at {layers}", fontsize=10)
     return figure
-
-
-def as_pixels(images: np.ndarray) -> np.ndarray:
-    """Images as 8-bit pixels; those of another type are stretched, each for itself."""
-    if images.dtype == np.uint8:
-        return images
-    images = images.astype(np.float32)
-    low, high = (f(images, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
-    return (255 * (images - low) / np.maximum(high - low, 1e-12)).round().astype(np.uint8)
 
 
 def _draw(ax: "Axes", pixels: np.ndarray, heat: np.ndarray, found: PhotoMap) -> None:

@@ -47,6 +47,15 @@ def png(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
+def as_pixels(images: np.ndarray) -> np.ndarray:
+    """Images as 8-bit pixels; those of another type are stretched, each for itself."""
+    if images.dtype == np.uint8:
+        return images
+    images = images.astype(np.float32)
+    low, high = (f(images, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+    return (255 * (images - low) / np.maximum(high - low, 1e-12)).round().astype(np.uint8)
+
+
 def enlarge(maps: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
     """One map resized to (H, W), bicubic, for looking at."""
     image = Image.fromarray(np.asarray(maps, np.float32))

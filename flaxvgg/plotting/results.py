@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from flaxvgg.attribution.attribution import Attribution
 from flaxvgg.cam.explanation import Explanation
+from flaxvgg.evaluation.randomisation import Randomisation
 from flaxvgg.plotting.attribution import attribution_figure
 from flaxvgg.plotting.cam import explanation_figure
+from flaxvgg.plotting.randomisation import randomisation_figure
 from flaxvgg.plotting.sparsity import layers_figure
 from flaxvgg.sparsity.report import SparsityReport
 
@@ -23,3 +25,4 @@ def figure(result: Any, *args: Any, **options: Any) -> "Figure":
 figure.register(SparsityReport, layers_figure)
 figure.register(Explanation, explanation_figure)
 figure.register(Attribution, attribution_figure)
+figure.register(Randomisation, randomisation_figure)

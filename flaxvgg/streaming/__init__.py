@@ -1,5 +1,6 @@
 """Data sets larger than memory into a Zarr store, exactly once."""
 
+from flaxvgg.streaming.faithfulness import faithfulness_job, read_faithfulness
 from flaxvgg.streaming.jobs import (
     features_job,
     localisation_job,
@@ -20,10 +21,12 @@ __all__ = [
     "Store",
     "StoreError",
     "Streamed",
+    "faithfulness_job",
     "features_job",
     "find_source",
     "localisation_job",
     "maps_job",
+    "read_faithfulness",
     "read_localisation",
     "read_sparsity",
     "sparsity_job",

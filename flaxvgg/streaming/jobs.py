@@ -84,7 +84,7 @@ def read_sparsity(store: Store) -> SparsityReport:
 
     Raises StoreError for another store, and where nothing has been counted yet.
     """
-    _check(store, "sparsity")
+    check_job(store, "sparsity")
     total: Rows = {}
     for unit in store.sums():
         for name, x in unit.items():
@@ -120,11 +120,7 @@ def maps_job(model: VGG, plan: Plan) -> Job:
     """
 
     def look(model: VGG, images: Float[Array, "n h w 3"], valid: Array, asked: Array) -> Looked:
-        classes: Any = None
-        if isinstance(plan.classes, tuple):
-            classes = np.array(plan.classes)
-        elif model.config.head:
-            classes = best_classes(model, images, plan.classes)
+        classes = wanted_classes(model, plan, images)
         rows = {}
         for method in plan.methods:
             found = explain(model, images, classes, method, plan.layers, plan.convention)
@@ -138,6 +134,13 @@ def maps_job(model: VGG, plan: Plan) -> Job:
     settings = dataclasses.asdict(plan)
     del settings["size"]
     return Job("maps", model, settings, look, axes=_map_axes)
+
+
+def wanted_classes(model: VGG, plan: Plan, images: Array) -> Any:
+    """The classes that a plan wants of these images; None for a model without a head."""
+    if isinstance(plan.classes, tuple):
+        return np.array(plan.classes)
+    return best_classes(model, images, plan.classes) if model.config.head else None
 
 
 def localisation_job(model: VGG, source: Source, plan: Plan, size: tuple[int, int] | None) -> Job:
@@ -202,7 +205,7 @@ def read_localisation(store: Store) -> dict[str, dict[str, float]]:
 
     Raises StoreError for a store of another job, and where there was nothing to find.
     """
-    _check(store, "localisation")
+    check_job(store, "localisation")
     classes = store.read("class")
     there = classes >= 0
     if not there.any():
@@ -253,6 +256,7 @@ def _stored(x: Array) -> Array:
     return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
 
 
-def _check(store: Store, job: str) -> None:
+def check_job(store: Store, job: str) -> None:
+    """Raise StoreError for a store of another job."""
     if store.settings["job"] != job:
         raise StoreError(f"{store.path} has {store.settings['job']}, and no {job}")
