@@ -36,7 +36,8 @@ def randomisation_figure(
     columns = len(layers) + 2
     size = max(_SIDE * columns + 1.2, 7), 1.15 * _SIDE * len(methods) + _CURVES + 0.8
     figure = new_figure(figsize=size, dpi=110, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[size[1] - _CURVES, _CURVES])
+    parts = figure.subfigures(2, 1, height_ratios=[size[1] - _CURVES, _CURVES])
+    top, bottom = np.ravel(np.array(parts))
     grid = top.subplots(len(methods), columns, squeeze=False)
     titles = ["image", "original", *layers]
     grid[0, 0].imshow(as_pixels(images[number][None])[0])
