@@ -83,7 +83,7 @@ def _draw_curves(figure, randomisation: Randomisation) -> None:
             ax.fill_between(places, *ends, color=line.get_color(), alpha=0.15, lw=0)
         ax.axhline(0, color="0.7", lw=0.8)
         ax.set_title(title, fontsize=9)
-        ax.set_ylim(-0.6, 1.05)
+        ax.set_ylim(-1.05, 1.05)
         ax.set_xticks(places, randomisation.layers, rotation=90, fontsize=7)
         ax.tick_params(axis="y", labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
