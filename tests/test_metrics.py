@@ -349,7 +349,8 @@ def test_the_picture_of_a_randomisation(gap_model: VGG, order: str):
     assert figure.axes[6].get_ylabel() == r"grad_\$cam\$"
     assert figure.axes[0].images[0].get_array().shape == (32, 40, 3)
     assert not figure.axes[5].images
-    assert [text.get_text() for text in figure.legends[0].get_texts()][0] == "saliency"
+    legend = figure.subfigs[1].legends[0]
+    assert legend.get_texts()[0].get_text() == "saliency"
     largest = np.abs(found.maps["saliency"][2, 1]).max()
     drawn = np.asarray(figure.axes[4].images[0].get_array())
     assert drawn == pytest.approx(found.maps["saliency"][2, 1] / largest, abs=1e-6)

@@ -36,7 +36,8 @@ def randomisation_figure(
     columns = len(layers) + 2
     size = max(_SIDE * columns + 1.2, 7), 1.15 * _SIDE * len(methods) + _CURVES + 0.8
     figure = new_figure(figsize=size, dpi=110, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[size[1] - _CURVES, _CURVES])
+    parts = figure.subfigures(2, 1, height_ratios=[size[1] - _CURVES, _CURVES])
+    top, bottom = np.ravel(np.array(parts))
     grid = top.subplots(len(methods), columns, squeeze=False)
     titles = ["image", "original", *layers]
     grid[0, 0].imshow(as_pixels(images[number][None])[0])
@@ -82,7 +83,7 @@ def _draw_curves(figure, randomisation: Randomisation) -> None:
             ax.fill_between(places, *ends, color=line.get_color(), alpha=0.15, lw=0)
         ax.axhline(0, color="0.7", lw=0.8)
         ax.set_title(title, fontsize=9)
-        ax.set_ylim(-0.6, 1.05)
+        ax.set_ylim(-1.05, 1.05)
         ax.set_xticks(places, randomisation.layers, rotation=90, fontsize=7)
         ax.tick_params(axis="y", labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
