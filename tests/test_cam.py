@@ -416,6 +416,8 @@ def test_results_are_pytrees(model: VGG, images: np.ndarray):
         ({"method": "finer_cam", "gamma": 1.0}, "no option 'gamma': it takes alpha, references"),
         ({"method": "finer_cam", "references": 0}, "references must be at least 1, not 0"),
         ({"method": "is_cam", "samples": 0}, "samples must be at least 1, not 0"),
+        ({"method": "dff", "classes": 1}, "finds concepts, of no class"),
+        ({"method": "dff", "concepts": 0}, "concepts must be at least 1, not 0"),
         ({"method": "ss_cam"}, r"'ss_cam' is random: pass key=jax.random.key\(0\)"),
         ({"method": "ss_cam", "key": 0}, "'ss_cam' is random"),
         ({"method": "finer_cam", "classes": jnp.tanh}, "compares classes: pass them, or"),
