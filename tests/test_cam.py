@@ -20,7 +20,7 @@ from flaxvgg.images.resizing import resize
 from flaxvgg.network.config import Layer, VGGConfig
 from flaxvgg.network.model import VGG
 from flaxvgg.network.provenance import Provenance
-from helpers import TINY_CLASSIFIER, TINY_GAP, random_images, tiny_vgg
+from helpers import TINY_CLASSIFIER, TINY_GAP, quickly, random_images, tiny_vgg
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,9 @@ def test_noise_is_that_of_the_key_for_every_image_alike(
     assert np.abs(both - maps(images, 1)).max() > 1e-3 * np.abs(both).max()
 
 
-@pytest.mark.parametrize("method", ["ss_cam", "is_cam", "smooth_grad_cam++"])
+@pytest.mark.parametrize(
+    "method", quickly(["ss_cam", "is_cam", "smooth_grad_cam++"], "smooth_grad_cam++")
+)
 def test_memory_does_not_grow_with_samples(model: VGG, method: str):
     """What a compiled program holds at once."""
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)

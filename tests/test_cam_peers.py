@@ -244,6 +244,7 @@ def test_finer_cam_equals_grad_cams(pair: Pair, photos: np.ndarray):
     assert np.abs(plain - found).max() > 0.05
 
 
+@pytest.mark.slow  # torchcam's is in the quick suite
 def test_refine_cam_equals_grad_cams(pair: Pair, photos: np.ndarray):
     network, model = pair
     tensor = torch.from_numpy(photos).permute(0, 3, 1, 2).contiguous()
@@ -273,6 +274,7 @@ def test_factors_are_those_of_scikit_learn(pair: Pair, photos: np.ndarray):
         assert theirs[0].std() > 0.02 * scale
 
 
+@pytest.mark.slow
 def test_shapley_cam_of_the_papers_score_equals_grad_cams(pair: Pair, photos: np.ndarray):
     # grad-cam takes logits unless it is told otherwise; the paper's score has a Hessian.
     network, model = pair

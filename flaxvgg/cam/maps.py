@@ -37,8 +37,6 @@ from flaxvgg.ops.sharding import spread_by_xla
 # Raw maps (N, K, h, w) of one or several layers, the classes (N, K), and their scores (N, K).
 # These are None for a network without a head.
 Found = tuple[tuple[Array, ...], Int[Array, "n k"], Float[Array, "n k"] | None]
-
-
 MapsOf = Callable[[dict[str, Array]], tuple[Array, ...]]
 
 # Finer-CAM is Grad-CAM of other scores, RefineCAM a product of Grad-CAM++ over layers.
