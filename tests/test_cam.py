@@ -20,7 +20,7 @@ from flaxvgg.images.resizing import resize
 from flaxvgg.network.config import Layer, VGGConfig
 from flaxvgg.network.model import VGG
 from flaxvgg.network.provenance import Provenance
-from helpers import TINY_CLASSIFIER, TINY_GAP, random_images, tiny_vgg
+from helpers import TINY_CLASSIFIER, TINY_GAP, quickly, random_images, tiny_vgg
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,9 @@ def test_noise_is_that_of_the_key_for_every_image_alike(
     assert np.abs(both - maps(images, 1)).max() > 1e-3 * np.abs(both).max()
 
 
-@pytest.mark.parametrize("method", ["ss_cam", "is_cam", "smooth_grad_cam++"])
+@pytest.mark.parametrize(
+    "method", quickly(["ss_cam", "is_cam", "smooth_grad_cam++"], "smooth_grad_cam++")
+)
 def test_memory_does_not_grow_with_samples(model: VGG, method: str):
     """What a compiled program holds at once."""
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
@@ -416,6 +418,8 @@ def test_results_are_pytrees(model: VGG, images: np.ndarray):
         ({"method": "finer_cam", "gamma": 1.0}, "no option 'gamma': it takes alpha, references"),
         ({"method": "finer_cam", "references": 0}, "references must be at least 1, not 0"),
         ({"method": "is_cam", "samples": 0}, "samples must be at least 1, not 0"),
+        ({"method": "dff", "classes": 1}, "finds concepts, of no class"),
+        ({"method": "dff", "concepts": 0}, "concepts must be at least 1, not 0"),
         ({"method": "ss_cam"}, r"'ss_cam' is random: pass key=jax.random.key\(0\)"),
         ({"method": "ss_cam", "key": 0}, "'ss_cam' is random"),
         ({"method": "finer_cam", "classes": jnp.tanh}, "compares classes: pass them, or"),

@@ -19,10 +19,11 @@ from flax import nnx
 from flaxvgg.cam.components import _coordinates, kernel_component, principal_component
 from flaxvgg.cam.contrasts import compared
 from flaxvgg.cam.conventions import CONVENTIONS
+from flaxvgg.cam.factorisation import factors
 from flaxvgg.cam.formulas import fem
 from flaxvgg.cam.maps import layer_maps
 from flaxvgg.cam.methods import METHODS
-from flaxvgg.cam.options import OPTIONS, Comparison, NoOptions, Rarity
+from flaxvgg.cam.options import OPTIONS, Comparison, Concepts, NoOptions, Rarity
 from flaxvgg.cam.targets import Targets
 from flaxvgg.network.config import Layer, VGGConfig
 from flaxvgg.network.model import LayerStack
@@ -294,6 +295,22 @@ def test_smooth_grad_cam_plus_plus():
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+def test_smooth_grad_cam_plus_plus_of_a_function_sees_the_noisy_scores():
+    key = jax.random.key(3)
+    gradients = []
+    for i in range(2):
+        noise = jax.random.normal(jax.random.fold_in(key, i), (1, 2, 2, 3))[0, ..., :2]
+        score = 2 + (np.maximum(A + 0.3 * np.asarray(noise), 0) * G).sum()
+        gradients.append(2 * score * G)  # of the score's square
+    stacks = tiny(FLAT, np.stack([G.ravel(), -G.ravel()], axis=1))
+    square = Targets.of(lambda logits: logits[:, :1] ** 2, 1, 2)
+    method = "smooth_grad_cam++"
+    arguments = OPTIONS[method](key, 2), TinyConfig("vgg11", FLAT), method, ("relu1",)
+    maps, _, scores = layer_maps(stacks, image(A), square, *arguments, CONVENTIONS["paper"])
+    assert scores.tolist() == [[64]]
+    assert maps[0][0, 0] == pytest.approx(smoothed("paper", gradients, np.zeros(1)), rel=1e-5)
+
+
 def masked_score(mask: np.ndarray) -> float:
     """Class 0's score of the image under a mask (2, 2): the activations, where positive."""
     return 2 + float((np.maximum(A * mask[..., None], 0) * G).sum())
@@ -375,6 +392,34 @@ def test_kpca_cam_takes_the_largest_eigenvalue_not_the_largest_magnitude():
 
 def test_kpca_cam_of_zeros_is_zero():
     assert np.array_equal(kernel_component(jnp.zeros((1, 3, 3, 2)), 0.5), np.zeros((1, 3, 3)))
+
+
+def test_deep_feature_factorisation():
+    # Two concepts that share no channel and no place: the factors are they, up to their scale.
+    rng = np.random.default_rng(0)
+    maps = np.zeros((2, 3, 4), np.float32)
+    maps[0, 0], maps[1, 2] = rng.random((2, 4)) + 0.5
+    channels = np.zeros((2, 6), np.float32)
+    channels[0, :3], channels[1, 3:] = rng.random((2, 3)) + 0.5
+    a = jnp.asarray(np.einsum("khw,kc->hwc", maps, channels))[None]
+    found = np.asarray(factors(a, Concepts(2)))[0]
+    for one in found:
+        shares = [np.corrcoef(one.ravel(), m.ravel())[0, 1] for m in maps]
+        assert max(shares) == pytest.approx(1, abs=1e-4)
+    assert abs(np.corrcoef(found[0].ravel(), found[1].ravel())[0, 1]) < 0.5
+    assert np.array_equal(factors(jnp.zeros((1, 3, 3, 4)), Concepts(2)), np.zeros((1, 2, 3, 3)))
+    # An offset of a channel is no part of a concept.
+    assert np.asarray(factors(a + 3, Concepts(2)))[0] == pytest.approx(found, abs=1e-3)
+
+
+def test_one_concept_is_the_first_singular_vector():
+    # Of a non-negative matrix it is positive, so that the best factor of rank one is in reach.
+    rows = np.abs(np.random.default_rng(1).standard_normal((12, 5))).astype(np.float32)
+    rows -= rows.min(axis=0)
+    vectors, _, _ = np.linalg.svd(rows)
+    (found,) = np.asarray(factors(jnp.asarray(rows.reshape(1, 3, 4, 5)), Concepts(1)))[0]
+    unit = found.ravel() / np.linalg.norm(found)
+    assert unit == pytest.approx(np.abs(vectors[:, 0]), abs=2e-3)
 
 
 def test_full_grad():

@@ -311,6 +311,7 @@ def test_bad_input_is_one_line_before_a_photo_is_looked_at(tmp_path, loaded, pho
         (("--method", "cam", "--layer", "relu1_1"), "'cam' has no map at 'relu1_1'"),
         (("--method", "full_grad", "--layer", "relu1_1"), "takes no layer"),
         (("--method", "fully_convolutional"), "only a classifier with fc6"),
+        (("--method", "dff"), "deep_feature_factorisation finds concepts"),
         (("--method", "cam,ss_cam"), "'ss_cam' is random: pass key="),
     ]:
         check_refused(run(photos, "--out", out, "--size", "32x64", *arguments), words)
@@ -329,7 +330,8 @@ def test_methods_of_a_network():
     gap = flaxvgg.VGGConfig.gap("vgg11", num_classes=2)
     bare = flaxvgg.VGGConfig.features_only("vgg11", "no reason")
     whole = {"full_grad", "fully_convolutional"}
-    by_name = {"smooth_grad_cam++", "ss_cam", "is_cam"}  # random, or thousands of passes
+    by_name = {"smooth_grad_cam++", "ss_cam", "is_cam", "deep_feature_factorisation"}
+    # Random, or thousands of passes, or no classes.
     everything = set(flaxvgg.METHODS) - by_name
     assert everything - set(methods_for(classifier)) == {"cam"}
     assert everything - set(methods_for(gap)) == {"fully_convolutional"}

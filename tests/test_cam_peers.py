@@ -5,6 +5,7 @@ has overwritten with gradients from before it. The classifier is random, since n
 carries ImageNet's.
 """
 
+import warnings
 from functools import partial
 
 import jax
@@ -31,7 +32,9 @@ from pytorch_grad_cam import (
     ShapleyCAM,
     XGradCAM,
 )
+from pytorch_grad_cam.feature_factorization.deep_feature_factorization import dff
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputReST, ClassifierOutputTarget
+from sklearn.exceptions import ConvergenceWarning
 
 import flaxvgg
 from flaxvgg import Flag
@@ -241,6 +244,7 @@ def test_finer_cam_equals_grad_cams(pair: Pair, photos: np.ndarray):
     assert np.abs(plain - found).max() > 0.05
 
 
+@pytest.mark.slow  # torchcam's is in the quick suite
 def test_refine_cam_equals_grad_cams(pair: Pair, photos: np.ndarray):
     network, model = pair
     tensor = torch.from_numpy(photos).permute(0, 3, 1, 2).contiguous()
@@ -254,6 +258,23 @@ def test_refine_cam_equals_grad_cams(pair: Pair, photos: np.ndarray):
     assert expected.std() > 0.02
 
 
+def test_factors_are_those_of_scikit_learn(pair: Pair, photos: np.ndarray):
+    # What grad-cam's `DeepFeatureFactorization` computes of one image at a time.
+    _, model = pair
+    activations = np.asarray(model.activations(photos, [LAYER])[LAYER])
+    found = flaxvgg.explain(model, photos, method="dff", layer=LAYER, concepts=4)
+    assert found.classes.tolist() == [[-1] * 4] * 2
+    for maps, a in zip(np.asarray(found.maps), activations, strict=True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            theirs = dff(a.transpose(2, 0, 1)[None].copy(), n_components=4)[1]
+        scale = np.abs(theirs).max()
+        print(f"\nfactors: {np.abs(maps - theirs[0]).max() / scale:.1e} from grad-cam's")
+        assert maps == pytest.approx(theirs[0], abs=1e-3 * scale)
+        assert theirs[0].std() > 0.02 * scale
+
+
+@pytest.mark.slow
 def test_shapley_cam_of_the_papers_score_equals_grad_cams(pair: Pair, photos: np.ndarray):
     # grad-cam takes logits unless it is told otherwise; the paper's score has a Hessian.
     network, model = pair

@@ -17,7 +17,7 @@ from flaxvgg.cam.targets import Targets
 from flaxvgg.network.config import Layer
 from flaxvgg.network.model import VGG
 from flaxvgg.network.provenance import Provenance
-from helpers import TINY_GAP, random_images, tiny_vgg
+from helpers import TINY_GAP, quickly, random_images, tiny_vgg
 
 NAMES = ("cat", "space shuttle", "crane", "crane", "dog", "Dog", "tank")
 
@@ -75,7 +75,7 @@ def by_chain_rule(function: Callable, model: VGG, images: np.ndarray, method: st
     return np.einsum("nkc,nchw->nkhw", each, maps)
 
 
-@pytest.mark.parametrize("function", [difference, probability, log_odds])
+@pytest.mark.parametrize("function", quickly([difference, probability, log_odds], probability))
 def test_a_function_is_explained_by_its_derivative(
     model: VGG, images: np.ndarray, function: Callable
 ):
@@ -88,7 +88,7 @@ def test_a_function_is_explained_by_its_derivative(
     assert found.ok.all()
 
 
-@pytest.mark.parametrize("method", ["grad_cam", "cam"])
+@pytest.mark.parametrize("method", quickly(["grad_cam", "cam"], "grad_cam"))
 def test_a_function_by_what_is_summed_for_all_classes(images: np.ndarray, method: str):
     model = tiny_vgg(TINY_GAP)
     expected = by_chain_rule(probability, model, images, method)
@@ -113,7 +113,9 @@ def test_cam_of_a_function_where_channels_are_classes(images: np.ndarray):
     assert flaxvgg.explain(model, images, probability, "cam").maps == near(expected, 1e-5)
 
 
-@pytest.mark.parametrize("method", ["score_cam", "ablation_cam", "full_grad", "eigen_cam"])
+@pytest.mark.parametrize(
+    "method", quickly(["score_cam", "ablation_cam", "full_grad", "eigen_cam"], "ablation_cam")
+)
 def test_a_function_that_picks_classes_is_these_classes(
     model: VGG, images: np.ndarray, method: str
 ):
@@ -123,6 +125,7 @@ def test_a_function_that_picks_classes_is_these_classes(
     assert found.scores == pytest.approx(np.asarray(expected.scores), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_score_cam_and_ablation_cam_weigh_by_the_functions_scores(model: VGG, images: np.ndarray):
     kernel, bias = model.head.fc8.kernel[...], model.head.fc8.bias[...]
     other = flaxvgg.network.model.nnx.clone(model)

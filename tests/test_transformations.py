@@ -46,7 +46,8 @@ OPTIONS = {
 
 
 def maps(model: flaxvgg.VGG, images, method: str = "grad_cam") -> jax.Array:
-    return flaxvgg.explain(model, images, [1, 3], method, **OPTIONS.get(method, {})).maps
+    classes = None if method == "deep_feature_factorisation" else [1, 3]
+    return flaxvgg.explain(model, images, classes, method, **OPTIONS.get(method, {})).maps
 
 
 def assert_close(found, expected) -> None:

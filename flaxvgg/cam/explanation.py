@@ -37,8 +37,8 @@ class Explanation(Drawn):
     """Class activation maps of N images for K classes each; a pytree.
 
     `layer_maps` has one array (N, K, h, w) for each of `layers`: raw, signed, at the layer's own
-    size. `classes` (N, K) are the classes explained, -1 for scores of a function; `scores` (N, K)
-    are their logits, or what the function gave.
+    size. `classes` (N, K) are the classes explained, -1 for a function and for concepts; `scores`
+    (N, K) are their logits, what the function gave, or NaN.
     `.plot(images, names=())` draws them over the images: `plotting.cam.explanation_figure`.
 
     >>> explanation = flaxvgg.explain(model, images, classes=[0, 2])

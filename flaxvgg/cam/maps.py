@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from flaxvgg.cam.contrasts import compared, valued
 from flaxvgg.cam.conventions import Convention
 from flaxvgg.cam.derivatives import Derivative, channel_derivative, derivative
+from flaxvgg.cam.factorisation import factors
 from flaxvgg.cam.formulas import (
     FEATURE_METHODS,
     GRADIENT_METHODS,
@@ -27,6 +28,7 @@ from flaxvgg.cam.masking import (
     ss_cam_weights,
 )
 from flaxvgg.cam.network import Network, as_float32, as_scores
+from flaxvgg.cam.options import Concepts
 from flaxvgg.cam.smoothing import smooth_maps
 from flaxvgg.cam.targets import Targets
 from flaxvgg.network.config import VGGConfig
@@ -35,8 +37,6 @@ from flaxvgg.ops.sharding import spread_by_xla
 # Raw maps (N, K, h, w) of one or several layers, the classes (N, K), and their scores (N, K).
 # These are None for a network without a head.
 Found = tuple[tuple[Array, ...], Int[Array, "n k"], Float[Array, "n k"] | None]
-
-
 MapsOf = Callable[[dict[str, Array]], tuple[Array, ...]]
 
 # Finer-CAM is Grad-CAM of other scores, RefineCAM a product of Grad-CAM++ over layers.
@@ -67,6 +67,8 @@ def layer_maps(
             return _shapley_cam(network, images, targets, layers, convention)
         if method == "full_grad":
             return _full_grad(network, images, targets, convention)
+        if method == "deep_feature_factorisation":
+            return _by_concepts(network, images, options, layers)
         if method in FEATURE_METHODS:
             return _by_features(network, images, targets, options, method, layers)
         return _by_weights(network, images, targets, options, method, layers, convention)
@@ -250,6 +252,15 @@ def _by_features(
         shape = images.shape[0], classes.shape[1], *same.shape[2:]
         maps.append(jnp.broadcast_to(same, shape))
     return tuple(maps), classes, wanted
+
+
+def _by_concepts(
+    network: Network, images: Array, options: Concepts, layers: tuple[str, ...]
+) -> Found:
+    """A map for each concept in place of each class: all are of class -1, and have no score."""
+    outputs = network.run(images, layers)
+    maps = tuple(factors(as_float32(outputs[name]), options) for name in layers)
+    return maps, jnp.full(maps[0].shape[:2], -1, jnp.int32), None
 
 
 def _weigh(

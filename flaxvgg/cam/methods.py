@@ -30,6 +30,7 @@ METHODS = (
     "is_cam",
     "ablation_cam",
     *FEATURE_METHODS,
+    "deep_feature_factorisation",
     "full_grad",
     "fully_convolutional",
 )
@@ -40,6 +41,8 @@ ALIASES = {
     "fullgrad cam": "full_grad",
     "smooth gradcampp": "smooth_grad_cam++",
     "feature explanation method": "fem",
+    "dff": "deep_feature_factorisation",
+    "deep feature factorization": "deep_feature_factorisation",
     "score map": "fully_convolutional",
 }
 
@@ -60,20 +63,20 @@ def explain(
     `classes` are None for each image's top one, a class by number or name, a list of them for every
     image, an array (N, K) with K classes for each image, "all", or a function from logits (N, C) to
     scores (N, K): a difference of two classes, a probability, a log-odds. `method` is one of
-    `flaxvgg.METHODS`, however it is spelled ("Grad-CAM++"); their definitions are in
-    `flaxvgg.cam.formulas`, `contrasts`, `smoothing` and `masking`, their `options` in
-    `flaxvgg.cam.options` ("smooth_grad_cam++" and "ss_cam" need `key`). `layer` is a named
-    layer that gives maps, or several, whose maps are joined; None is the last ReLU before the
-    pooling (relu5_3), for "cam" the layer that is pooled, for "refine_cam" the last ReLU of every
-    block. `convention` is "paper", "grad-cam" or
-    "torchcam" (`flaxvgg.cam.conventions`).
+    `flaxvgg.METHODS`, however it is spelled ("Grad-CAM++"); `flaxvgg.cam` defines them in
+    `formulas`, `contrasts`, `smoothing`, `masking` and `factorisation`, and their `options` in
+    `options` ("smooth_grad_cam++" and "ss_cam" need a `key`). `layer` is a named layer that gives
+    maps, or several, whose maps are joined; None is the last ReLU before the pooling (relu5_3), for
+    "cam" the layer that is pooled, for "refine_cam" the last ReLU of every block. `convention` is
+    "paper", "grad-cam" or "torchcam" (`flaxvgg.cam.conventions`).
 
     Returns an `Explanation`: raw signed `maps` (N, K, h, w), `heatmaps(size)`, `flags`. It is a
     pure function under one `jax.jit`, compiled once for the shapes, the method, the layers and the
     convention: other images, classes or weights are no new program. A function is part of the
     program: a lambda that is made anew at each call compiles anew, but for a
     `jax.tree_util.Partial`, whose arguments are data. "eigen_cam", "kpca_cam" and "fem" know no
-    classes and work without a head. A score map, of a fully-convolutional head, counts as its mean.
+    classes and work without a head, and so does "deep_feature_factorisation", whose K maps are
+    those of `concepts`. A score map, of a fully-convolutional head, counts as its mean.
 
     Raises ValueError for an unknown method, option, layer, class or convention, for an option that
     is missing, for "cam" without a GAP head, for a layer behind the pooling, and for no images.
@@ -97,7 +100,10 @@ def explain(
     check_evaluating(model)
     layers = _layers(config, method, layer)
     targets = Targets()
-    if config.head or method not in FEATURE_METHODS:
+    if method == "deep_feature_factorisation":
+        if classes is not None:
+            raise ValueError(f"{method!r} finds concepts, of no class: pass concepts=5, no classes")
+    elif config.head or method not in FEATURE_METHODS:
         outputs = config.head_output.outputs
         targets = Targets.of(classes, images.shape[0], outputs, model.classes)
     if method == "finer_cam" and targets.function is not None:

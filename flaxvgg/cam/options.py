@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-Number = float | Float[Array, ""]
+# float | Float[Array, ""], or what JAX's transformations put in the place of an array.
+Number = Any
 
 pytree = jax.tree_util.register_dataclass
 
@@ -95,6 +95,17 @@ class Integration:
         _check_count("samples", self.samples)
 
 
+@partial(pytree, data_fields=[], meta_fields=["concepts"])
+@dataclasses.dataclass(frozen=True)
+class Concepts:
+    """Of "deep_feature_factorisation": how many concepts are looked for."""
+
+    concepts: int = 5
+
+    def __post_init__(self):
+        _check_count("concepts", self.concepts)
+
+
 OPTIONS: dict[str, type] = {
     "finer_cam": Comparison,
     "fem": Rarity,
@@ -102,6 +113,7 @@ OPTIONS: dict[str, type] = {
     "smooth_grad_cam++": NoisyImages,
     "ss_cam": NoisyMasks,
     "is_cam": Integration,
+    "deep_feature_factorisation": Concepts,
 }
 
 

@@ -33,6 +33,7 @@ FLAG_WORDS = {
 }
 _WHOLE_NETWORK = ("full_grad", "fully_convolutional")  # methods that take no layer
 _MOST_CLASSES = 20  # in one picture
+_CONCEPTS = "deep_feature_factorisation"  # whose maps are of no class, and as many as concepts
 # Methods that are not among "all", but go by their names alone: these take thousands of passes.
 _BY_NAME = ("is_cam",)
 # What the progress bar counts. Score-CAM masks the image with each of the 512 channels of relu5_3,
@@ -129,10 +130,11 @@ def _class(text: str, count: int, names: Sequence[str]) -> int:
 def methods_for(config: VGGConfig, with_layer: bool = False) -> tuple[str, ...]:
     """The methods that "all" means for a network, or those of them that take a layer.
 
-    Without those that are random, and would need a key, and those that take thousands of passes.
+    Without those that show no classes, that are random and would need a key, or that take thousands
+    of passes.
     """
     kinds = {layer.kind for layer in config.head}
-    without = {*_BY_NAME, *filter(needs_options, METHODS)}
+    without = {_CONCEPTS, *_BY_NAME, *filter(needs_options, METHODS)}
     if with_layer:
         without |= set(_WHOLE_NETWORK)
     if not config.head:
@@ -162,6 +164,10 @@ def plan_maps(
         methods = methods_for(config, with_layer=layers is not None)
     elif not methods:
         methods = ("grad_cam",) if config.head else ("eigen_cam",)
+    if _CONCEPTS in methods:
+        raise ValueError(
+            f"{_CONCEPTS} finds concepts, and these pictures show classes: use flaxvgg.explain"
+        )
     needy = [method for method in methods if method not in FEATURE_METHODS]
     if needy and not config.head:
         raise ValueError(

@@ -32,12 +32,12 @@ class Targets:
     other arguments of a `jax.tree_util.Partial`; another function is.
     """
 
-    classes: Int[Array, "n k"] | None = None
+    classes: Any = None  # or what JAX's transformations put in the place of an array
     function: Partial | None = None
 
     @classmethod
-    def of(cls, classes: Classes, images: int, count: int, names: Sequence[str] = ()) -> "Targets":
-        """The targets that a user means, for so many images, classes and, if known, their names.
+    def of(cls, classes: Classes, images: Any, count: int, names: Sequence[str] = ()) -> "Targets":
+        """The targets that a user means, for so many images (or a symbol), classes and their names.
 
         Raises ValueError for a class that there is none of, and for arrays of other shapes.
         """
