@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -31,7 +32,7 @@ class RandomAccess(Protocol):
 
 
 class Item(NamedTuple):
-    """One image as the network takes it, with its label; or without pixels, a `problem`.
+    """One image as the network takes it, or a pair; with its label; or without pixels, a `problem`.
 
     `size` is the (height, width) that the image had before it was fitted, upright; `turned` the
     orientation (EXIF, 1 to 8) that it was stored in. `content` is what `flaxvgg.images.fingerprint`
@@ -39,7 +40,7 @@ class Item(NamedTuple):
     """
 
     row: int
-    pixels: UInt8[np.ndarray, "h w 3"]
+    pixels: UInt8[np.ndarray, "*pair h w 3"]
     size: tuple[int, int]
     label: Any
     problem: str
@@ -55,6 +56,7 @@ class Source:
     are class numbers (N,), or (N, K) with a column for each class, or None; `classes` their names,
     where they are known. `boxes` has for each image those of each class, in pixels of the file,
     `box_sizes` the (height, width) of the image that they are said to be of, where that is said.
+    `texts` is what a store is to note of each image besides its name, by array.
     """
 
     images: RandomAccess
@@ -64,6 +66,7 @@ class Source:
     classes: tuple[str, ...] = ()
     boxes: Sequence[Mapping[int, tuple[Box, ...]]] | None = None
     box_sizes: Sequence[tuple[int, int] | None] | None = None
+    texts: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     def __len__(self) -> int:
         return len(self.images)
