@@ -4,7 +4,6 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -66,7 +65,7 @@ class Source:
     classes: tuple[str, ...] = ()
     boxes: Sequence[Mapping[int, tuple[Box, ...]]] | None = None
     box_sizes: Sequence[tuple[int, int] | None] | None = None
-    texts: Mapping[str, Sequence[str]] = MappingProxyType({})
+    texts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
