@@ -91,7 +91,7 @@ def test_modes_of_differentiation_agree(name: str, model: VGG):
         assert_close(other, expected)
 
 
-@pytest.mark.parametrize("name", quickly(DISTANCES, "lpips", "dists", "perceptual_loss"))
+@pytest.mark.parametrize("name", quickly(DISTANCES, "lpips", "perceptual_loss"))
 def test_on_a_mesh_with_explicit_axes(name: str, model: VGG):
     mesh = jax.make_mesh((2,), ("data",))
     assert mesh.axis_types == (AxisType.Explicit,)

@@ -36,6 +36,7 @@ def study(
     model: VGG, photo: Path, *, size: int, steps: int, smoothness: float, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """All results, and the pictures as 8-bit RGB, the photo first."""
+    model = flaxvgg.prepare(model, (size, size))
     pixels = load_pixels(photo, (size, size))
     image = pixels[None] / np.float32(255)
     others = [

@@ -55,6 +55,8 @@ def study(
     found = {name: _from_noise(f, 32, steps) for name, f in in_jax.items()}
     found |= {"lpips": _from_noise_in_torch(in_torch["lpips"], 32, steps)}
     say("time")
+    prepared = flaxvgg.prepare(model, (speed_size, speed_size))
+    in_jax[f"{OURS}, prepared"] = partial(flaxvgg.lpips, prepared, value_range=SIGNED)
     speed = _speed(in_torch, in_jax, speed_size, batch, rounds)
     return {
         "size": size,
