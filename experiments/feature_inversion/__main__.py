@@ -18,8 +18,8 @@ SMOOTHNESS = 0.02
 def main(
     weights: Weights = REAL_WEIGHTS,
     out: Out = Path("build/feature_inversion"),
-    size: Annotated[int, typer.Option(help="Pixels of a side.", min=32)] = 96,
-    steps: Annotated[int, typer.Option(help="Steps of Adam for each layer.", min=1)] = 250,
+    size: Annotated[int, typer.Option(help="Pixels of a side.", min=32)] = 80,
+    steps: Annotated[int, typer.Option(help="Steps of Adam for each layer.", min=1)] = 200,
     smoothness: Annotated[
         float, typer.Option(help="How much total variation counts.")
     ] = SMOOTHNESS,
