@@ -337,6 +337,67 @@ def test_second_derivatives_are_finite(which: str, request: pytest.FixtureReques
         assert found[1].any()  # at equal images the gradient is zero, and the curvature is not
 
 
+@pytest.mark.filterwarnings("ignore:this network has")
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["real", "silent"])
+def test_second_derivatives_of_dists_are_finite(which: str, request: pytest.FixtureRequest):
+    """And those of the original in float64, as near as it has them itself in float32."""
+    network = request.getfixturevalue(which)
+    a, b = ((x[:1, :16, :16] + 1) / 2 for x in _pairs((32, 32)))
+
+    @jax.jit
+    def product(x: jax.Array, along: jax.Array) -> jax.Array:
+        def loss(x: jax.Array) -> jax.Array:
+            return flaxvgg.dists(network.model, x, b, value_range=(0, 1)).sum()
+
+        return jax.jvp(jax.grad(loss), (x,), (along,))[1]
+
+    def theirs(dtype: torch.dtype) -> np.ndarray:
+        peer, target = (
+            peers.torchmetrics_dists(network.arrays, dtype),
+            peers.tensor(b, dtype),
+        )
+        given = peers.tensor(a, dtype), peers.tensor(along, dtype)
+        _, found = torch.autograd.functional.hvp(lambda x: peer(x, target).sum(), *given)
+        return peers.array(found)
+
+    along = np.random.default_rng(1).standard_normal(a.shape).astype(np.float32)
+    found = [np.asarray(product(x, along)) for x in (a, b, np.zeros_like(a))]
+    assert np.isfinite(found).all()
+    assert found[1].any()  # at equal images the gradient is zero, and the curvature is not
+    exact = theirs(torch.float64)
+    assert np.isfinite(exact).all()
+    ours, peers_own = (np.linalg.norm(x - exact) for x in (found[0], theirs(torch.float32)))
+    assert ours <= max(1.5 * peers_own, 1e-3 * np.linalg.norm(exact))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lpips", "dists"])
+def test_second_derivatives_are_the_differences_of_first_ones(name: str, real: Network):
+    """By PyTorch's gradients in float64, along a line on which no ReLU changes its side."""
+    a, b = (x[:1, :16, :16] for x in _pairs((32, 32)))
+    if name == "dists":
+        a, b = ((x + 1) / 2 for x in (a, b))
+        peer: Any = peers.torchmetrics_dists(real.arrays, torch.float64)
+    else:
+        peer = peers.lpips(real.arrays, torch.float64)
+    value_range = (0, 1) if name == "dists" else SIGNED
+    along = np.random.default_rng(1).standard_normal(a.shape)
+
+    def loss(x: jax.Array) -> jax.Array:
+        return getattr(flaxvgg, name)(real.model, x, b, value_range=value_range).sum()
+
+    product = jax.jit(lambda x, v: jax.jvp(jax.grad(loss), (x,), (v,))[1])
+    found = np.asarray(product(a, along.astype(np.float32)))
+    step = 1e-7
+    before, behind = (
+        _their_gradient(peer, a.astype(np.float64) + sign * step * along, b, torch.float64)
+        for sign in (-1, 1)
+    )
+    expected = (behind - before) / (2 * step)
+    assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lpips", "dists"])
 def test_bfloat16_is_as_near_as_the_guide_says(real: Network, name: str):

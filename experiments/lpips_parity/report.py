@@ -45,7 +45,8 @@ def readme(results: dict[str, Any]) -> str:
         "## Speed",
         f"{results['batch']} pairs of {results['speed_size']} px; the speed-up is over `lpips` in "
         "the same round, median (least to most). The gradient is by one of the two images, and "
-        "comes with the value.",
+        "comes with the value. Of a prepared model (`flaxvgg.prepare`) the kernels are transformed "
+        "once, and not at every call.",
         _speed_table(speed),
         "Rerun it: `python -m experiments.lpips_parity --out experiments/lpips_parity`.",
     ]

@@ -14,7 +14,13 @@ import flaxvgg
 from experiments.lpips_parity import pairs, peers
 from experiments.timing import compete
 from flaxvgg.network.model import VGG
-from flaxvgg.perceptual.photos import METRICS, Compared, nearest_first
+from flaxvgg.perceptual.photos import (
+    METRICS,
+    SIMILARITIES,
+    Compared,
+    nearest_first,
+    pixel_metric,
+)
 from flaxvgg.perceptual.published import lpips_weights
 
 OURS = "flaxvgg"
@@ -49,6 +55,8 @@ def study(
     found = {name: _from_noise(f, 32, steps) for name, f in in_jax.items()}
     found |= {"lpips": _from_noise_in_torch(in_torch["lpips"], 32, steps)}
     say("time")
+    prepared = flaxvgg.prepare(model, (speed_size, speed_size))
+    in_jax[f"{OURS}, prepared"] = partial(flaxvgg.lpips, prepared, value_range=SIGNED)
     speed = _speed(in_torch, in_jax, speed_size, batch, rounds)
     return {
         "size": size,
@@ -135,15 +143,13 @@ def _ranked(
     names: list[str], first: np.ndarray, second: np.ndarray, found: dict[str, np.ndarray]
 ) -> dict[str, list[str]]:
     """The distortions at half strength, nearest first, by each distance."""
-    from flaxvgg.perceptual import photos
-
     chosen = [i for i, name in enumerate(names) if name.endswith(" 0.5")]
-    measured = {
+    measured: dict[str, Any] = {
         "lpips": found[OURS],
         "dists": found[f"{OURS} DISTS"],
-        "psnr": {i: photos._psnr(first[i], second[i]) for i in chosen},
-        "ssim": {i: photos._ssim(first[i], second[i]) for i in chosen},
     }
+    for name in SIMILARITIES:
+        measured[name] = {i: pixel_metric(name, first[i], second[i]) for i in chosen}
     empty = np.zeros((0, 0, 3), np.uint8)
     from pathlib import Path
 

@@ -14,7 +14,7 @@ import typer
 
 from flaxvgg.commands import options
 from flaxvgg.commands.console import Shown, clear_errors, console, finish, say_where
-from flaxvgg.commands.options import load_model, parse_size
+from flaxvgg.commands.options import is_store, load_model, parse_size
 
 
 def compare(
@@ -44,13 +44,17 @@ def compare(
     ] = "native",
     out: Annotated[
         Path | None,
-        typer.Option(help="A folder for compare.json and compare.png; or a .csv file."),
+        typer.Option(
+            help="A folder for compare.json and compare.png; a .csv file; or a .zarr store."
+        ),
     ] = None,
+    batch: options.Batch = None,
+    distributed: options.Distributed = False,
 ) -> None:
     """Say how far photos are from a reference: LPIPS, DISTS, PSNR, SSIM.
 
-    With a folder as --out, compare.png shows where they differ. Exit code 1 says that some photos
-    could not be compared.
+    With a folder as --out, compare.png shows where they differ. A .zarr store takes any number of
+    pairs: rerun the command to resume. Exit code 1 says that some photos could not be compared.
     """
     with clear_errors(f"{out} is as it was" if out else "nothing was written"):
         from flaxvgg.commands.tables import compare_table
@@ -76,10 +80,22 @@ def compare(
             if is_table
             else [(reference, photo) for photo in find_images(photos or [])]
         )
+        if is_store(out, batch, distributed) and out is not None:
+            from flaxvgg.commands.streaming import Setting, end, into_store, show_distances
+            from flaxvgg.streaming.jobs import compare_job
+            from flaxvgg.streaming.pairs import pairs_source
+
+            root = reference.absolute().parent if is_table else Path.cwd()
+            streamed = into_store(
+                lambda model, *_: compare_job(model, metrics),
+                *(pairs, weights, "vgg16", size, Setting(out, batch, distributed)),
+                find=lambda pairs: pairs_source(pairs, root),
+            )
+            show_distances(streamed.store)
+            end(streamed)
+            return
         in_folder = out is not None and out.suffix.lower() != ".csv"
         if out is not None and in_folder:
-            if out.suffix == ".zarr":
-                raise ValueError(f"{out}: pairs are written to a folder, or to a .csv file")
             check_drawing()
             check_folder(out)
         if out is not None:

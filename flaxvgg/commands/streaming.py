@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import typer
@@ -11,10 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from flaxvgg.commands.console import Told, console, errors, say_left_out, stoppable
 from flaxvgg.commands.options import load_model, parse_size
-from flaxvgg.commands.tables import facts, localisation_table, sparsity_table
+from flaxvgg.commands.tables import distances_table, facts, localisation_table, sparsity_table
 from flaxvgg.network.model import VGG
 from flaxvgg.sparsity.summary import explanation
-from flaxvgg.streaming.jobs import read_localisation, read_sparsity, zeros_by_photo
+from flaxvgg.streaming.jobs import (
+    read_distances,
+    read_localisation,
+    read_sparsity,
+    zeros_by_photo,
+)
 from flaxvgg.streaming.run import Job, Streamed, stream
 from flaxvgg.streaming.source import Source, find_source
 from flaxvgg.streaming.store import BROKEN, DONE, Store
@@ -100,6 +106,13 @@ def show_localisation(store: Store) -> None:
     console.print(localisation_table(read_localisation(store)))
 
 
+def show_distances(store: Store) -> None:
+    """How far apart the pairs are, all together."""
+    found = read_distances(store)
+    if found:
+        console.print(distances_table(found))
+
+
 def end(streamed: Streamed) -> None:
     """Say which images are broken, and end with the code that tells how it went."""
     broken = [f"{name}: {problem}" for name, problem in streamed.problems.items()]
@@ -139,13 +152,19 @@ def _now(streamed: Streamed) -> str:
 
 
 def into_store(
-    job: JobOf, photos: list[Path], weights: str, arch: str, size: str, setting: Setting
+    job: JobOf,
+    given: Sequence[Any],
+    weights: str,
+    arch: str,
+    size: str,
+    setting: Setting,
+    find: Callable[[Any], Source] = find_source,
 ) -> Streamed:
-    """Do a job for all photos, into a store."""
+    """Do a job for all photos, or whatever `find` makes of what is given, into a store."""
     if setting.distributed:
         join_processes()
     hw = None if size == "native" else parse_size(size)
-    source = find_source(photos)
+    source = find(given)
     model = load_model(weights, arch)
     with stoppable() as stop:
         return stream_shown(job(model, source, hw), source, hw, setting, stop.is_set)

@@ -188,6 +188,17 @@ def compare_table(found: Sequence[Compared], source: str) -> Table:
     return table
 
 
+def distances_table(found: Mapping[str, np.ndarray]) -> Table:
+    """One row a metric: the median, the least and the most of all pairs."""
+    table = Table(title=f"{len(next(iter(found.values())))} pairs", box=box.SIMPLE)
+    for column in ("", "median", "least", "most"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, values in found.items():
+        told = np.median(values), values.min(), values.max()
+        table.add_row(name, *(f"{value:.5g}" for value in told))
+    return table
+
+
 def localisation_table(found: Mapping[str, Mapping[str, float]]) -> Table:
     """One row a method: how often its maps find the object."""
     table = Table(title="do the maps find the objects?", box=box.SIMPLE)

@@ -25,9 +25,14 @@ def length(x: Float[Array, "*n c"]) -> Float[Array, "*n 1"]:
 
 def direction(x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
     """Vectors at length one; the zero vector stays as it is."""
+    return by_length(x, x)
+
+
+def by_length(values: Float[Array, "*n d"], x: Float[Array, "*n c"]) -> Float[Array, "*n d"]:
+    """Values divided by the length of vectors, and 0 where that is zero."""
     size = length(x)
     there = size > _SHORTEST
-    return jnp.where(there, x / jnp.where(there, size, 1), 0)
+    return jnp.where(there, values / jnp.where(there, size, 1), 0)
 
 
 @length.defjvp

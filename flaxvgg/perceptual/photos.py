@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,10 @@ from flaxvgg.watching import Watcher
 
 METRICS = ("lpips", "dists", "psnr", "ssim")
 SIMILARITIES = ("psnr", "ssim")  # larger is nearer
-_PIXELS = (0, 255)
+NETWORK_METRICS = {"lpips": lpips, "dists": dists}
+PIXELS = (0, 255)
 # Photos of a size are stretched to it, not cropped: all of them counts.
-STRETCHED = dataclasses.replace(PREPROCESSING["torchvision"], name="stretched", fit="stretch")
+STRETCHED = dataclasses.replace(PREPROCESSING["pixels"], name="stretched", interpolation="bilinear")
 Pair = tuple[Path, Path]  # a reference, and what is compared with it
 Pixels = UInt8[np.ndarray, "h w 3"]
 
@@ -86,12 +87,6 @@ def compare_photos(
     Photos are stretched to a size, not cropped: all of them count. Pairs that cannot be read, or
     compared, are left out and noted in `problems`. With `where` there is a map of each.
     """
-    measures: dict[str, Callable[[Pixels, Pixels], float]] = {
-        "lpips": lambda a, b: float(lpips(model, a, b, value_range=_PIXELS)),
-        "dists": lambda a, b: float(dists(model, a, b, value_range=_PIXELS)),
-        "psnr": _psnr,
-        "ssim": _ssim,
-    }
     known: Path | None = None
     first = np.zeros((0, 0, 3), np.uint8)
     for reference, photo in watch.each(pairs, "comparing", len(pairs)):
@@ -99,9 +94,9 @@ def compare_photos(
             if known != reference:
                 first, known = load_pixels(reference, size, STRETCHED), reference
             second = load_pixels(photo, size, STRETCHED)
-            check_pair(first, second, _PIXELS)
-            values = {name: measures[name](first, second) for name in metrics}
-            maps = lpips(model, first, second, value_range=_PIXELS, spatial=True) if where else None
+            check_pair(first, second, PIXELS)
+            values = {name: _measured(name, model, first, second) for name in metrics}
+            maps = lpips(model, first, second, value_range=PIXELS, spatial=True) if where else None
         except ImageError as error:
             problems += error.problems
         except ValueError as error:
@@ -122,14 +117,17 @@ def nearest_first(found: Sequence[Compared], metric: str) -> list[Compared]:
     return sorted(found, key=key)
 
 
-def _psnr(a: Pixels, b: Pixels) -> float:
-    from skimage.metrics import peak_signal_noise_ratio
+def pixel_metric(name: str, a: Pixels, b: Pixels) -> float:
+    """ "psnr" or "ssim", by scikit-image; the first is infinite for equal images."""
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-    with np.errstate(divide="ignore"):  # equal images: infinite
+    if name == "ssim":
+        return float(structural_similarity(a, b, channel_axis=-1, data_range=255))
+    with np.errstate(divide="ignore"):
         return float(peak_signal_noise_ratio(a, b, data_range=255))
 
 
-def _ssim(a: Pixels, b: Pixels) -> float:
-    from skimage.metrics import structural_similarity
-
-    return float(structural_similarity(a, b, channel_axis=-1, data_range=255))
+def _measured(name: str, model: VGG, a: Pixels, b: Pixels) -> float:
+    if name in NETWORK_METRICS:
+        return float(NETWORK_METRICS[name](model, a, b, value_range=PIXELS))
+    return pixel_metric(name, a, b)

@@ -1,4 +1,4 @@
-"""What is streamed: features, counts of zeros, and class activation maps."""
+"""What is streamed: features, counts of zeros, class activation maps, and distances of pairs."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -16,6 +16,8 @@ from flaxvgg.images.loading import fit_boxes
 from flaxvgg.network.config import SMALLEST_IMAGE, VGGConfig
 from flaxvgg.network.model import VGG
 from flaxvgg.network.outputs import check_outputs, outputs
+from flaxvgg.perceptual.photos import NETWORK_METRICS, PIXELS, STRETCHED, pixel_metric
+from flaxvgg.perceptual.published import check_trunk
 from flaxvgg.sparsity.counting import count_images, counted_layers, total_counts
 from flaxvgg.sparsity.exact import FloatSum, carried
 from flaxvgg.sparsity.report import SparsityReport, Totals
@@ -224,6 +226,42 @@ def read_localisation(store: Store) -> dict[str, dict[str, float]]:
             "maps": int(there.sum()),
         }
     return result
+
+
+def compare_job(model: VGG, metrics: Sequence[str]) -> Job:
+    """How far apart the images of every pair are (N,), by metric; for a source of `Pairs`.
+
+    `metrics` are as `flaxvgg.perceptual.photos.parse_metrics` gives them; pairs are stretched to a
+    size, not cropped. Raises ValueError where the network is none of LPIPS and DISTS.
+    """
+    of_network = {name: NETWORK_METRICS[name] for name in metrics if name in NETWORK_METRICS}
+    of_pixels = [name for name in metrics if name not in of_network]
+    for name in of_network:
+        check_trunk(model, name.upper())
+
+    def look(model: VGG, pairs: Float[Array, "n 2 h w 3"], valid: Array, asked: Array) -> Looked:
+        a, b = pairs[:, 0], pairs[:, 1]
+        found = {name: f(model, a, b, value_range=PIXELS) for name, f in of_network.items()}
+        return Looked(found, {})
+
+    def judge(rows: Rows, items: Sequence[Item]) -> tuple[Rows, Rows]:
+        for name in of_pixels:
+            rows |= {name: np.array([pixel_metric(name, *item.pixels) for item in items])}
+        return rows, {}
+
+    settings = {"metrics": list(metrics)}
+    return Job("compare", model, settings, look, judge=judge, recipe=STRETCHED, each=(2,))
+
+
+def read_distances(store: Store) -> dict[str, Float[np.ndarray, " n"]]:
+    """The values of the pairs that have been compared so far (N,), by metric.
+
+    Raises StoreError for another store.
+    """
+    _check(store, "compare")
+    done = store.status == DONE
+    names = store.settings["metrics"] if done.any() else ()
+    return {name: store.read(name)[done] for name in names}
 
 
 def _model_classes(model: VGG, source: Source) -> dict[int, int]:

@@ -59,7 +59,8 @@ class Job:
     number of each image. Where `judge` is given, it makes the rows and sums that are kept of the
     rows, on the host. Sums of batches are added by `add`. `settings` are all that the result
     depends on besides the model, the images and their size; `axes` names an array's axes behind
-    the first, of which there are so many.
+    the first, of which there are so many. Images are read and normalised by `recipe`, None for the
+    model's; `each` is what an item of the source has before its height: (2,) for pairs.
     """
 
     name: str
@@ -70,6 +71,8 @@ class Job:
     judge: Callable[[Rows, Sequence[Item]], tuple[Rows, Rows]] | None = None
     add: Callable[[str, np.ndarray, np.ndarray], np.ndarray] = lambda name, a, b: a + b
     axes: Callable[[str, int], Sequence[str]] = axes
+    recipe: Preprocessing | None = None
+    each: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +147,7 @@ class _Program:
         mesh = data_mesh(devices)
         whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
         self.job, self.batch, self.devices = job, batch, len(devices)
-        self.recipe = job.model.preprocessing
+        self.recipe = job.recipe or job.model.preprocessing
         self._split = NamedSharding(mesh, split)
         # Images of their own sizes are of many sizes: no one of them is prepared for.
         self._model = place(prepare(job.model, size) if size else job.model, mesh)
@@ -271,7 +274,7 @@ def _finished_units(
         while len(running) > most:
             looked, unit, batches = running.popleft()
             for items, rows, sums in program.settle(looked, batches):
-                height, width = items[0].pixels.shape[:2]
+                height, width = items[0].pixels.shape[-3:-1]
                 group = "" if size else f"{height}x{width}"
                 unit.put(items, group, rows, sums, program.job.add)
         while open_units and not open_units[0].left:
@@ -361,7 +364,7 @@ class _Writer:
 def _unit(job: Job, size: tuple[int, int] | None, batch: int) -> int:
     """The images of a unit: a power of two of batches, whose rows are not too large."""
     height, width = size or (224, 224)
-    images = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
+    images = jax.ShapeDtypeStruct((1, *job.each, height, width, 3), np.float32)
     valid = jax.ShapeDtypeStruct((1,), np.bool_)
     asked = job.ask(0)
     shape = jax.ShapeDtypeStruct((1, *asked.shape), asked.dtype)
@@ -384,7 +387,7 @@ def _settings(job: Job, source: Source, size: tuple[int, int] | None, batch: int
         "classes": list(source.classes),
         "weights": {"source": model.provenance.source, "sha256": model_digest(model)},
         "config": model.config.to_json(),
-        "preprocessing": dataclasses.asdict(model.preprocessing),
+        "preprocessing": dataclasses.asdict(job.recipe or model.preprocessing),
         "arithmetic": {
             "dtype": np.dtype(conv.dtype).name,
             "precision": str(conv.precision),

@@ -33,7 +33,7 @@ class RandomAccess(Protocol):
 
 
 class Item(NamedTuple):
-    """One image as the network takes it, with its label; or without pixels, a `problem`.
+    """One image as the network takes it, or a pair; with its label; or without pixels, a `problem`.
 
     `size` is the (height, width) that the image had before it was fitted, upright; `turned` the
     orientation (EXIF, 1 to 8) that it was stored in. `content` is what `flaxvgg.images.fingerprint`
@@ -41,7 +41,7 @@ class Item(NamedTuple):
     """
 
     row: int
-    pixels: UInt8[np.ndarray, "h w 3"]
+    pixels: UInt8[np.ndarray, "*pair h w 3"]
     size: tuple[int, int]
     label: Any
     problem: str
@@ -57,6 +57,7 @@ class Source:
     are class numbers (N,), or (N, K) with a column for each class, or None; `classes` their names,
     where they are known. `boxes` has for each image those of each class, in pixels of the file,
     `box_sizes` the (height, width) of the image that they are said to be of, where that is said.
+    `texts` is what a store is to note of each image besides its name, by array.
     """
 
     images: RandomAccess
@@ -66,6 +67,7 @@ class Source:
     classes: tuple[str, ...] = ()
     boxes: Sequence[Mapping[int, tuple[Box, ...]]] | None = None
     box_sizes: Sequence[tuple[int, int] | None] | None = None
+    texts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,7 +1,7 @@
 """A Zarr store that is written unit by unit, each unit whole or not at all.
 
     store.zarr/
-      name, label         (image,)            what row i is
+      name, label         (image,)            what row i is; of pairs also reference, photo
       status              (image,)            0 not done yet, 1 done, 2 broken: see problem
       problem             (image,)
       size                (image, 2)          height and width of the file
@@ -96,13 +96,14 @@ class Store:
         told = {"format": _FORMAT, "images": len(source), "unit": unit, "settings": settings}
         try:
             group = zarr.create_group(new, attributes={_ATTRIBUTE: told})
-            for name, chunk in ("name", _NAMES), ("problem", unit):
+            texts = {"name": source.names, **source.texts}
+            for name, chunk in {**dict.fromkeys(texts, _NAMES), "problem": unit}.items():
                 shape = (len(source),)
                 array = group.create_array(
                     name, shape=shape, chunks=(chunk,), dtype=str, dimension_names=("image",)
                 )
-                if name == "name":
-                    array[:] = np.array([shown(x) for x in source.names], object)
+                if name in texts:
+                    array[:] = np.array([shown(x) for x in texts[name]], object)
             cls(new)._status()
             new.rename(path)
         except OSError as error:
@@ -162,7 +163,7 @@ class Store:
         """The shapes of what was made of the images, by name."""
         members = self._group.members(max_depth=None)
         found = {name: x.shape for name, x in members if isinstance(x, zarr.Array)}
-        ours = ("name", "status", "problem", "size", "label", "content")
+        ours = ("name", "status", "problem", "size", "label", "content", "reference", "photo")
         return {
             name: shape
             for name, shape in sorted(found.items())

@@ -2,8 +2,10 @@
 
 The first line of an input is the command; those behind describe the folder (`tests.fuzz.folders`).
 With `each`, everything in the folder is named on the command line, and not the folder itself.
+`compare` compares photos with one beside the folder: into a table, or as `pairs` into a store.
 """
 
+import csv
 import json
 import os
 import tempfile
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from PIL import Image
 from typer.testing import CliRunner
 
 import flaxvgg
@@ -24,7 +27,15 @@ from tests.fuzz.cases import Arrays, Seed, Target
 from tests.fuzz.files import VGG11, random_weights
 from tests.fuzz.folders import TREES, as_text, is_whole, place_tree, true_images
 
-_COMMANDS = (b"features", b"store", b"sparsity", b"cam", b"demo", b"features each", b"cam each")
+_COMMANDS = (
+    *(b"features", b"store", b"sparsity", b"cam", b"demo", b"features each", b"cam each"),
+    *(b"compare", b"compare each", b"pairs"),
+)
+# What the command is called, and where its results go.
+_CALLED = {"store": "features", "pairs": "compare"}
+# What takes a configuration, or weights: their readers are fuzzed by themselves.
+_ELSEWHERE = {"train", "convert", "info"}
+_OUT = {"features": "out.npz", "store": "out.zarr", "compare": "out.csv", "pairs": "out.zarr"}
 _TABLES = (".csv", ".parquet", ".tsv")
 
 
@@ -34,7 +45,10 @@ class _Refused(Exception):
 
 def command_targets() -> list[Target]:
     """All commands that take photos."""
-    trees = [TREES[i] for i in (0, 1, 2, 3, 4, 0, 2)]
+    called = {name.decode().partition(" ")[0] for name in _COMMANDS}
+    fuzzed = {_CALLED.get(name, name) for name in called}
+    assert fuzzed | _ELSEWHERE == {x.callback.__name__ for x in app.registered_commands}
+    trees = [TREES[i] for i in (0, 1, 2, 3, 4, 0, 2, 3, 4, 1)]
     pairs = zip(_COMMANDS, trees, strict=True)
     seeds = [Seed("tree", name + b"\n" + tree) for name, tree in pairs]
     return [Target("command", 1, seeds, (_Refused,), _read, _true, _place)]
@@ -43,7 +57,9 @@ def command_targets() -> list[Target]:
 def _place(folder: Path, name: str, data: bytes) -> Path:
     first, _, tree = data.partition(b"\n")
     root = place_tree(folder, name, tree)
-    (folder / "command").write_bytes(first if first in _COMMANDS else _COMMANDS[len(data) % 7])
+    chosen = first if first in _COMMANDS else _COMMANDS[len(data) % len(_COMMANDS)]
+    (folder / "command").write_bytes(chosen)
+    Image.new("RGB", (40, 36), (200, 100, 0)).save(folder / "reference.png")
     return root
 
 
@@ -78,10 +94,15 @@ def _photos(given: list[Path]) -> list[Path]:
 
 def _read(root: Path) -> Arrays:
     name, given = _asked(root)
-    out = root.parent / {"features": "out.npz", "store": "out.zarr"}.get(name, "out")
+    out = root.parent / _OUT.get(name, "out")
     options = ["--weights", _weights()[1], "--size", "32x32", "--out", str(out)]
-    command = "features" if name == "store" else name
+    command = _CALLED.get(name, name)
+    if command == "compare":  # by what needs no network of LPIPS's size
+        options += ["--metric", "psnr,ssim"]
+        given = [root.parent / "reference.png", *given]
     result = CliRunner().invoke(app, [command, *map(str, given), *options])
+    if command == "compare":
+        given = given[1:]
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     said = result.output
@@ -89,7 +110,7 @@ def _read(root: Path) -> Arrays:
     assert not bad, (bad, said)
     if not given:
         assert result.exit_code == 2, said
-        assert "Missing argument" in said, said
+        assert "Missing argument" in said or "compare it with what?" in said, said
         raise _Refused(said)
     if result.exit_code == 2:
         assert said.count("error: ") == 1, said
@@ -114,10 +135,13 @@ def _check_reason(given: list[Path], said: str) -> None:
 def _written(name: str, out: Path) -> list[str]:
     """The photos that the results are of."""
     match name:
-        case "store":
+        case "store" | "pairs":
             group: Any = zarr.open_group(out, mode="r")
             done = group["status"][:] == 1
-            return [str(x) for x in group["name"][:][done]]
+            return [str(x) for x in group["name" if name == "store" else "photo"][:][done]]
+        case "compare":
+            with out.open(encoding="utf-8", newline="") as file:
+                return sorted(row["image"] for row in csv.DictReader(file))
         case "features" | "demo":
             with np.load(out / "features.npz" if name == "demo" else out) as arrays:
                 assert len(arrays["gap"]) == len(arrays["photos"])
@@ -135,4 +159,7 @@ def _true(data: bytes, root: Path, whole: bytes) -> Arrays:
     photos = [path for path in _photos(given) if is_whole(path)]
     if name == "store":
         return {"photos": as_text(*(shown(path.relative_to(root)) for path in photos))}
-    return {"photos": as_text(*map(shown, photos))}
+    if name == "pairs":
+        return {"photos": as_text(*(shown(path.relative_to(root.parent)) for path in photos))}
+    names = map(shown, photos)
+    return {"photos": as_text(*(sorted(names) if name == "compare" else names))}
