@@ -258,7 +258,7 @@ def read_distances(store: Store) -> dict[str, Float[np.ndarray, " n"]]:
 
     Raises StoreError for another store.
     """
-    _check(store, "compare")
+    check_job(store, "compare")
     done = store.status == DONE
     names = store.settings["metrics"] if done.any() else ()
     return {name: store.read(name)[done] for name in names}
