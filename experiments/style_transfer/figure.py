@@ -14,7 +14,8 @@ def draw(results: dict[str, Any], pictures: Pictures) -> "Figure":
     """Above the pictures, below the losses under Adam and under L-BFGS."""
     columns = max(len(pictures), 2)
     figure = new_figure(figsize=(2 * columns, 5.6), dpi=100, layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1, 1.3])
+    halves: Any = figure.subfigures(2, 1, height_ratios=[1, 1.3])
+    upper, lower = halves
     axes = upper.subplots(1, columns, squeeze=False)[0]
     for ax in axes:
         ax.set_axis_off()

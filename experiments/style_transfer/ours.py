@@ -105,7 +105,8 @@ def _some(model: VGG, wanted: Targets, image: Image, state: Any, count: int) -> 
         image, state = carry
         value, slope = optax.value_and_grad_from_state(of_image)(image, state=state)
         given = {"value": value, "grad": slope, "value_fn": of_image}
-        change, state = optimiser.update(slope, state, image, **given)
+        updated: Any = optimiser.update(slope, state, image, **given)
+        change, state = updated
         searched = state[-1].info.num_linesearch_steps
         return (optax.apply_updates(image, change), state), (value, searched)
 
