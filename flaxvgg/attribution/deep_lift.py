@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,16 @@ from flaxvgg.attribution.passes import bytes_of_backward
 from flaxvgg.cam.network import Network, as_float32, as_scores
 from flaxvgg.cam.targets import Targets
 
+Convention = Literal["paper", "captum"]
+
 _RECTIFIED = ("relu", "leaky_relu", "shifted_relu")
+_ROUNDING = 64  # eps of a map's largest value, within which values are equal
 _LEAST = 1e-10  # captum's: below it a difference is none, and the gradient counts
 # What a layer's multipliers make of those behind it, (N, ...) to (N, ...).
 Rule = Callable[[Array], Array]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["baseline"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["baseline"], meta_fields=["convention"])
 @dataclasses.dataclass(frozen=True)
 class DeepLift:
     """Options of "deep_lift".
@@ -31,22 +34,31 @@ class DeepLift:
     an image (H, W, 3), one for each image (N, H, W, 3), or several, (B, 1, H, W, 3) or
     (B, N, H, W, 3), whose attributions are averaged.
 
+    `convention` "paper" is complete. "captum" is what the package captum (0.9) computes of a VGG:
+    its hooks miss its own rule for max pooling where a ReLU is right before it, so that only the
+    gradient passes there, and the values do not add up.
+
     `details["convergence_delta"]` (N, K) is the sum of the values less what it is to be, the
     image's score less the (mean) baseline's.
     """
 
     baseline: Any = None
+    convention: str = "paper"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "baseline", given(self.baseline))
+        if self.convention not in get_args(Convention):
+            choices = ", ".join(get_args(Convention))
+            raise ValueError(f"no convention {self.convention!r}: choose from {choices}")
 
 
 def deep_lift(network: Network, images: Array, targets: Targets, options: DeepLift) -> Found:
-    """The image less the baseline, times the multipliers, as the package captum computes them.
+    """The image less the baseline, times the multipliers.
 
     A ReLU's multiplier is the difference of its outputs over that of its inputs. Where the image's
     maximum in a window is the larger one, max pooling gives the place of that maximum its rise over
-    the baseline's maximum; otherwise the place of the baseline's maximum gets the fall.
+    the baseline's maximum; otherwise the place of the baseline's maximum gets the fall. These are
+    the rules of the package captum: see `DeepLift` for where it misses one.
     """
     starts, ends = baselines(options.baseline, images), as_float32(images)
     if any(layer.kind == "l2_pool" for layer in network.config.layers):
@@ -57,7 +69,7 @@ def deep_lift(network: Network, images: Array, targets: Targets, options: DeepLi
 
     def of_start(total: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
         start = jnp.broadcast_to(start, ends.shape)
-        multipliers, before = _multipliers(network, images, start, targets)
+        multipliers, before = _multipliers(network, images, start, targets, options)
         values = multipliers * (ends - start)[:, None]
         return (total[0] + values, total[1] + before), None
 
@@ -69,7 +81,7 @@ def deep_lift(network: Network, images: Array, targets: Targets, options: DeepLi
 
 
 def _multipliers(
-    network: Network, images: Array, start: Array, targets: Targets
+    network: Network, images: Array, start: Array, targets: Targets, options: DeepLift
 ) -> tuple[Float[Array, "n k h w 3"], Float[Array, "n k"]]:
     """The multipliers of the images' values, and the baseline's scores."""
     n = images.shape[0]
@@ -95,7 +107,7 @@ def _multipliers(
             for half in jnp.split(as_float32(outputs[name]), [n])
         )
         if layer.kind == "max_pool":
-            rules.append(_max_pooling(x, x0, y, y0))
+            rules.append(_max_pooling(x, x0, y, y0, options.convention))
         else:
             slopes = _derivative(network, outputs[inputs][:n], inputs, layer.name)(jnp.ones_like(y))
             rules.append(_rescale(x, x0, y, y0, slopes))
@@ -131,13 +143,16 @@ def _rescale(x: Array, x0: Array, y: Array, y0: Array, slopes: Array) -> Rule:
     return lambda c: c * multipliers
 
 
-def _max_pooling(x: Array, x0: Array, y: Array, y0: Array) -> Rule:
+def _max_pooling(x: Array, x0: Array, y: Array, y0: Array, convention: str) -> Rule:
     """Max pooling's rule, for the same inputs and outputs."""
     different, away = _differences(x, x0)
-    larger = jnp.maximum(y, y0)
     first, first0 = _first_of_window(x), _first_of_window(x0)
+    if convention == "captum":
+        return lambda c: _over_windows(c, x) * first
+    larger = jnp.maximum(y, y0)
     moved = first * _over_windows(larger - y0, x) + first0 * _over_windows(y - larger, x)
-    multipliers = jnp.where(different, moved / away, first)
+    # Between 0 and 1, but for rounding where the differences are hardly any.
+    multipliers = jnp.where(different, jnp.clip(moved / away, 0, 1), first)
     return lambda c: _over_windows(c, x) * multipliers
 
 
@@ -149,11 +164,17 @@ def _differences(x: Array, x0: Array) -> tuple[Array, Array]:
 
 
 def _first_of_window(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """1 at the first largest value of each 2x2 window, 0 elsewhere."""
+    """1 at the first largest value of each 2x2 window, 0 elsewhere.
+
+    A baseline of one colour gives a map that is the same everywhere, where rounding alone would
+    choose: values that are equal but for it count as equal.
+    """
     n, h, w, c = x.shape
+    rounding = _ROUNDING * jnp.finfo(x.dtype).eps * jnp.abs(x).max(axis=(1, 2, 3), keepdims=True)
     cropped = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
     places = jnp.moveaxis(cropped, 2, 3).reshape(n, h // 2, w // 2, 4, c)
-    one_hot = jax.nn.one_hot(places.argmax(axis=3), 4, axis=3, dtype=x.dtype)
+    largest = places >= places.max(axis=3, keepdims=True) - rounding[..., None]
+    one_hot = jax.nn.one_hot(largest.argmax(axis=3), 4, axis=3, dtype=x.dtype)
     back = jnp.moveaxis(one_hot.reshape(n, h // 2, w // 2, 2, 2, c), 3, 2)
     return _at_size(back.reshape(n, h // 2 * 2, w // 2 * 2, c), x)
 

@@ -46,7 +46,8 @@ def attribute(
       (`attribution.integrated`), with `details["convergence_delta"]` (N, K)
     - "smooth_grad", "var_grad": `key`, `samples`, `noise`, `samples_at_once`
       (`attribution.smoothing`)
-    - "deep_lift": `baseline` (`attribution.deep_lift`), with `details["convergence_delta"]`
+    - "deep_lift": `baseline`, `convention` (`attribution.deep_lift`), with
+      `details["convergence_delta"]`
     - "occlusion": `window`, `stride`, `baseline` (`attribution.occlusion`)
     - "rise": `key`, `samples`, `grid`, `p` (`attribution.rise`)
 
