@@ -17,6 +17,7 @@ from flaxvgg.attribution.passes import (
     check_counts,
     gradients_of_variants,
     in_chunks,
+    weighted_sum,
 )
 from flaxvgg.cam.network import Network, as_float32
 from flaxvgg.cam.targets import Targets
@@ -107,7 +108,7 @@ def integrated_gradients(
         variants = (start + _wide(place) * away).astype(images.dtype)
 
         def weighted(gradients: Array) -> Array:
-            return (_wide(weight) * away * gradients).sum(axis=0)
+            return weighted_sum(weight, away * gradients)
 
         return total + gradients_of_variants(network, variants, targets, weighted), None
 

@@ -1,5 +1,6 @@
 """Many variants of each image, a few in one pass: memory does not grow with their number."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,19 @@ def gradients_of_variants(
         return combine(gradients.reshape(variants.shape))
 
     return targets.map(logits, of_one, bytes_of_backward(network, flat))
+
+
+def weighted_sum(
+    weights: Float[Array, " s"], values: Float[Array, "s n h w 3"]
+) -> Float[Array, "n h w 3"]:
+    """The sum over variants, each with its weight.
+
+    As a product of two axes: XLA's CPU backend crashes on the sum over one of seven axes, which two
+    `jax.vmap` make of it.
+    """
+    s, *shape = values.shape
+    flat = values.reshape(s, math.prod(shape))
+    return jnp.dot(weights, flat, precision="highest").reshape(shape)
 
 
 def bytes_of_backward(network: Network, images: Float[Array, "n h w 3"]) -> Any:

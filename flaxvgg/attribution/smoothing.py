@@ -16,6 +16,7 @@ from flaxvgg.attribution.passes import (
     check_key,
     gradients_of_variants,
     in_chunks,
+    weighted_sum,
 )
 from flaxvgg.cam.network import Network, as_float32
 from flaxvgg.cam.targets import Targets
@@ -96,12 +97,11 @@ def _moments(
         numbers, counts = chunk
         noise = draw(key, numbers, images.shape[1:]).astype(clean.dtype)[:, None]
         variants = (clean[None] + deviation[None, :, None, None, None] * noise).astype(images.dtype)
-        weights = counts[:, None, None, None, None]
         new = counts.sum()
 
         def of_gradients(gradients: Array) -> tuple[Array, Array]:
-            mean = (weights * gradients).sum(axis=0) / new
-            return mean, (weights * jnp.square(gradients - mean[None])).sum(axis=0)
+            mean = weighted_sum(counts, gradients) / new
+            return mean, weighted_sum(counts, jnp.square(gradients - mean[None]))
 
         mean_of_new, squares_of_new = gradients_of_variants(
             network, variants, targets, of_gradients
