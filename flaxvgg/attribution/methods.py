@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flaxvgg.attribution import gradients
+from flaxvgg.attribution import deep_lift, gradients, integrated, occlusion, rise, smoothing
 from flaxvgg.attribution.attribution import Attribution
 from flaxvgg.attribution.method import Found, Method
 from flaxvgg.cam.methods import check_evaluating
@@ -22,7 +22,14 @@ from flaxvgg.network.inputs import check_images
 from flaxvgg.network.model import VGG, Images
 from flaxvgg.ops.sharding import spread_by_xla
 
-_METHODS: Mapping[str, Method] = {**gradients.METHODS}
+_METHODS: Mapping[str, Method] = {
+    **gradients.METHODS,
+    **integrated.METHODS,
+    **smoothing.METHODS,
+    **deep_lift.METHODS,
+    **occlusion.METHODS,
+    **rise.METHODS,
+}
 ATTRIBUTIONS = tuple(_METHODS)
 
 
@@ -33,13 +40,25 @@ def attribute(
 
     `classes` are None for each image's top one, a class by number or name, a list of them for every
     image, an array (N, K), "all", or a function from logits (N, C) to scores (N, K). `method` is
-    one of `flaxvgg.ATTRIBUTIONS`; `options` are those of the method.
+    one of `flaxvgg.ATTRIBUTIONS`; `options` are those of the method, and where it says so they are
+    explained:
+
+    - "saliency": `signed` (`attribution.gradients`); "input_x_gradient" has none
+    - "integrated_gradients": `baseline`, `steps`, `quadrature`, `steps_at_once`
+      (`attribution.integrated`), with `details["convergence_delta"]` (N, K)
+    - "smooth_grad", "var_grad": `key`, `samples`, `noise`, `samples_at_once`
+      (`attribution.smoothing`)
+    - "deep_lift": `baseline`, `convention` (`attribution.deep_lift`), with
+      `details["convergence_delta"]`
+    - "occlusion": `window`, `stride`, `baseline` (`attribution.occlusion`)
+    - "rise": `key`, `samples`, `grid`, `p` (`attribution.rise`)
 
     Returns an `Attribution`: signed `values` (N, K, H, W, 3), `heatmaps()`. It is a pure function
     under one `jax.jit`: other images, classes or weights are no new program.
 
-    Raises ValueError for an unknown method, option or class, for a model without a head, for one in
-    training mode, and for no images.
+    Raises ValueError for an unknown method, option or class, for an option that cannot be, for a
+    random method without a key, for a model without a head, for one in training mode, and for no
+    images.
 
     >>> flaxvgg.attribute(model, images, classes=[0, 2], method="saliency").values.shape
     (2, 2, 64, 64, 3)

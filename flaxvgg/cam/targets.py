@@ -86,11 +86,17 @@ class Targets:
         exists = (classes >= 0) & (classes < logits.shape[1])
         return classes, jnp.where(exists, taken, jnp.nan)
 
-    def map(self, logits: Float[Array, "n c"], of_one: Callable[[Array], Any], held: Any) -> Any:
+    def chosen(self, logits: Float[Array, "n c"]) -> "Targets":
+        """These targets for other images: where none were asked for, the top classes of these."""
+        given = self.classes is not None or self.function is not None
+        return self if given else Targets(self._chosen(logits))
+
+    def map(self, logits: Float[Array, "*s n c"], of_one: Callable[[Array], Any], held: Any) -> Any:
         """`of_one` of each target's cotangent (N, C) of the logits, as arrays (N, K, ...).
 
         `of_one` gives a pytree of arrays (N, ...); `held` is how many bytes it holds meanwhile, or
-        a symbol: as many targets at a time as memory allows.
+        a symbol: as many targets at a time as memory allows. Logits (S, N, C) are those of S
+        variants of the images, for targets that are chosen; so are their cotangents.
         """
         return self.map_at(logits, lambda cotangent: of_one(cotangent(logits)), held)
 
@@ -102,19 +108,24 @@ class Targets:
         For methods that run the network on other images too; the top classes are those of `logits`.
         """
         if self.function is not None:
-            scores = jax.eval_shape(self._computed, logits)
-            each = jnp.eye(scores.shape[1], dtype=scores.dtype)
+
+            def of_batch(logits: Array) -> Array:
+                compute = self._computed if logits.ndim == 2 else jax.vmap(self._computed)
+                return compute(logits)
+
+            scores = jax.eval_shape(of_batch, logits)
+            each = jnp.eye(scores.shape[-1], dtype=scores.dtype)
 
             def cotangent(unit: Array, logits: Array) -> Array:
-                scores, pull_back = jax.vjp(self._computed, logits)
-                return pull_back(unit[None] + jnp.zeros_like(scores))[0]
+                scores, pull_back = jax.vjp(of_batch, logits)
+                return pull_back(jnp.zeros_like(scores) + jnp.broadcast_to(unit, scores.shape))[0]
         else:
             each = self._chosen(logits).T
 
             def cotangent(unit: Array, logits: Array) -> Array:
                 one_hot = jax.nn.one_hot(unit, logits.shape[-1], dtype=logits.dtype)
                 # Zeros like the logits know over which devices these differ, in `jax.shard_map`.
-                return one_hot + jnp.zeros_like(logits)
+                return jnp.broadcast_to(one_hot, logits.shape) + jnp.zeros_like(logits)
 
         at_once = max(1, _LARGEST // max(held, 1)) if isinstance(held, int) else 1
 
