@@ -64,7 +64,7 @@ def deep_lift(network: Network, images: Array, targets: Targets, options: DeepLi
     if any(layer.kind == "l2_pool" for layer in network.config.layers):
         raise ValueError("'deep_lift' has no rule for L2 pooling")
     logits = network.scores(images)
-    targets = targets.chosen(logits)
+    targets = targets.settled(logits)
     classes, scores = targets.scores(logits)
 
     def of_start(total: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:

@@ -85,7 +85,7 @@ def integrated_gradients(
 ) -> Found:
     """The image less the baseline, times the mean gradient on the way from one to the other."""
     logits = network.scores(images)
-    targets = targets.chosen(logits)
+    targets = targets.settled(logits)
     classes, scores = targets.scores(logits)
     starts, ends = baselines(options.baseline, images), as_float32(images)
     count = starts.shape[0]

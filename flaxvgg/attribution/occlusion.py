@@ -55,7 +55,7 @@ def occlusion(network: Network, images: Array, targets: Targets, options: Occlus
     starts, covering = windows(size, options.window, options.stride)
     hidden = one_baseline(options.baseline, images).astype(images.dtype)
     logits = network.scores(images)
-    targets = targets.chosen(logits)
+    targets = targets.settled(logits)
     classes, scores = targets.scores(logits)
 
     def of_chunk(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:

@@ -62,7 +62,7 @@ def rise(network: Network, images: Array, targets: Targets, options: Rise) -> Fo
     if targets.function is None:
         network = _WithSoftmax(*network)
     outputs = network.scores(images)
-    targets = targets.chosen(outputs)
+    targets = targets.settled(outputs)
     classes, scores = targets.scores(outputs)
 
     def of_chunk(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:

@@ -85,7 +85,7 @@ def _moments(
     """
     key = check_key(options.key)
     logits = network.scores(images)
-    targets = targets.chosen(logits)
+    targets = targets.settled(logits)
     classes, scores = targets.scores(logits)
     clean = as_float32(images)
     axes = (1, 2, 3)

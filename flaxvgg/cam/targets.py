@@ -86,11 +86,6 @@ class Targets:
         exists = (classes >= 0) & (classes < logits.shape[1])
         return classes, jnp.where(exists, taken, jnp.nan)
 
-    def chosen(self, logits: Float[Array, "n c"]) -> "Targets":
-        """These targets for other images: where none were asked for, the top classes of these."""
-        given = self.classes is not None or self.function is not None
-        return self if given else Targets(self._chosen(logits))
-
     def map(self, logits: Float[Array, "*s n c"], of_one: Callable[[Array], Any], held: Any) -> Any:
         """`of_one` of each target's cotangent (N, C) of the logits, as arrays (N, K, ...).
 
@@ -101,7 +96,7 @@ class Targets:
         return self.map_at(logits, lambda cotangent: of_one(cotangent(logits)), held)
 
     def map_at(
-        self, logits: Float[Array, "n c"], of_one: Callable[[Cotangent], Any], held: Any
+        self, logits: Float[Array, "*s n c"], of_one: Callable[[Cotangent], Any], held: Any
     ) -> Any:
         """The same where `of_one` is given each target's cotangent as a function of the logits.
 
