@@ -2,6 +2,7 @@
 written once, whether it is read here, on a code host or in an editor.
 """
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -53,7 +54,10 @@ suppress_warnings = ["myst-nb.lexer"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(BUILD / "executed")
+# What notebooks show is this package's: another one runs them again.
+sources = sorted(path for kind in ("py", "c", "h") for path in (ROOT / "flaxvgg").rglob(f"*.{kind}"))
+digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+nb_execution_cache_path = str(BUILD / "executed" / digest)
 nb_execution_timeout = 300
 nb_execution_show_tb = True
 nb_output_stderr = "warn"  # a warning in a notebook is a warning of the build
@@ -79,6 +83,11 @@ html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,
+    # The newer pydata theme would put a second search above the page.
+    "navbar_start": [],
+    "navbar_center": [],
+    "navbar_end": [],
+    "navbar_persistent": [],
 }
 html_copy_source = html_show_sourcelink = False
 # Prompts and what a command prints are not copied along.

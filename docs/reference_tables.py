@@ -3,9 +3,11 @@
 Each directive is a function from its argument to Markdown, which is made when the site is built.
 """
 
+import ast
 import dataclasses
 import inspect
 import re
+import textwrap
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -170,6 +172,49 @@ def shorter_architectures(
         lines[:] = [lines[0], "", "Everything else is as for `vgg16`.", ""]
 
 
+def written_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returned: str
+) -> tuple[str, str] | None:
+    """A signature as its source has it, where what the names of types stand for is pages long.
+
+    Names of choices give way to the choices. Those of dataclasses are made by Python, and stay.
+    """
+    arch = name.removeprefix("flaxvgg.")
+    if arch in flaxvgg.ARCHITECTURES and arch != "vgg16":
+        return "(...)", "VGG"
+    function = obj.__init__ if what == "class" and not dataclasses.is_dataclass(obj) else obj
+    if what not in ("class", "function", "method") or not inspect.isroutine(function):
+        return None
+    function = inspect.unwrap(function)
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, TypeError):
+        return None
+    given = tree.args
+    if given.args and given.args[0].arg in ("self", "cls"):
+        del given.args[0]
+    for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs):
+        argument.annotation = _chosen(argument.annotation, function.__globals__)
+    if what == "class" or tree.returns is None:
+        return f"({ast.unparse(given)})", ""
+    return f"({ast.unparse(given)})", ast.unparse(_chosen(tree.returns, function.__globals__))
+
+
+def _chosen(annotation: ast.expr | None, names: dict[str, Any]) -> ast.expr | None:
+    """An annotation without quotes around it, and with the choices that a name stands for."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = ast.parse(annotation.value, mode="eval").body
+
+    class Choices(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            value = names.get(node.id)
+            if get_origin(value) is not Literal:
+                return node
+            return ast.parse(repr(value).removeprefix("typing."), mode="eval").body
+
+    return annotation and Choices().visit(annotation)
+
+
 def constants(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
@@ -194,4 +239,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
         app.add_directive(text_of.__name__.replace("_", "-"), _directive(text_of))
     for handler in (literal_blocks, shorter_architectures, constants):
         app.connect("autodoc-process-docstring", handler)
+    app.connect("autodoc-process-signature", written_signature)
     return {"version": flaxvgg.__version__, "parallel_read_safe": True}
