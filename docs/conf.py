@@ -22,7 +22,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ["IPYTHONDIR"] = str(BUILD / "ipython")
 profile = BUILD / "ipython" / "profile_default" / "ipython_kernel_config.py"
 profile.parent.mkdir(parents=True, exist_ok=True)
-profile.write_text("c.IPKernelApp.log_level = 40  # not that nobody encrypts what stays on a host\n")
+profile.write_text(
+    "c.IPKernelApp.log_level = 40  # not that nobody encrypts what stays on a host\n"
+)
 
 import flaxvgg
 
@@ -55,7 +57,9 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
 # What notebooks show is this package's: another one runs them again.
-sources = sorted(path for kind in ("py", "c", "h") for path in (ROOT / "flaxvgg").rglob(f"*.{kind}"))
+sources = sorted(
+    path for kind in ("py", "c", "h") for path in (ROOT / "flaxvgg").rglob(f"*.{kind}")
+)
 digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 nb_execution_cache_path = str(BUILD / "executed" / digest)
 nb_execution_timeout = 300
@@ -63,6 +67,7 @@ nb_execution_show_tb = True
 nb_output_stderr = "warn"  # a warning in a notebook is a warning of the build
 nb_merge_streams = True
 
+smartquotes = False  # of --weights and "all" every character counts
 default_role = "py:obj"
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"

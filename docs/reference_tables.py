@@ -12,9 +12,9 @@ import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, get_args, get_origin
 
-import click
 import typer
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -76,7 +76,7 @@ def commands(_: str) -> str:
     return "\n\n".join(_command(name, command) for name, command in group.commands.items())
 
 
-def _command(name: str, command: click.Command) -> str:
+def _command(name: str, command: Any) -> str:
     arguments = [x for x in command.params if x.param_type_name == "argument"]
     shown = " ".join([name, *(f"{x.name.upper()}{' ...' * (x.nargs < 0)}" for x in arguments)])
     rows = [
@@ -215,9 +215,15 @@ def _chosen(annotation: ast.expr | None, names: dict[str, Any]) -> ast.expr | No
     return annotation and Choices().visit(annotation)
 
 
-def constants(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
+def short_arrays(app: Sphinx, domain: str, kind: str, content: nodes.Element) -> None:
+    """JAX's arrays by their public name, where a signature was made of the types themselves."""
+    for signature in content.parent.findall(addnodes.desc_signature):
+        for text in list(signature.findall(nodes.Text)):
+            if "jaxlib._jax." in text:
+                text.parent.replace(text, nodes.Text(text.replace("jaxlib._jax.", "")))
+
+
+def constants(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """A tuple or a dictionary of names has Python's docstring: its names say more."""
     if what == "data":
         lines[:] = [", ".join(f"``{value}``" for value in obj), ""]
@@ -240,4 +246,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for handler in (literal_blocks, shorter_architectures, constants):
         app.connect("autodoc-process-docstring", handler)
     app.connect("autodoc-process-signature", written_signature)
+    app.connect("object-description-transform", short_arrays)
     return {"version": flaxvgg.__version__, "parallel_read_safe": True}
