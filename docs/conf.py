@@ -1,8 +1,11 @@
-"""The site: `make docs`. Its sources are the Markdown files of the whole checkout, so that a page is
-written once, whether it is read here, on a code host or in an editor.
+"""The site: `make docs`.
+
+Its sources are the Markdown files of the whole checkout, so that a page is written once, whether it
+is read here, on a code host or in an editor.
 """
 
 import hashlib
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -26,10 +29,8 @@ profile.write_text(
     "c.IPKernelApp.log_level = 40  # not that nobody encrypts what stays on a host\n"
 )
 
-import flaxvgg
-
 project, author, copyright = "flaxvgg", "", "the authors of flaxvgg, MIT license"
-version = release = flaxvgg.__version__
+version = release = importlib.import_module("flaxvgg").__version__
 root_doc = "docs/index"
 
 extensions = [
@@ -62,7 +63,7 @@ sources = sorted(
 )
 digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 nb_execution_cache_path = str(BUILD / "executed" / digest)
-nb_execution_timeout = 300
+nb_execution_timeout = 600
 nb_execution_show_tb = True
 nb_output_stderr = "warn"  # a warning in a notebook is a warning of the build
 nb_merge_streams = True

@@ -79,15 +79,12 @@ def commands(_: str) -> str:
 def _command(name: str, command: Any) -> str:
     arguments = [x for x in command.params if x.param_type_name == "argument"]
     shown = " ".join([name, *(f"{x.name.upper()}{' ...' * (x.nargs < 0)}" for x in arguments)])
-    rows = [
-        (
-            f"`{' '.join(param.opts) if param.param_type_name == 'option' else param.name.upper()}`",
-            (getattr(param, "help", "") or "").replace("*", "\\*"),
-            _shown_default(param),
-        )
-        for param in command.params
-        if param.name != "help"
-    ]
+    rows = []
+    for param in command.params:
+        if param.name != "help":
+            name_shown = " ".join(param.opts) if param not in arguments else param.name.upper()
+            told = (getattr(param, "help", "") or "").replace("*", "\\*")
+            rows.append((f"`{name_shown}`", told, _shown_default(param)))
     text = inspect.cleandoc(command.help or "")
     heads = table(("", "", "default"), rows)
     return f"## flaxvgg {name}\n\n```sh\nflaxvgg {shown} [OPTIONS]\n```\n\n{text}\n\n{heads}"
@@ -114,7 +111,7 @@ def layer_names(arch: str) -> str:
         channels = layer.outputs or channels
         if layer.kind in ("avg_pool", "flatten", "linear"):
             size = 7 if layer.kind == "avg_pool" else 0
-            channels = size and channels or layer.outputs or 25088
+            channels = (size and channels) or layer.outputs or 25088
         shape = f"{size} x {size} x {channels}" if size else f"{channels}"
         keras = [x for x in others.get(layer.name, ()) if re.match("block|fc|pred", x)]
         torch = [x for x in others.get(layer.name, ()) if x not in keras and "." in x]

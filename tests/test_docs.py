@@ -14,9 +14,9 @@ from urllib.parse import unquote
 import jax
 import pytest
 import typer
+from browser import Browser, find_browser
 
 import flaxvgg
-from browser import Browser, find_browser
 from flaxvgg.commands.cli import app
 from flaxvgg.images.samples import sample_photos
 from flaxvgg.training.settings import read_run
