@@ -1,5 +1,5 @@
-# make demo | experiments | test | test-all | lint | types | native | requirements | clean    PYTHON=python3.12 make test
-.PHONY: demo experiments test test-all lint types native requirements clean
+# make demo | docs | experiments | test | test-all | lint | types | native | requirements | clean   PYTHON=python3.12 make test
+.PHONY: demo docs experiments test test-all lint types native requirements clean
 
 REAL_WEIGHTS = IMAGENET1K_V1_CONVOLUTIONS
 
@@ -36,6 +36,10 @@ test: .venv/ready native
 # And what takes long: every experiment from end to end in small, other processors, sanitizers.
 test-all: .venv/ready native
 	.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST) tests
+
+# The site: build/docs/site/index.html. Notebooks run again where they, or the package, have changed.
+docs: .venv/ready native
+	.venv/bin/python -m sphinx -W --keep-going -c docs . build/docs/site
 
 lint: .venv/ready
 	.venv/bin/ruff check

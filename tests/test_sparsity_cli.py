@@ -243,6 +243,7 @@ def test_places_are_black_where_all_is_zero():
 
 def test_a_report_plots_without_photos(survey):
     figure = survey.report.plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")  # by which a notebook shows it
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     expected = [100 * layer.zero_fraction for layer in survey.report]
     assert sorted(heights) == pytest.approx(sorted(expected))

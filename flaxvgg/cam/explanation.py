@@ -72,7 +72,8 @@ class Explanation(Drawn):
 
         `size` is (H, W); None is the images' size, with convention "torchcam" the layer's.
         `interpolation` "cubic" is PyTorch's and OpenCV's, with a = -0.75. A map that is constant,
-        or positive nowhere, gives zeros; one that is not finite stays NaN: see `flags`.
+        or positive nowhere, gives zeros (the paper's "cam" is not clamped, and scaled from its
+        lowest value); one that is not finite stays NaN: see `flags`.
         """
         convention = Convention.named(self.convention)
         if size is None:

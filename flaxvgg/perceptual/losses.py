@@ -73,11 +73,11 @@ def perceptual_loss(
 ) -> Float[Array, "..."]:
     """How far apart the features of images a and b, (N, H, W, 3) each, are: (N,), a loss each.
 
-    For every layer the mean over all its features of |x - y| ("l1") or (x - y)^2 ("l2"), times its
-    weight, added up. `layers` are names with weights, or names, of any layers: conv5_4 is before
-    the ReLU, relu5_4 after it. The presets have the layers, the distance and the factor that were
-    published: "esrgan" (vgg19, conv5_4, "l1"), "srgan" (vgg19, relu5_4 / 12.75, "l2") and "johnson"
-    (vgg16, relu2_2, "l2"); `layers` and `distance` replace theirs.
+    For every layer the mean over all its features of `|x - y|` ("l1") or (x - y)^2 ("l2"), times
+    its weight, added up. `layers` are names with weights, or names, of any layers: conv5_4 is
+    before the ReLU, relu5_4 after it. The presets have the layers, the distance and the factor that
+    were published: "esrgan" (vgg19, conv5_4, "l1"), "srgan" (vgg19, relu5_4 / 12.75, "l2") and
+    "johnson" (vgg16, relu2_2, "l2"); `layers` and `distance` replace theirs.
 
     Images have the values that `value_range` says, as in `flaxvgg.lpips`, and are normalised as the
     model's weights expect it. Raises ValueError as `flaxvgg.lpips` does, and for a preset or a

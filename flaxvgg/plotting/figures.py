@@ -1,5 +1,6 @@
 """What every picture is made of."""
 
+import functools
 import io
 import warnings
 from typing import TYPE_CHECKING
@@ -18,10 +19,21 @@ if TYPE_CHECKING:
 def new_figure(**kwargs) -> "Figure":
     """An empty figure, without pyplot's state. Raises ValueError where matplotlib is missing."""
     try:
-        from matplotlib.figure import Figure
+        return _shown_figure()(**kwargs)
     except ImportError:
         raise ValueError("pictures need matplotlib: pip install 'flaxvgg[plot]'") from None
-    return Figure(**kwargs)
+
+
+@functools.cache
+def _shown_figure() -> type["Figure"]:
+    """matplotlib's Figure, which shows itself in a notebook; its own does so for pyplot's alone."""
+    from matplotlib.figure import Figure
+
+    class ShownFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            return png(self)
+
+    return ShownFigure
 
 
 def literal(text: str) -> str:
