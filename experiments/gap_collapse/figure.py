@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#b91c1c", "#f97316", "#15803d", "#2563eb")
+# Told apart by the colour-blind too (Okabe and Ito).
+_COLOURS = ("#d55e00", "#e69f00", "#009e73", "#0072b2")
 
 
 def draw(results: dict[str, Any]) -> "Figure":
@@ -24,7 +25,7 @@ def draw(results: dict[str, Any]) -> "Figure":
     _grid(
         scratch,
         grid(results["scratch"], lambda row: [losses[-1] for losses in row["losses"]]),
-        (0.2, math.log(2), "RdYlGn_r"),
+        (0.2, math.log(2), "PuOr"),
         "{:.2f}".format,
         f"From random weights ({arch}):\nloss after {small} steps",
     )
@@ -32,7 +33,7 @@ def draw(results: dict[str, Any]) -> "Figure":
     _grid(
         real,
         grid(results["pretrained"]["rows"], lambda row: row["pointing"]),
-        (0, 1, "RdYlGn"),
+        (0, 1, "PuOr_r"),
         "{:.0%}".format,
         "On real convolutions: maps that peak\non their object "
         f"(by chance {results['pretrained']['chance']:.0%})",

@@ -109,18 +109,20 @@ def demo_figure(
 def _zeros_axes(ax, names: Sequence[str], zeros: Mapping[str, np.ndarray]) -> None:
     layers = list(zeros)
     percent = 100 * np.array([zeros[layer] for layer in layers])
-    for i, name in enumerate(names):
-        ax.plot(percent[:, i], color=f"C{i}", linewidth=1, alpha=0.7, label=_short(name))
-    mean = percent.mean(axis=1)
-    label = "mean of all photos" if len(names) > 1 else None
-    if label:
-        ax.plot(mean, color="black", linewidth=2.5, marker="o", markersize=4, label=label)
+    middle = np.median(percent, axis=1)
+    places = np.arange(len(layers))
+    if len(names) > 1:
+        edges = percent.min(axis=1), percent.max(axis=1)
+        label = f"lowest to highest of {len(names)} photos"
+        ax.fill_between(places, *edges, color="C0", alpha=0.25, linewidth=0, label=label)
+    label = "median" if len(names) > 1 else _short(names[0])
+    ax.plot(places, middle, color="C0", linewidth=2, marker="o", markersize=4, label=label)
     for i, layer in enumerate(layers):
         if layer.startswith("pool"):
             ax.axvspan(i - 0.5, i + 0.5, color="0.93", zorder=0)
     ax.annotate(
-        f"{mean[-1]:.1f} % of {layers[-1]} is zero",
-        (len(layers) - 1, mean[-1]),
+        f"{middle[-1]:.1f} % of {layers[-1]} is zero",
+        (len(layers) - 1, middle[-1]),
         xytext=(-150, -75),
         textcoords="offset points",
         arrowprops={"arrowstyle": "->"},
