@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from browser import Browser, find_browser
+from pages import DESK, PHONE, choose, opened, settled, text
 
 import flaxvgg
 from flaxvgg.attribution.attribution import Attribution
@@ -22,7 +23,6 @@ from flaxvgg.plotting.page.packing import (
 from flaxvgg.plotting.page.shell import page as make_page
 from flaxvgg.plotting.page.viewing import Method, finite, photo_value, viewer_value
 
-PHONE, DESK = (390, 844), (1280, 900)
 # Names that would do harm in HTML, in a script, in the order of reading; and one that is long.
 EVIL = "<img src=x onerror=alert(1)>&amp;</script>'\"`\x1b[31m\u202e"
 NAMES = (EVIL, "a_very_" * 43, "third.png")
@@ -64,42 +64,6 @@ def page(tmp_path) -> Path:
     return path
 
 
-def choose(browser: Browser, name: str, value: object) -> None:
-    """Use a control as a user does: its value, and the events that a browser sends."""
-    browser.evaluate(
-        f"""(() => {{
-        const control = document.querySelector(".viewer .{name} :is(select, input)");
-        if (control.type === "checkbox") return control.click();
-        control.value = {str(value)!r};
-        for (const kind of ["input", "change"]) control.dispatchEvent(new Event(kind));
-        }})()"""
-    )
-    settled(browser)
-
-
-def settled(browser: Browser) -> None:
-    """Wait until what was asked for is drawn."""
-    browser.evaluate(
-        """(async () => {
-        for (let i = 0; i < 3; i++) await new Promise(requestAnimationFrame);
-        const { viewer } = document.documentElement;
-        await viewer.frame;
-        await viewer.drawn;
-        })()"""
-    )
-
-
-def opened(browser: Browser, page: Path, size: tuple[int, int], scheme: str = "light") -> None:
-    browser.open(page, *size, scheme)
-    browser.evaluate(
-        """(async () => {
-        while (!document.querySelector(".viewer .told").textContent)
-          await new Promise(requestAnimationFrame);
-        })()"""
-    )
-    settled(browser)
-
-
 def alpha(browser: Browser, selector: str) -> np.ndarray:
     """How opaque the pixels of a canvas are, (H, W)."""
     found = browser.evaluate(
@@ -110,10 +74,6 @@ def alpha(browser: Browser, selector: str) -> np.ndarray:
         }})()"""
     )
     return np.array(found[2]).reshape(found[:2])
-
-
-def text(browser: Browser, selector: str) -> str:
-    return browser.evaluate(f"document.querySelector({selector!r}).innerText")
 
 
 UNDER, OVER = ".under canvas", ".over canvas"

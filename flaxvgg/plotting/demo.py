@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_ABREAST = 9  # photos beside one another, of several rows
+
+
 class Maps(NamedTuple):
     """A row of the picture: what the maps are, one for each photo in [0, 1], and their titles."""
 
@@ -67,12 +70,18 @@ def demo_figure(
     """
     columns, rows = len(names), 2 + len(maps)
     layer, features = alike
-    width = max(1.75 * columns, 11)
-    side = width / columns
+    # Of a few photos several rows fit beside one another.
+    beside = max(n for n in (1, 2, 3, 4) if n == 1 or (n * columns <= _ABREAST and rows % n == 0))
+    width = max(1.75 * columns * beside, 11)
+    side = width / columns / beside
     # A row: the caption and the titles, and below them the images, which are about square.
-    row_height = min(side, 3.0) + 0.5
-    figure = new_figure(figsize=(width, row_height * rows + 3.7), dpi=110, layout="constrained")
-    parts = np.ravel(figure.subfigures(rows + 1, 1, height_ratios=[row_height] * rows + [3.3]))
+    row_height = min(side, 3.0) + (0.5 if beside == 1 else 1.1)
+    lines = rows // beside
+    figure = new_figure(figsize=(width, row_height * lines + 3.7), dpi=110, layout="constrained")
+    *upper, lower = np.ravel(
+        figure.subfigures(lines + 1, 1, height_ratios=[row_height] * lines + [3.3])
+    )
+    parts = [part for line in upper for part in np.ravel(line.subfigures(1, beside))]
     captions = (
         "The photos",
         f"{layer}: the first three principal components of its {features.shape[-1]} channels as "
@@ -80,8 +89,8 @@ def demo_figure(
         *(row.caption for row in maps),
     )
     grid = []
-    for part, caption in zip(parts, captions, strict=False):
-        told = literal(textwrap.fill(caption, int(12 * width)))
+    for part, caption in zip(parts, captions, strict=True):
+        told = literal(textwrap.fill(caption, int(11 * width / beside)))
         part.suptitle(told, x=0.006, ha="left", fontsize=10, fontweight="bold")
         axes = part.subplots(1, columns, squeeze=False)[0]
         for ax in axes:
@@ -99,10 +108,11 @@ def demo_figure(
             draw_heat(axes[i], picture, row.heats[i])
             if row.titles:
                 axes[i].set_title(literal(row.titles[i]), fontsize=9)
-    left, right = parts[-1].subplots(1, 2, width_ratios=[2.4, 1])
+    left, right = lower.subplots(1, 2, width_ratios=[2.4, 1])
     _zeros_axes(left, names, zeros)
     _sums_axes(right, names[0], list(zeros)[-1], sums)
-    figure.suptitle(literal(title), fontsize=13)
+    scaled = "heat maps: each from its own lowest to its own highest value, line at half"
+    figure.suptitle(literal(f"{title}\n{scaled}"), fontsize=11)
     return figure
 
 
