@@ -125,6 +125,10 @@ def finite(value: Any) -> Any:
 
 def _range(photos: Sequence[Mapping[str, Any]], method: int, layer: int) -> list[float] | None:
     ranges = [
-        x for photo in photos for x in photo["maps"][method][layer]["ranges"] if x is not None
+        x
+        for photo in photos
+        for maps in photo["maps"][method][layer : layer + 1]
+        for x in maps["ranges"]
+        if x is not None
     ]
     return [min(x for x, _ in ranges), max(x for _, x in ranges)] if ranges else None
