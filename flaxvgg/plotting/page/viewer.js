@@ -12,7 +12,7 @@ class Viewer {
     this.told = told;
     this.find = (selector) => root.querySelector(selector);
     this.source = told.photos ? new Carried(told) : new Served();
-    this.layers = [...new Set(told.methods.flatMap((method) => method.layers))];
+    this.layers = told.layers ?? [...new Set(told.methods.flatMap((method) => method.layers))];
     this.state = { left: told.start[0], right: told.start[1], k: 0, layer: told.layer ?? 0 };
     this.photos = new Photos(root, this.source, told.sorts, (i) => this.open(i));
     this.channels = told.channels ? new Channels(this.find(".channels"), this) : null;
@@ -70,6 +70,7 @@ class Viewer {
     slide("swipe", told.swipe, swipe);
     swipe(told.swipe);
     this.root.addEventListener("keydown", (event) => this.key(event));
+    this.find(".swipe").hidden = this.find(".divider").hidden = told.looks.length < 2;
     if (!told.methods.length) for (const name of ["opacity", "top", "threshold", "colours"]) this.find(`.${name}`).hidden = true;
   }
 
