@@ -298,7 +298,7 @@ def test_what_is_too_large_is_averaged():
     assert factors([(14, 14), (224, 224)], 3) == [1, 1]
     small, large = factors([(14, 14), (224, 224)], 450)
     assert (small, large > 1) == (1, True)
-    assert 450 * (14 * 14 + (-(-224 // large)) ** 2) <= 10 * 2**20
+    assert 450 * (14 * 14 + (-(-224 // large)) ** 2) <= 4 * 2**20
     assert factors([(1, 1)], 100, budget=10) == [1]  # nothing is left out
     constant = maps_value(np.full((1, 2, 2), 3, np.float32))
     assert constant["ranges"] == [[3, 3]]
@@ -313,3 +313,55 @@ def test_exact_zeros_stay_zeros():
     assert told["data"] == packed(np.uint8([[[0, 1, 255]], [[0, 0, 0]]]))
     maps[0, 0, 1] = np.inf
     assert channels_value(maps)["largest"] == [1, None]
+
+
+@pytest.mark.slow
+def test_a_large_page_is_small_and_quick(browser, tmp_path, capsys):
+    """50 photos, 3 classes, 3 methods, one of single pixels. Times are shown, not asserted."""
+    rng = np.random.default_rng(0)
+    shape, size = (50, 3), (224, 224)
+    classes = jnp.asarray(np.tile(np.arange(3, dtype=np.int32), (50, 1)))
+    scores = jnp.asarray(rng.normal(size=shape).astype(np.float32))
+
+    def maps(method: str) -> Explanation:
+        values = jnp.asarray(rng.normal(size=(*shape, 14, 14)).astype(np.float32))
+        return Explanation((values,), classes, scores, method, ("relu5_3",), "paper", size)
+
+    values = rng.normal(size=(*shape, *size, 3)).astype(np.float32)
+    pixels = Attribution(jnp.asarray(values), classes, scores, {}, "saliency")
+    noise = rng.integers(0, 256, (50, *size, 3), np.uint8)
+    photos = (noise.astype(np.float32) / 4 + 96).astype(np.uint8)
+    path = tmp_path / "large.html"
+    beside = [maps("layer_cam"), pixels]
+    maps("grad_cam").to_html(path, photos, ["a", "b", "c"], beside=beside)
+    assert path.stat().st_size < 20e6
+    opened(browser, path, DESK)
+    assert browser.complaints == []
+    assert len(browser.evaluate("document.documentElement.viewer.photos.rows")) == 50
+    start = browser.evaluate("document.documentElement.viewer.first")
+    costs = {}
+    for left in (1, 3):  # a map of 14x14, and one of pixels
+        choose(browser, "left", left)
+        costs[left] = browser.evaluate(
+            """(async () => {
+            const { viewer } = document.documentElement;
+            const input = document.querySelector(".threshold input");
+            const found = [];
+            for (let i = 0; i < 60; i++) {
+              input.value = 20 + i;
+              const start = performance.now();
+              input.dispatchEvent(new Event("input"));
+              await viewer.frame;
+              found.push([viewer.cost, performance.now() - start]);
+            }
+            return found;
+            })()"""
+        )
+    with capsys.disabled():
+        print(f"\n{path.stat().st_size / 1e6:.1f} MB; first drawn after {start:.0f} ms")
+        for left, found in costs.items():
+            work, whole = np.array(found).T
+            print(
+                f"look {left}: a step of a slider takes {np.median(work):.1f} ms of work "
+                f"(at most {work.max():.1f}), drawn {np.median(whole):.1f} ms after it"
+            )

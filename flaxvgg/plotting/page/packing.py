@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-BUDGET = 10 * 2**20  # bytes of all maps of a page, before they are compressed
+BUDGET = 4 * 2**20  # bytes of all maps of a page, before they are compressed
 _LONGEST = 900  # pixels of a photo's side
 
 
