@@ -76,8 +76,8 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, page: Path, width: int, height: int, scheme: str = "light") -> None:
-        """Open a file in a window of that size, as a phone does where it is narrow."""
+    def open(self, page: Path | str, width: int, height: int, scheme: str = "light") -> None:
+        """Open a file, or an address, in a window of that size, as a phone where it is narrow."""
         self.events.clear()
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -88,13 +88,15 @@ class Browser:
         )
         media = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", features=media)
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=page.as_uri() if isinstance(page, Path) else page)
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive())
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of a JavaScript expression in the page, or of what it promises."""
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -19,6 +20,7 @@ from rich.progress import Progress
 
 import flaxvgg
 from flaxvgg import Flag
+from flaxvgg.cam.conventions import scale_together
 from flaxvgg.cam.photos import (
     ExplainedPhoto,
     PhotoMap,
@@ -289,6 +291,9 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(tmp_path, photos, no_m
         ((photos, "--method", "mine"), "no method 'mine': choose from all, cam, grad_cam"),
         ((photos, "--convention", "mine"), "no convention 'mine': choose from paper, grad-cam"),
         ((photos, "--size", "large"), "--size is HxW"),
+        ((photos, "--scale", "mine"), "--scale is photo or map, not 'mine'"),
+        ((photos, "--probability", "tanh"), "--probability is softmax or sigmoid"),
+        ((photos, "--html", "--out", photos / "a.zarr"), "--html needs a folder"),
         ((photos, "--size", "16x64"), "at least 32x32"),
         ((photos, "--out", file), "is a file: choose a folder"),
         ((photos, "--out", file / "below"), "is a file: choose a folder"),
@@ -417,14 +422,16 @@ def synthetic(photo, size, methods, columns):
         layers=dict.fromkeys(methods, ("relu3_1", "relu4_2", "relu5_2")),
         raw={},
         heatmaps=dict.fromkeys(methods, heat),
+        shared=dict.fromkeys(methods, heat),
         maps={method: [described(method, k) for k in range(columns)] for method in methods},
+        logits=np.zeros(columns, np.float32),
     )
 
 
 @pytest.mark.parametrize(
     ("size", "methods", "columns"),
     [((64, 64), ("cam",), 1), ((32, 128), ("cam", "elementwise_grad_cam"), 10),
-     ((128, 32), ("fully_convolutional", "cam"), 3)],
+     ((128, 32), ("fully_convolutional", "cam"), 3), ((64, 64), flaxvgg.METHODS, 3)],
 )  # fmt: skip
 def test_no_text_in_a_picture_meets_another(tmp_path, size, methods, columns):
     photo = tmp_path / ("a long file name " * 9 + ".png")
@@ -432,9 +439,11 @@ def test_no_text_in_a_picture_meets_another(tmp_path, size, methods, columns):
     renderer = FigureCanvasAgg(figure).get_renderer()
     inside = [text.get_window_extent(renderer) for text in figure.texts]
     panels = [ax.get_window_extent(renderer) for ax in figure.axes]
-    assert len(inside) == 4 + len(methods) + columns
+    blocks = 2 if len(methods) == len(flaxvgg.METHODS) else 1
+    assert len(inside) == 4 + len(methods) + blocks * columns
     assert len(panels) == 2 + len(methods) * columns
     whole = figure.bbox
+    assert whole.height < 1400  # of a page's size, however many methods
     for a, b in itertools.combinations([*inside, *panels], 2):
         assert not a.overlaps(b), (a, b)
     for box in [*inside, *panels]:
@@ -445,10 +454,54 @@ def test_no_text_in_a_picture_meets_another(tmp_path, size, methods, columns):
     )
 
 
+def test_a_page_of_all_maps(tmp_path, loaded, model, photos):
+    out = tmp_path / "out"
+    result = run(photos, "--size", "32x64", "--out", out, "--method", "cam,grad_cam",
+                 "--classes", "4,1", "--html", "--probability", "sigmoid")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert str(out / "cam.html") in result.stdout.replace("\n", "")
+    page = (out / "cam.html").read_text("utf-8")
+    told = json.loads(page.partition('id="data">')[2].partition("</script>")[0])["viewer"]
+    assert [method["name"] for method in told["methods"]] == ["cam", "grad_cam"]
+    assert [method["kind"] for method in told["methods"]] == ["lowest", "zero"]
+    rows = json.loads((out / "cam.json").read_text())["maps"]
+    assert len(told["photos"]) == 3
+    with np.load(out / "maps.npz") as arrays:
+        for i, photo in enumerate(told["photos"]):
+            assert photo["labels"] == [NAMES[4], NAMES[1]]
+            low, high = arrays["grad_cam"][i, 0].min(), arrays["grad_cam"][i, 0].max()
+            assert photo["maps"][1][0]["ranges"][0] == pytest.approx([low, high])
+            scores = arrays["scores"][i, 0].astype(np.float64)
+            assert photo["probabilities"] == pytest.approx(1 / (1 + np.exp(-scores)))
+            assert rows[4 * i]["probability"] == pytest.approx(photo["probabilities"][0])
+    assert "Probabilities are the sigmoid" in page
+
+
+def test_classes_share_a_scale(model, photos):
+    plan = plan_maps(model, ("grad_cam",), "space shuttle,4,cat", None, "paper", SIZE)
+    (found,) = explain_photos(model, [photos / "same.png"], plan, [])
+    assert len(found.logits) == len(NAMES)
+    own, shared = found.heatmaps["grad_cam"], found.shared["grad_cam"]
+    tops = [np.maximum(raw, 0).max() for raw in found.raw["grad_cam"][:3]]
+    best = int(np.argmax(tops))
+    np.testing.assert_allclose(shared[best], own[best], atol=1e-6)
+    for k in range(3):
+        assert shared[k].max() <= 1.001 * tops[k] / tops[best] + 1e-6
+        assert (shared[k].max() > 0) == (tops[k] > 0)
+    maps = np.stack([np.eye(4), np.full((4, 4), np.nan), 3 * np.eye(4)])[None].astype(np.float32)
+    heat = np.asarray(scale_together(jnp.asarray(maps), 0.0))[0]
+    np.testing.assert_allclose(heat[0], np.eye(4) / 3, rtol=1e-6)
+    assert np.isnan(heat[1]).all()  # and it spoils no other
+    assert heat[2].max() == 1
+
+
 def test_an_overlay_is_the_grey_photo_where_it_is_cold():
     picture = np.full((1, 2, 3), (200, 100, 0), np.uint8)
     cold, hot = overlay(picture, np.array([[0.0, 1.0]]))[0]
     np.testing.assert_allclose(cold, (0.299 * 200 + 0.587 * 100) / 255)
+    blue, red = overlay(picture, np.array([[-1.0, 1.0]]), signed=True)[0]
+    assert blue[2] > blue[0] + 0.3
+    assert red[0] > red[2] + 0.3
     yellow = np.array([0.988362, 0.998364, 0.644924])  # the end of inferno
     np.testing.assert_allclose(hot, 0.25 * cold + 0.75 * yellow, atol=1e-6)
 

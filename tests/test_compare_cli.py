@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import Browser, find_browser
+from pages import PHONE, choose, opened, settled, text
 from PIL import Image, ImageFilter
 
 import flaxvgg
@@ -43,6 +45,39 @@ def test_photos_are_sorted_and_written(folder: Path):
     assert third["lpips"] == pytest.approx(float(expected), rel=1e-6)
     assert flaxvgg.open_image(out / "compare.png").size[0] > 300
     assert result.output.index("little.png") < result.output.index("much.png")
+
+
+def test_a_page_with_a_swipe(folder: Path, tmp_path_factory):
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium on the path: apt-get install chromium")
+    out = folder / "out"
+    given = [folder / "photo.png", folder / "others", "--metric", "lpips,psnr", "--out", out]
+    result = run_flaxvgg("compare", *given, "--html")
+    assert result.exit_code == 0, result.output
+    page = out / "compare.html"
+    with Browser(program, tmp_path_factory.mktemp("profile")) as browser:
+        opened(browser, page, PHONE, "dark")
+        assert browser.complaints == []
+        sent = [url for url in browser.requests if not url.startswith("data:")]
+        assert sent == [page.as_uri()]
+        names = "[...document.querySelectorAll('.photos span')].map((x) => x.innerText)"
+        assert browser.evaluate(names) == ["not.png", "little.png", "much.png"]
+        told = json.loads((out / "compare.json").read_text("utf-8"))["pairs"]
+        assert f"{told[0]['lpips']:.4g}" in text(browser, ".facts")
+        browser.evaluate("document.querySelectorAll('.photos button')[2].click()")
+        settled(browser)
+        sides = "[...document.querySelectorAll('.stage > .pane img')].map((x) => x.src)"
+        reference, photo = browser.evaluate(sides)
+        assert reference != photo
+        assert "distance over the image at by place: colours from 0" in text(browser, ".told")
+        choose(browser, "swipe", 80)
+        clip = browser.evaluate("getComputedStyle(document.querySelector('.over')).clipPath")
+        assert clip == "inset(0px 0px 0px 80%)"
+        choose(browser, "sort", "psnr")
+        browser.evaluate("new Promise(requestAnimationFrame)")
+        assert browser.evaluate(names)[1:] == ["much.png", "not.png"]  # infinity is no number
+    check_refused(run_flaxvgg("compare", *given[:2], "--html"), "add --out DIR")
 
 
 def test_a_table_of_pairs_becomes_a_table_of_distances(folder: Path):

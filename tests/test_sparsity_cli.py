@@ -12,7 +12,8 @@ from PIL import Image
 
 import flaxvgg
 from flaxvgg.commands.sparsity_files import write_survey
-from flaxvgg.plotting.sparsity import map_sheet, places_picture
+from flaxvgg.plotting.sparsity import map_sheet
+from flaxvgg.plotting.webpage import Looks
 from flaxvgg.sparsity.survey import survey_photos
 from helpers import check_refused, run_flaxvgg, small_model
 
@@ -176,7 +177,7 @@ def test_ctrl_c_while_pictures_are_made_leaves_the_folder(tmp_path, survey, monk
     monkeypatch.setattr("flaxvgg.commands.sparsity_files.where_figure", where_figure)
     (tmp_path / "maps.png").write_text("an older one")
     with pytest.raises(KeyboardInterrupt):
-        write_survey(survey, tmp_path, html=True)
+        write_survey(survey, tmp_path, Looks())
     assert [path.name for path in tmp_path.iterdir()] == ["maps.png"]
     assert (tmp_path / "maps.png").read_text() == "an older one"
 
@@ -232,13 +233,6 @@ def test_a_sheet_of_maps_tells_zeros_from_silence():
     assert bright == [[False, True, False], [False] * 3]
     assert (tiles[2].sum(axis=-1) == 0).sum() == 5  # exact zeros are black
     assert map_sheet(np.ones((100, 60, 64), np.float32)).max() == 255  # thinned out, not refused
-
-
-def test_places_are_black_where_all_is_zero():
-    picture = places_picture(np.array([[0.25, 1.0]]), 0.25, 1.0)
-    assert picture[0, 0].min() > 150
-    assert picture[0, 1].max() < 10
-    assert places_picture(np.ones((2, 2)), 1.0, 1.0).shape == (2, 2, 3)  # no spread, no division
 
 
 def test_a_report_plots_without_photos(survey):

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#b91c1c", "#f97316", "#15803d", "#2563eb")
+# Told apart by the colour-blind too (Okabe and Ito).
+_COLOURS = ("#d55e00", "#e69f00", "#009e73", "#0072b2")
 
 
 def draw(results: dict[str, Any]) -> "Figure":
@@ -24,7 +25,7 @@ def draw(results: dict[str, Any]) -> "Figure":
     _grid(
         scratch,
         grid(results["scratch"], lambda row: [losses[-1] for losses in row["losses"]]),
-        (0.2, math.log(2), "RdYlGn_r"),
+        (0.2, math.log(2), "PuOr"),
         "{:.2f}".format,
         f"From random weights ({arch}):\nloss after {small} steps",
     )
@@ -32,7 +33,7 @@ def draw(results: dict[str, Any]) -> "Figure":
     _grid(
         real,
         grid(results["pretrained"]["rows"], lambda row: row["pointing"]),
-        (0, 1, "RdYlGn"),
+        (0, 1, "PuOr_r"),
         "{:.0%}".format,
         "On real convolutions: maps that peak\non their object "
         f"(by chance {results['pretrained']['chance']:.0%})",
@@ -69,13 +70,14 @@ def _grid(
     for (head, rate), cell in cells.items():
         x, y = rates.index(rate), heads.index(head)
         part = np.clip((cell.mean - low) / (high - low), 0, 1)
-        colour = "0.85" if np.isnan(cell.mean) else colormaps[name](0.1 + 0.8 * part)
+        colour = (0.85,) * 3 if np.isnan(cell.mean) else colormaps[name](0.1 + 0.8 * part)[:3]
+        ink = "white" if np.dot(colour, (0.299, 0.587, 0.114)) < 0.45 else "black"
         ax.fill_between([x - 0.48, x + 0.48], y - 0.47, y + 0.47, color=colour, lw=0)
         lines = [] if np.isnan(cell.mean) else [shown(cell.mean)]
         lines += [
             f"{state} {n} of {cell.runs}" for state, n in cell.states.items() if state in DEAD
         ]
-        ax.text(x, y, "\n".join(lines), ha="center", va="center", fontsize=9)
+        ax.text(x, y, "\n".join(lines), ha="center", va="center", fontsize=9, color=ink)
     ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
     ax.set_yticks(range(len(heads)), heads)
     ax.set(xlim=(-0.5, len(rates) - 0.5), ylim=(len(heads) - 0.5, -0.5), xlabel="learning rate")

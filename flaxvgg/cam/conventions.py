@@ -58,12 +58,17 @@ class Convention:
         method: str,
         size: tuple[int, int],
         interpolation: str = "linear",
+        *,
+        shared: bool = False,
     ) -> Float[Array, "n k H W"]:
-        """Raw maps of one or several layers as heat maps in [0, 1], (N, K, H, W)."""
+        """Raw maps of one or several layers as heat maps in [0, 1], (N, K, H, W).
+
+        Maps are `shared` in scale by the classes of an image, or each has its own.
+        """
         scaled = []
+        between = scale_together if shared else scale
         for maps in layer_maps:
-            clamped = maps if method == "cam" and not self.clamp_cam else rectify(maps)
-            heat = scale(clamped, self.scale_eps)
+            heat = between(rectify(maps) if self.clamps(method) else maps, self.scale_eps)
             if method == "layer_cam" and self.layer_cam_gain is not None and len(layer_maps) > 1:
                 heat = jnp.tanh(self.layer_cam_gain * heat)
             scaled.append(resize(heat, size, interpolation))
@@ -73,7 +78,7 @@ class Convention:
         else:
             joined = stacked.max(axis=0) if self.fusion == "max" else stacked.mean(axis=0)
         if self.rescale:
-            joined = scale(rectify(joined), self.scale_eps)
+            joined = between(rectify(joined), self.scale_eps)
         return jnp.clip(joined, 0, 1)  # cubic resizing overshoots
 
     def _product(self, heat: Float[Array, "layers n k h w"]) -> Float[Array, "n k h w"]:
@@ -81,10 +86,23 @@ class Convention:
         each = scale(rectify(heat), self.scale_eps) if self.rescale else heat
         return scale(each.prod(axis=0), self.scale_eps)
 
+    def clamps(self, method: str) -> bool:
+        """Whether the method's maps are cut off at zero before they are scaled."""
+        return method != "cam" or self.clamp_cam
+
 
 def rectify(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """ReLU that leaves NaN as it is: XLA's maximum on a CPU may turn it into 0."""
     return jnp.where(x < 0, 0, x)
+
+
+def scale_together(maps: Float[Array, "n k h w"], eps: float) -> Float[Array, "n k h w"]:
+    """`scale` with the extremes of all K maps of an image; of those that are finite."""
+    finite = jnp.isfinite(maps).all(axis=(-2, -1), keepdims=True)
+    low = jnp.where(finite, maps, jnp.inf).min(axis=(-3, -2, -1), keepdims=True)
+    high = jnp.where(finite, maps, -jnp.inf).max(axis=(-3, -2, -1), keepdims=True)
+    top = jnp.where(high > low, high - low, 0) + eps
+    return jnp.where(finite, (maps - low) / jnp.where(top == 0, 1, top), jnp.nan)
 
 
 def scale(maps: Float[Array, "... h w"], eps: float, axes: tuple[int, ...] = (-2, -1)) -> Array:

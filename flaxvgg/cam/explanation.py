@@ -39,7 +39,8 @@ class Explanation(Drawn):
     `layer_maps` has one array (N, K, h, w) for each of `layers`: raw, signed, at the layer's own
     size. `classes` (N, K) are the classes explained, -1 for a function and for concepts; `scores`
     (N, K) are their logits, what the function gave, or NaN.
-    `.plot(images, names=())` draws them over the images: `plotting.cam.explanation_figure`.
+    `.plot(images)` draws them over the images: `plotting.cam.explanation_figure`;
+    `.to_html(path, images)` writes a page to look at them: `plotting.maps_page.maps_page`.
 
     >>> explanation = flaxvgg.explain(model, images, classes=[0, 2])
     >>> explanation.scores.shape, explanation.heatmaps((64, 64)).shape
@@ -66,7 +67,11 @@ class Explanation(Drawn):
         return self.heatmaps(self._largest())
 
     def heatmaps(
-        self, size: tuple[int, int] | None = None, interpolation: str = "linear"
+        self,
+        size: tuple[int, int] | None = None,
+        interpolation: str = "linear",
+        *,
+        shared: bool = False,
     ) -> Float[Array, "n k H W"]:
         """Heat maps (N, K, H, W) in [0, 1], clamped, scaled and resized as the convention does.
 
@@ -74,11 +79,15 @@ class Explanation(Drawn):
         `interpolation` "cubic" is PyTorch's and OpenCV's, with a = -0.75. A map that is constant,
         or positive nowhere, gives zeros (the paper's "cam" is not clamped, and scaled from its
         lowest value); one that is not finite stays NaN: see `flags`.
+
+        As published, each map is scaled by its own extremes, and a class without evidence looks as
+        sure as any other. Maps that are `shared` in scale, by all K of an image, can be compared.
         """
         convention = Convention.named(self.convention)
         if size is None:
             size = self._largest() if convention.native_size else self.image_size
-        return convention.heatmaps(self.layer_maps, self.method, size, interpolation)
+        told = self.layer_maps, self.method, size, interpolation
+        return convention.heatmaps(*told, shared=shared)
 
     @property
     def flags(self) -> Int[Array, "n k"]:

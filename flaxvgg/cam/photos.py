@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -80,8 +80,9 @@ class ExplainedPhoto:
     """A photo as the network was given it, and its maps for K classes.
 
     By method: `layers` whose maps they are, none for the whole network; `heatmaps` in [0, 1], of
-    the photo's size; `maps` in words. `raw` holds the signed maps at the layers' own size, by
-    method, or by method and layer where there are several.
+    the photo's size, each on a scale of its own, and `shared` on one for all classes; `maps` in
+    words. `raw` holds the signed maps at the layers' own size, by method, or by method and layer
+    where there are several. `logits` are those of all classes, empty for weights without any.
     """
 
     photo: Path
@@ -89,7 +90,9 @@ class ExplainedPhoto:
     layers: dict[str, tuple[str, ...]]
     raw: dict[str, Float[np.ndarray, "k _ _"]]
     heatmaps: dict[str, Float[np.ndarray, "k h w"]]
+    shared: dict[str, Float[np.ndarray, "k h w"]]
     maps: dict[str, list[PhotoMap]]
+    logits: Float[np.ndarray, " c"]
 
 
 def parse_methods(text: str | None) -> tuple[str, ...] | None:
@@ -200,7 +203,7 @@ def explain_photos(
     with watch.bar("", len(photos) * sum(passes)) as bar:
         model = prepare(model, plan.size)
         watched = _watched(model, bar.advance)
-        best = jax.jit(best_classes, static_argnames="count")
+        scored = jax.jit(_scores)
         for i, photo in enumerate(photos):
             done = i * sum(passes)
             bar.show(done, what=shown(photo))
@@ -210,23 +213,25 @@ def explain_photos(
                 problems += error.problems
                 continue
             images = normalise(pixels[None], model.preprocessing)
+            logits = watch.run(partial(scored, model, images)) if model.config.head else None
             classes: Array | np.ndarray | None = None
             if isinstance(plan.classes, tuple):
                 classes = np.array([plan.classes])
-            elif model.config.head:
-                classes = watch.run(partial(best, model, images, count=plan.classes))
-            layers, raw, heatmaps, maps = {}, {}, {}, {}
+            elif logits is not None:
+                classes = _top(logits, plan.classes)
+            layers, raw, heatmaps, shared, maps = {}, {}, {}, {}, {}
             for method, cost in zip(plan.methods, passes, strict=True):
                 bar.show(done, what=f"{method} of {shown(photo)}")
                 network = watched if method in _PASSES else model
                 found = watch.run(partial(_look, network, images, classes, plan, method))
                 layers[method] = found.explanation.layers
                 raw |= _raw(found.explanation)
-                heatmaps[method] = found.heatmaps
+                heatmaps[method], shared[method] = found.heatmaps, found.shared
                 maps[method] = _describe(photo, found, model.classes)
                 done += cost
             bar.show(done)
-            yield ExplainedPhoto(photo, pixels, layers, raw, heatmaps, maps)
+            told = np.zeros(0, np.float32) if logits is None else np.asarray(logits[0])
+            yield ExplainedPhoto(photo, pixels, layers, raw, heatmaps, shared, maps, told)
 
 
 def shown(photo: Path) -> str:
@@ -236,7 +241,27 @@ def shown(photo: Path) -> str:
 
 def best_classes(model: VGG, images: Float[Array, "n h w 3"], count: int) -> Int[Array, "n k"]:
     """The classes (N, K) of the highest logits of each image, best first."""
-    return jax.lax.top_k(as_scores(model(images)), count)[1]
+    return _top(_scores(model, images), count)
+
+
+def probabilities(
+    logits: Float[np.ndarray, "... c"], activation: Literal["softmax", "sigmoid"]
+) -> Float[np.ndarray, "... c"]:
+    """Probabilities of logits; "sigmoid" is for several labels. NaN beside an infinite logit."""
+    logits = np.asarray(logits, np.float64)
+    if activation == "sigmoid":
+        return 0.5 * (1 + np.tanh(logits / 2))
+    with np.errstate(invalid="ignore"):
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _scores(model: VGG, images: Float[Array, "n h w 3"]) -> Float[Array, "n c"]:
+    return as_scores(model(images))
+
+
+def _top(scores: Float[Array, "n c"], count: int) -> Int[Array, "n k"]:
+    return jax.lax.top_k(scores, count)[1]
 
 
 def _explain(
@@ -254,6 +279,7 @@ class _Look(NamedTuple):
 
     explanation: Explanation
     heatmaps: np.ndarray
+    shared: np.ndarray
     flags: np.ndarray
 
 
@@ -261,13 +287,13 @@ def _look(
     model: VGG, images: Array, classes: Array | np.ndarray | None, plan: Plan, method: str
 ) -> _Look:
     explanation = _explain(model, images, classes, plan, method)
-    heat, flags = _heat(explanation)
-    return _Look(explanation, np.asarray(heat[0]), np.asarray(flags[0]))
+    return _Look(explanation, *(np.asarray(x[0]) for x in _heat(explanation)))
 
 
 @jax.jit
-def _heat(explanation: Explanation) -> tuple[Float[Array, "n k h w"], Int[Array, "n k"]]:
-    return explanation.heatmaps(explanation.image_size), explanation.flags
+def _heat(explanation: Explanation) -> tuple[Array, Array, Int[Array, "n k"]]:
+    size = explanation.image_size
+    return explanation.heatmaps(size), explanation.heatmaps(size, shared=True), explanation.flags
 
 
 def _raw(explanation: Explanation) -> dict[str, np.ndarray]:

@@ -49,6 +49,20 @@ def cam(
         Path,
         typer.Option(help="The folder for pictures, maps.npz, cam.json; or a .zarr store of maps."),
     ] = Path("cam"),
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="Whether the maps of a photo's classes share a scale (photo), or each map has its "
+            "own (map)."
+        ),
+    ] = "photo",
+    probability: Annotated[
+        str,
+        typer.Option(help="What logits become: softmax, or sigmoid for heads of several labels."),
+    ] = "softmax",
+    html: Annotated[
+        bool, typer.Option("--html", help="Also cam.html, one page to look through all maps.")
+    ] = False,
     localise: Annotated[
         bool,
         typer.Option(
@@ -71,6 +85,8 @@ def cam(
             from flaxvgg.commands.streaming import Setting, end, into_store, show_localisation
             from flaxvgg.streaming.jobs import localisation_job, maps_job
 
+            if html:
+                raise ValueError("--html needs a folder for the page: flaxvgg view shows a store")
             setting = Setting(out, batch, distributed)
             wanted = tuple(layer.split(",")) if layer is not None else None
 
@@ -88,7 +104,7 @@ def cam(
             return
         from flaxvgg.cam.conventions import Convention
         from flaxvgg.cam.photos import parse_methods, plan_maps
-        from flaxvgg.commands.cam_files import write_cams
+        from flaxvgg.commands.cam_files import Drawing, write_cams
         from flaxvgg.commands.tables import cam_table
         from flaxvgg.files.folders import check_apart, check_folder
         from flaxvgg.images.loading import find_images
@@ -97,6 +113,7 @@ def cam(
         hw, methods = parse_size(size), parse_methods(method)
         layers = tuple(layer.split(",")) if layer is not None else None
         Convention.named(convention)
+        drawing = Drawing.of(scale, probability, html)
         check_drawing()
         check_folder(out)
         paths = find_images(photos)
@@ -106,9 +123,10 @@ def cam(
         if not model.config.head:
             without = ", ".join(plan.methods)
             console.print(f"{without} alone, without classes: {model.config.no_head_because}")
-        written = write_cams(model, paths, plan, out)
+        written = write_cams(model, paths, plan, out, drawing)
         console.print(cam_table(written.maps, plan))
         best = next(iter(written.pictures)) if len(written.pictures) == 1 else out
+        best = out / "cam.html" if html else best
         say_where(best)
         left = f"{written.left} of {len(paths)} photos were not looked at" if written.left else ""
         finish(written.problems, left)

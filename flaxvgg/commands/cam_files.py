@@ -1,4 +1,4 @@
-"""Explained photos in a folder: a picture of each, maps.npz, and cam.json."""
+"""Explained photos in a folder: a picture of each, maps.npz, cam.json, and a page."""
 
 import contextlib
 import dataclasses
@@ -6,19 +6,41 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from flaxvgg.cam.photos import ExplainedPhoto, PhotoMap, Plan, explain_photos
+from flaxvgg.cam.photos import ExplainedPhoto, PhotoMap, Plan, explain_photos, probabilities
 from flaxvgg.commands.console import Shown
 from flaxvgg.files.arrays import save_npz
 from flaxvgg.files.folders import Names, write_bytes
 from flaxvgg.files.foreign import plain, shown
 from flaxvgg.images.loading import ImageError
 from flaxvgg.network.model import VGG
-from flaxvgg.plotting.cam import cam_figure
+from flaxvgg.plotting.cam import Activation, Scale, cam_figure
 from flaxvgg.plotting.figures import png
+from flaxvgg.plotting.maps_page import CamPage
+
+_PAGE = 500  # photos in a page
+
+
+class Drawing(NamedTuple):
+    """How maps are scaled, what logits become, and whether there is a page."""
+
+    scale: Scale = "photo"
+    activation: Activation = "softmax"
+    html: bool = False
+
+    @classmethod
+    def of(cls, scale: str, activation: str, html: bool) -> "Drawing":
+        """What is meant. Raises ValueError for an unknown scale or activation."""
+        for name, value, known in (
+            ("--scale", scale, get_args(Scale)),
+            ("--probability", activation, get_args(Activation)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {' or '.join(known)}, not {value!r}")
+        return cls(scale, activation, html)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +56,12 @@ class Written:
     left: int
 
 
-def write_cams(model: VGG, photos: Sequence[Path], plan: Plan, out: Path) -> Written:
+def write_cams(
+    model: VGG, photos: Sequence[Path], plan: Plan, out: Path, drawing: Drawing = Drawing()
+) -> Written:
     """Explain the photos, and write their pictures, maps.npz and cam.json into the folder `out`.
+
+    For a page also cam.html, of the first 500 photos.
 
     A picture is written as soon as its photo is done. Ctrl-C ends the explaining; the photos that
     are done by then are kept. Raises ImageError where no photo can be read.
@@ -44,15 +70,21 @@ def write_cams(model: VGG, photos: Sequence[Path], plan: Plan, out: Path) -> Wri
     done: dict[Path, ExplainedPhoto] = {}  # by picture
     names = Names(".png")
     title = f"{model.config.arch}, {model.provenance.source}, convention {plan.convention!r}"
+    page = CamPage(plan.convention, drawing.activation, min(len(photos), _PAGE))
     try:
         with contextlib.closing(
             explain_photos(model, photos, plan, problems, Shown())
         ) as explained:
             for found in explained:
                 picture = out / names(found.photo)
-                write_bytes(picture, png(cam_figure(found, title)))
+                figure = cam_figure(found, title, drawing.scale, drawing.activation)
+                write_bytes(picture, png(figure))
+                if drawing.html and len(done) < _PAGE:
+                    page.add(found)
                 # What is large is in the picture.
-                done[picture] = dataclasses.replace(found, pixels=found.pixels[:0], heatmaps={})
+                done[picture] = dataclasses.replace(
+                    found, pixels=found.pixels[:0], heatmaps={}, shared={}
+                )
     except KeyboardInterrupt:
         if not done:
             raise
@@ -65,8 +97,11 @@ def write_cams(model: VGG, photos: Sequence[Path], plan: Plan, out: Path) -> Wri
         left=len(photos) - len(done) - len(problems),
     )
     save_npz(out / "maps.npz", _arrays(list(done.values()), plan))
-    text = json.dumps(_json(model, plan, written), indent=1)
+    text = json.dumps(_json(model, plan, written, done, drawing), indent=1)
     write_bytes(out / "cam.json", text.encode())
+    if drawing.html:
+        shown_of = f"{min(len(done), _PAGE)} of {len(photos)} photos"
+        write_bytes(out / "cam.html", page.html(f"{title}: {shown_of}").encode())
     return written
 
 
@@ -88,13 +123,30 @@ def _arrays(done: Sequence[ExplainedPhoto], plan: Plan) -> dict[str, np.ndarray]
     }
 
 
-def _json(model: VGG, plan: Plan, written: Written) -> dict[str, Any]:
+def _json(
+    model: VGG,
+    plan: Plan,
+    written: Written,
+    done: dict[Path, ExplainedPhoto],
+    drawing: Drawing,
+) -> dict[str, Any]:
     pictures = {photo: picture.name for picture, photo in written.pictures.items()}
+    chances = {
+        photo.photo: probabilities(photo.logits, drawing.activation)
+        for photo in done.values()
+        if len(photo.logits)
+    }
+
+    def chance(found: PhotoMap) -> float | None:
+        value = np.nan if found.label is None else float(chances[found.photo][found.label])
+        return value if math.isfinite(value) else None
+
     return {
         "architecture": model.config.arch,
         "source": plain(model.provenance.source),
         "sha256": model.provenance.sha256,
         "convention": plan.convention,
+        "probability": drawing.activation,
         "size": list(plan.size),
         "partial": written.left > 0,
         "photos_not_looked_at": written.left,
@@ -107,6 +159,7 @@ def _json(model: VGG, plan: Plan, written: Written) -> dict[str, Any]:
                 "class": found.label,
                 "name": plain(found.name),
                 "score": found.score if math.isfinite(found.score) else None,
+                "probability": chance(found),
                 "flag": found.flag.name.lower(),
                 "peak": found.peak,
             }

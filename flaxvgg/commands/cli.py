@@ -17,6 +17,7 @@ from flaxvgg.commands.features import features
 from flaxvgg.commands.info import info
 from flaxvgg.commands.sparsity import sparsity
 from flaxvgg.commands.train import train
+from flaxvgg.commands.view import view
 from flaxvgg.images.finding import PassedOver
 
 app = typer.Typer(
@@ -36,5 +37,5 @@ def prepare() -> None:
     show_warnings_of(PassedOver)
 
 
-for command in (demo, features, sparsity, cam, attribute, compare, train, convert, info):
+for command in (demo, features, sparsity, cam, attribute, compare, view, train, convert, info):
     app.command()(command)

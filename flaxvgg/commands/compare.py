@@ -50,6 +50,12 @@ def compare(
     ] = None,
     batch: options.Batch = None,
     distributed: options.Distributed = False,
+    html: Annotated[
+        bool,
+        typer.Option(
+            "--html", help="With a folder: compare.html, with a swipe between two photos."
+        ),
+    ] = False,
 ) -> None:
     """Say how far photos are from a reference: LPIPS, DISTS, PSNR, SSIM.
 
@@ -95,6 +101,8 @@ def compare(
             end(streamed)
             return
         in_folder = out is not None and out.suffix.lower() != ".csv"
+        if html and not in_folder:
+            raise ValueError("--html needs a folder for the page: add --out DIR")
         if out is not None and in_folder:
             check_drawing()
             check_folder(out)
@@ -102,7 +110,7 @@ def compare(
             check_apart(out, [path for pair in pairs for path in pair])
         model = load_model(weights, "vgg16")
         problems: list[str] = []
-        where = in_folder and not is_table
+        where = in_folder and (html or not is_table)
         found = list(
             compare_photos(model, pairs, metrics, hw, problems, where=where, watch=Shown())
         )
@@ -111,8 +119,13 @@ def compare(
         found = nearest_first(found, metrics[0])
         console.print(compare_table(found, model.provenance.source))
         if out is not None:
-            _write(out, found, metrics, hw, model.provenance.source, problems, where)
-            say_where(out / "compare.png" if where else out)
+            _write(
+                out, found, metrics, hw, model.provenance.source, problems, where and not is_table
+            )
+            if html:
+                _write_page(out, found, metrics, hw)
+            best = "compare.html" if html else "compare.png" if where else ""
+            say_where(out / best)
         finish(problems)
 
 
@@ -160,3 +173,23 @@ def _write(
         files["compare.png"] = png(compare_figure(found, pixels, f"nearest first, by {metrics[0]}"))
     for name, data in files.items():
         write_bytes(out / name, data)
+
+
+def _write_page(
+    out: Path, found: list[Any], metrics: tuple[str, ...], hw: tuple[int, int] | None
+) -> None:
+    """compare.html, whose references are read again, each once if it is that of all."""
+    from functools import lru_cache
+
+    from flaxvgg.files.folders import write_bytes
+    from flaxvgg.images.loading import load_pixels
+    from flaxvgg.perceptual.photos import STRETCHED
+    from flaxvgg.plotting.compare_page import compare_page
+
+    @lru_cache(maxsize=1)
+    def read(reference: Path) -> Any:
+        return load_pixels(reference, hw, STRETCHED)
+
+    references = [read(one.reference) for one in found]
+    title = f"{len(found):,} pairs, nearest first by {metrics[0]}"
+    write_bytes(out / "compare.html", compare_page(found, references, title).encode())

@@ -66,6 +66,7 @@ def sparsity(
         from flaxvgg.files.folders import check_apart, check_folder
         from flaxvgg.images.loading import find_images
         from flaxvgg.plotting.figures import check_drawing
+        from flaxvgg.plotting.webpage import Looks
         from flaxvgg.sparsity.summary import explanation
         from flaxvgg.sparsity.survey import survey_photos
 
@@ -78,14 +79,16 @@ def sparsity(
             check_folder(out)
             check_apart(out, paths)
         model = load_model(weights, arch)
+        looks = Looks() if html else None
+        each = looks.add if looks else lambda example: None
         with stoppable() as stop:
-            survey = survey_photos(model, paths, names, hw, stop.is_set, Shown())
+            survey = survey_photos(model, paths, names, hw, stop.is_set, Shown(), each)
         console.print(sparsity_table(survey.report, survey.zeros, survey.title))
         for sentence in explanation(survey.report):
             console.print(sentence, highlight=False)
         if out is not None:
             with step("writing") as written:
-                written += write_survey(survey, out, html=html)
+                written += write_survey(survey, out, looks)
             best = out / ("sparsity.html" if html else "sparsity.png")
             say_where(best)
         left = f"{survey.left} of the photos were not looked at" if survey.partial else ""

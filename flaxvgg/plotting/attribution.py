@@ -10,7 +10,7 @@ from flaxvgg.attribution.attribution import Attribution
 from flaxvgg.attribution.photos import AttributedPhoto
 from flaxvgg.files.foreign import plain
 from flaxvgg.network.model import AnyArray
-from flaxvgg.plotting.figures import as_pixels, literal, new_figure
+from flaxvgg.plotting.figures import literal, new_figure, same_images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,12 +50,7 @@ def attribution_figure(
     The classes of an image share a scale. Raises ValueError for images of another number or size.
     """
     maps = np.asarray(attribution.values.sum(axis=-1))
-    pictures = as_pixels(np.asarray(images))
-    if pictures.shape[:3] != (maps.shape[0], *maps.shape[2:]):
-        wanted, shape = (
-            "x".join(map(str, x)) for x in ((maps.shape[0], *maps.shape[2:], 3), pictures.shape)
-        )
-        raise ValueError(f"the maps are of images {wanted}, and these are {shape}: pass the same")
+    pictures = same_images(images, (len(maps), *maps.shape[2:]))
     figure, axes = _axes(*maps.shape[:2], maps.shape[2:])
     for i, row in enumerate(axes):
         row[0].imshow(pictures[i])

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_ABREAST = 9  # photos beside one another, of several rows
+
+
 class Maps(NamedTuple):
     """A row of the picture: what the maps are, one for each photo in [0, 1], and their titles."""
 
@@ -67,12 +70,18 @@ def demo_figure(
     """
     columns, rows = len(names), 2 + len(maps)
     layer, features = alike
-    width = max(1.75 * columns, 11)
-    side = width / columns
+    # Of a few photos several rows fit beside one another.
+    beside = max(n for n in (1, 2, 3, 4) if n == 1 or (n * columns <= _ABREAST and rows % n == 0))
+    width = max(1.75 * columns * beside, 11)
+    side = width / columns / beside
     # A row: the caption and the titles, and below them the images, which are about square.
-    row_height = min(side, 3.0) + 0.5
-    figure = new_figure(figsize=(width, row_height * rows + 3.7), dpi=110, layout="constrained")
-    parts = np.ravel(figure.subfigures(rows + 1, 1, height_ratios=[row_height] * rows + [3.3]))
+    row_height = min(side, 3.0) + (0.5 if beside == 1 else 1.1)
+    lines = rows // beside
+    figure = new_figure(figsize=(width, row_height * lines + 3.7), dpi=110, layout="constrained")
+    *upper, lower = np.ravel(
+        figure.subfigures(lines + 1, 1, height_ratios=[row_height] * lines + [3.3])
+    )
+    parts = [part for line in upper for part in np.ravel(line.subfigures(1, beside))]
     captions = (
         "The photos",
         f"{layer}: the first three principal components of its {features.shape[-1]} channels as "
@@ -80,8 +89,8 @@ def demo_figure(
         *(row.caption for row in maps),
     )
     grid = []
-    for part, caption in zip(parts, captions, strict=False):
-        told = literal(textwrap.fill(caption, int(12 * width)))
+    for part, caption in zip(parts, captions, strict=True):
+        told = literal(textwrap.fill(caption, int(11 * width / beside)))
         part.suptitle(told, x=0.006, ha="left", fontsize=10, fontweight="bold")
         axes = part.subplots(1, columns, squeeze=False)[0]
         for ax in axes:
@@ -99,28 +108,31 @@ def demo_figure(
             draw_heat(axes[i], picture, row.heats[i])
             if row.titles:
                 axes[i].set_title(literal(row.titles[i]), fontsize=9)
-    left, right = parts[-1].subplots(1, 2, width_ratios=[2.4, 1])
+    left, right = lower.subplots(1, 2, width_ratios=[2.4, 1])
     _zeros_axes(left, names, zeros)
     _sums_axes(right, names[0], list(zeros)[-1], sums)
-    figure.suptitle(literal(title), fontsize=13)
+    scaled = "heat maps: each from its own lowest to its own highest value, line at half"
+    figure.suptitle(literal(f"{title}\n{scaled}"), fontsize=11)
     return figure
 
 
 def _zeros_axes(ax, names: Sequence[str], zeros: Mapping[str, np.ndarray]) -> None:
     layers = list(zeros)
     percent = 100 * np.array([zeros[layer] for layer in layers])
-    for i, name in enumerate(names):
-        ax.plot(percent[:, i], color=f"C{i}", linewidth=1, alpha=0.7, label=_short(name))
-    mean = percent.mean(axis=1)
-    label = "mean of all photos" if len(names) > 1 else None
-    if label:
-        ax.plot(mean, color="black", linewidth=2.5, marker="o", markersize=4, label=label)
+    middle = np.median(percent, axis=1)
+    places = np.arange(len(layers))
+    if len(names) > 1:
+        edges = percent.min(axis=1), percent.max(axis=1)
+        label = f"lowest to highest of {len(names)} photos"
+        ax.fill_between(places, *edges, color="C0", alpha=0.25, linewidth=0, label=label)
+    label = "median" if len(names) > 1 else _short(names[0])
+    ax.plot(places, middle, color="C0", linewidth=2, marker="o", markersize=4, label=label)
     for i, layer in enumerate(layers):
         if layer.startswith("pool"):
             ax.axvspan(i - 0.5, i + 0.5, color="0.93", zorder=0)
     ax.annotate(
-        f"{mean[-1]:.1f} % of {layers[-1]} is zero",
-        (len(layers) - 1, mean[-1]),
+        f"{middle[-1]:.1f} % of {layers[-1]} is zero",
+        (len(layers) - 1, middle[-1]),
         xytext=(-150, -75),
         textcoords="offset points",
         arrowprops={"arrowstyle": "->"},

@@ -10,10 +10,15 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from flaxvgg.files.foreign import plain
+from flaxvgg.network.model import AnyArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# Colours that the colour-blind tell apart, and that get brighter, or further from grey, evenly.
+COLOURS, SIGNED_COLOURS = "inferno", "RdBu_r"
+WARNING = "#b34700"  # of marks on a picture, which are words as well
 
 
 def new_figure(**kwargs) -> "Figure":
@@ -59,7 +64,15 @@ def png(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
-def as_pixels(images: np.ndarray) -> np.ndarray:
+def enlarge(maps: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
+    """One map resized to (H, W), bicubic, for looking at."""
+    image = Image.fromarray(np.asarray(maps, np.float32))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def as_pixels(
+    images: Float[np.ndarray, "n h w 3"] | UInt8[np.ndarray, "n h w 3"],
+) -> UInt8[np.ndarray, "n h w 3"]:
     """Images as 8-bit pixels; those of another type are stretched, each for itself."""
     if images.dtype == np.uint8:
         return images
@@ -68,29 +81,46 @@ def as_pixels(images: np.ndarray) -> np.ndarray:
     return (255 * (images - low) / np.maximum(high - low, 1e-12)).round().astype(np.uint8)
 
 
-def enlarge(maps: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
-    """One map resized to (H, W), bicubic, for looking at."""
-    image = Image.fromarray(np.asarray(maps, np.float32))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+def same_images(images: AnyArray, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "n h w 3"]:
+    """Pixels of the images that a result (N, H, W) is of. Raises ValueError for others."""
+    pictures = np.asarray(images)
+    if pictures.ndim != 4 or pictures.shape[:3] != shape:
+        wanted, found = ("x".join(map(str, x)) for x in ((*shape, 3), pictures.shape))
+        raise ValueError(f"the maps are of images {wanted}, and these are {found}: pass the same")
+    return as_pixels(pictures)
 
 
 def overlay(
     picture: Float[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w 3"],
     heat: Float[np.ndarray, "h w"],
+    *,
+    signed: bool = False,
 ) -> Float[np.ndarray, "h w 3"]:
-    """A grey photo (0 to 255) under a heat map in [0, 1]: the hotter, the less of it shows."""
+    """A grey photo (0 to 255) under a heat map in [0, 1]: the hotter, the less of it shows.
+
+    A `signed` one is in [-1, 1]: blue below zero, red above. Both scales suit the colour-blind.
+    """
     from matplotlib import colormaps
 
     grey = (picture @ np.array([0.299, 0.587, 0.114]) / 255)[..., None]
-    opacity = 0.75 * heat[..., None]
-    return (1 - opacity) * grey + opacity * colormaps["inferno"](heat)[..., :3]
+    opacity = 0.75 * np.abs(heat)[..., None]
+    # A dark photo would hide the darkest tenths of the signed scale.
+    scale = colormaps[SIGNED_COLOURS]((0.8 * heat + 1) / 2) if signed else colormaps[COLOURS](heat)
+    return (1 - opacity) * grey + opacity * scale[..., :3]
 
 
 def draw_heat(
-    ax: "Axes", picture: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "h w"]
+    ax: "Axes",
+    picture: UInt8[np.ndarray, "h w 3"],
+    heat: Float[np.ndarray, "h w"],
+    *,
+    signed: bool = False,
 ) -> None:
-    """Draw a heat map in [0, 1] over its photo, with a line at half; what is not finite is cold."""
+    """Draw a heat map over its photo, as `overlay`; what is not finite is cold.
+
+    One in [0, 1] gets a line at half.
+    """
     heat = np.nan_to_num(heat)
-    ax.imshow(overlay(picture, heat))
-    if heat.max() > 0.5:
+    ax.imshow(overlay(picture, heat, signed=signed))
+    if heat.max() > 0.5 and not signed:
         ax.contour(heat, [0.5], colors="white", linewidths=0.8)

@@ -1,4 +1,4 @@
-"""The picture of a result, by its type: what `.plot()` of every result comes to."""
+"""The picture and the page of a result, by its type: what `.plot()` and `.to_html()` come to."""
 
 import functools
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from flaxvgg.cam.explanation import Explanation
 from flaxvgg.evaluation.randomisation import Randomisation
 from flaxvgg.plotting.attribution import attribution_figure
 from flaxvgg.plotting.cam import explanation_figure
+from flaxvgg.plotting.maps_page import maps_page
 from flaxvgg.plotting.randomisation import randomisation_figure
 from flaxvgg.plotting.sparsity import layers_figure
 from flaxvgg.sparsity.report import SparsityReport
@@ -26,3 +27,13 @@ figure.register(SparsityReport, layers_figure)
 figure.register(Explanation, explanation_figure)
 figure.register(Attribution, attribution_figure)
 figure.register(Randomisation, randomisation_figure)
+
+
+@functools.singledispatch
+def page(result: Any, *args: Any, **options: Any) -> str:
+    """The HTML of a page of a result. Raises TypeError for what has none."""
+    raise TypeError(f"there is no page of a {type(result).__name__}")
+
+
+page.register(Explanation, maps_page)
+page.register(Attribution, maps_page)

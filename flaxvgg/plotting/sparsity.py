@@ -111,7 +111,8 @@ def maps_figure(examples: "Sequence[Example]", layer: str, title: str) -> "Figur
         )
         for ax in (left, right):
             ax.set_axis_off()
-    figure.suptitle(literal(title), fontsize=10)
+    told = "each map as bright as it is beside its own largest value"
+    figure.suptitle(literal(f"{title}; {told}"), fontsize=10)
     return figure
 
 
@@ -179,16 +180,6 @@ def map_sheet(maps: Float[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "H W 3"]:
     tiles[:, 1:, 1:] = colours.transpose(2, 0, 1, 3)
     sheet = tiles.reshape(rows, columns, h + 1, w + 1, 3).swapaxes(1, 2)
     return sheet.reshape(rows * (h + 1), columns * (w + 1), 3)
-
-
-def places_picture(
-    share: Float[np.ndarray, "h w"], low: float, high: float
-) -> UInt8[np.ndarray, "h w 3"]:
-    """The fraction of channels that are zero, by place: yellow where `low`, black where `high`."""
-    from matplotlib import colormaps
-
-    scaled = (share - low) / max(high - low, 1e-9)
-    return (255 * colormaps[_CMAP](scaled)[..., :3]).round().astype(np.uint8)
 
 
 def _short(photo: Path) -> str:

@@ -1,54 +1,123 @@
-"""A survey as one web page that needs nothing else: no network, no script, no other file."""
+"""A survey as one web page: the answer, charts and tables, and every photo to look at."""
 
-import base64
-import html
-import importlib.resources
-import io
 from collections.abc import Iterator, Mapping
-from string import Template
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 
-from flaxvgg.files.foreign import plain
-from flaxvgg.plotting.sparsity import map_sheet, places_picture, share_range
+from flaxvgg.plotting.page.packing import channels_value
+from flaxvgg.plotting.page.shell import escape, page, viewer
+from flaxvgg.plotting.page.viewing import Look, Method, Sort, photo_value, viewer_value
 from flaxvgg.sparsity.summary import answered_layer, explanation, headline, percent
-from flaxvgg.sparsity.survey import Survey
+from flaxvgg.sparsity.survey import Example, Survey
 from flaxvgg.versions import versions
 
 _LISTED = 12  # photos at either end of a long list
+_PHOTOS = 300  # that can be looked at
+_CHANNELS = 8 * 2**20  # bytes of channels, compressed; photos after that come without
+_PLACES = 56  # along a side of a map of zeros; larger ones are averaged
 
 
-def survey_page(survey: Survey) -> str:
+class Looks:
+    """Photos of a survey to be looked at, which are added one after the other and packed at once.
+
+    The first 300; each with the share of zeros by place, and as long as there is room, the channels
+    of the last layer.
+    """
+
+    def __init__(self) -> None:
+        self.photos: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def add(self, example: Example) -> None:
+        """Pack a photo; nothing else of it is kept."""
+        if len(self.photos) >= _PHOTOS:
+            return
+        channels = None
+        if self._bytes < _CHANNELS:
+            channels = channels_value(example.maps) | {"name": list(example.where)[-1]}
+            self._bytes += len(channels["data"])
+        where = example.where
+        value = photo_value(
+            example.photo.name,
+            [example.pixels],
+            [[share[None] for share in where.values()]],
+            [[-(-max(share.shape) // _PLACES) for share in where.values()]],
+            keys={"zeros": [float(share.mean()) for share in where.values()]},
+            facts=[[name, f"{percent(float(x.mean()))} zero"] for name, x in where.items()],
+        )
+        self.photos.append(value | {"channels": channels})
+
+    def viewer(self) -> dict[str, Any]:
+        """The viewer of these photos, as a JSON value."""
+        layers = tuple(name for name, _ in self.photos[0]["facts"])
+        return viewer_value(
+            [Method("share of channels at zero", "lowest", layers)],
+            self.photos,
+            [Sort("zeros", "zeros in the layer", down=True, percent=True)],
+            [Look("photo", 0, None), Look("zeros by place", 0, 0)],
+            scales=["all", "map"] if len(self.photos) > 1 else ["map"],
+            slider=True,
+            layer=len(layers) - 1,
+            threshold=0,
+            channels=True,
+        )
+
+
+def survey_page(survey: Survey, looks: Looks) -> str:
     """The HTML of a survey: the answer, then a chart, tables, photos and how it was counted."""
     report = survey.report
     many = len(survey.photos) > 1
-    template = (
-        importlib.resources.files("flaxvgg.plotting").joinpath("webpage.html").read_text("utf-8")
+    lead = "\n".join(f'<p class="lead">{escape(text)}</p>' for text in explanation(report))
+    legend = '<li><span class="key range"></span>lowest to highest photo</li>' * many
+    bars = "\n".join(_layer_bars(survey))
+    method = "\n".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
+        for name, value in _method(survey).items()
     )
-    return Template(template).substitute(
-        headline=escape(headline(report)),
-        title=escape(survey.title),
-        warnings=_warnings(survey),
-        answer="\n".join(f'<p class="lead">{escape(text)}</p>' for text in explanation(report)),
-        range_legend='<li><span class="key range"></span>lowest to highest photo</li>' * many,
-        bars="\n".join(_layer_bars(survey)),
-        table=_table(survey),
-        photos=_photos(survey) if many else "",
-        mapped=escape(survey.mapped),
-        examples="\n".join(_examples(survey)),
-        problems=_problems(survey),
-        method="\n".join(
-            f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
-            for name, value in _method(survey).items()
-        ),
-    )
+    shown, without = len(looks.photos), sum(not photo["channels"] for photo in looks.photos)
+    first = f" These are the first {shown:,} photos." if shown < len(survey.photos) else ""
+    first += f" The last {without:,} of them come without their channels." if without else ""
+    body = f"""{_warnings(survey)}
+{lead}
 
+<h2>Zeros by layer</h2>
+<p class="note">The fraction of exact zeros in what each layer gives. Where the orange mark is at
+the end of the bar, every zero is a value that was negative before the ReLU.</p>
+<ul class="legend">
+<li><span class="key relu"></span>after a ReLU</li>
+<li><span class="key other"></span>after another layer</li>
+<li><span class="key neg"></span>negative before the ReLU</li>
+{legend}
+</ul>
+<ol class="bars">
+{bars}
+</ol>
 
-def escape(text: str) -> str:
-    """A text as HTML shows it, also within the quotes of an attribute."""
-    return html.escape(plain(text))
+<h2>The numbers</h2>
+<p class="note">Values are those of all images together. A channel is silent in an image where its
+whole map is zero, and dead where it is silent in every image counted. A heading sorts by its
+column.</p>
+<div class="scroll" role="region" aria-label="The numbers by layer" tabindex="0">
+{_table(survey)}
+</div>
+
+{_photos(survey) if many else ""}
+
+<h2>Where the zeros are</h2>
+<p class="note">Each photo as the network gets it, under the share of channels that are zero at each
+place of a layer: bright where most are. Below it every channel of {escape(survey.mapped)}: exact
+zeros are black, a channel that is zero everywhere is blue, and the others are as bright as they are
+beside their own largest value. A click, or its number, enlarges a channel over the
+photo.{first}</p>
+{viewer()}
+
+{_problems(survey)}
+<h2>How it was counted</h2>
+<dl>
+{method}
+</dl>"""
+    return page(survey.title, headline(report), body, {"viewer": looks.viewer()})
 
 
 def _warnings(survey: Survey) -> str:
@@ -115,7 +184,8 @@ def _table(survey: Survey) -> str:
         data = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{escape(layer.name)}</th>{data}</tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    body = "".join(rows)
+    return f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _photos(survey: Survey) -> str:
@@ -133,38 +203,6 @@ def _photos(survey: Survey) -> str:
         f"{percent(zeros.min())} to {percent(zeros.max())}, with a standard deviation of "
         f"{100 * zeros.std():.1f} points over {len(zeros):,} photos.</p>\n"
         f'<ol class="bars names">\n{chr(10).join(rows)}\n</ol>'
-    )
-
-
-def _examples(survey: Survey) -> Iterator[str]:
-    examples = survey.examples
-    for example in examples:
-        name = escape(example.photo.name)
-        figures = [_figure(example.pixels, "JPEG", f"the photo {name}", "photo")]
-        for layer, share in example.where.items():
-            picture = places_picture(share, *share_range(examples, layer))
-            caption = f"{escape(layer)}<br>{100 * share.min():.0f} to {100 * share.max():.0f} %"
-            alt = f"where {escape(layer)} is zero in {name}"
-            figures.append(_figure(picture, "PNG", alt, caption))
-        maps = example.maps
-        silent = int((maps == 0).all(axis=(0, 1)).sum())
-        caption = (
-            f"{silent:,} of the {maps.shape[-1]:,} maps of {escape(survey.mapped)} are zero "
-            f"everywhere; {percent(float(np.mean(maps == 0)))} of all values are zero."
-        )
-        sheet = _figure(map_sheet(maps), "PNG", f"the maps for {name}", caption)
-        yield f'<h3>{name}</h3>\n<div class="places">{"".join(figures)}</div>\n{sheet}'
-
-
-def _figure(pixels: UInt8[np.ndarray, "h w 3"], kind: str, alt: str, caption: str) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, optimize=True)
-    data = base64.b64encode(file.getvalue()).decode()
-    style = ' class="maps"' if kind == "PNG" else ""
-    return (
-        f'<figure><img{style} src="data:image/{kind.lower()};base64,{data}" alt="{alt}" '
-        f'width="{pixels.shape[1]}" height="{pixels.shape[0]}">'
-        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 

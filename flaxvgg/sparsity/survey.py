@@ -102,8 +102,11 @@ def survey_photos(
     size: tuple[int, int],
     stopped: Callable[[], bool] = lambda: False,
     watch: Watcher = Watcher(),
+    each: Callable[[Example], None] = lambda example: None,
 ) -> Survey:
     """Count the zeros of all photos, or until `stopped()` after a batch.
+
+    `each` is given every photo as an example, of which the survey keeps only the first few.
 
     `layers` are names as `VGG.activations` takes them, by default every ReLU and max pooling.
     Memory is constant but for a few numbers a photo. Raises ImageError where no photo can be read,
@@ -132,9 +135,12 @@ def survey_photos(
         report = total if report is None else report + total
         zeros.append(zeros_by_photo(counts))
         counted += batch.photos
-        for i in range(min(len(batch.photos), _EXAMPLES - len(examples))):
+        for i, photo in enumerate(batch.photos):
             where = {name: shares[i] for name, shares in found["where"].items()}
-            examples.append(Example(batch.photos[i], batch.pixels[i], found["maps"][i], where))
+            example = Example(photo, batch.pixels[i], found["maps"][i], where)
+            each(example)
+            if len(examples) < _EXAMPLES:
+                examples.append(example)
         if stopped():
             break
     if report is None:

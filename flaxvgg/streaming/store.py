@@ -192,6 +192,20 @@ class Store:
             raise StoreError(f"{self.path} has no {name}") from None
         return found
 
+    def row(self, name: str, row: int) -> np.ndarray:
+        """What an array has of one image, without reading the others.
+
+        Where images keep their own sizes, of the array for its size. Raises StoreError where the
+        store has none.
+        """
+        for key in (name, "/".join(["x".join(map(str, self._size(row))), name])):
+            if key in self._group:
+                return np.asarray(self._group[key][row])
+        raise StoreError(f"{self.path} has no {name}")
+
+    def _size(self, row: int) -> list[int]:
+        return np.asarray(self._group["size"][row]).tolist()
+
     def sums(self) -> Iterator[dict[str, np.ndarray]]:
         """What was added up, of every unit that is done and in which an image is whole."""
         if "sums" not in self._group:
