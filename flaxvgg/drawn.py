@@ -1,10 +1,13 @@
-"""Results that can be drawn: `.plot()`, of every result alike.
+"""Results that can be drawn: `.plot()`, and themselves in a notebook, of every result alike.
 
 What is drawn is known above, in `flaxvgg.plotting`, which is looked up when something is drawn.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,5 +22,27 @@ class Drawn:
         In a notebook the figure shows itself; elsewhere `savefig` writes it. Raises ValueError
         where matplotlib is missing.
         """
-        results = importlib.import_module("flaxvgg.plotting.results")
-        return results.figure(self, *args, **options)
+        return results().figure(self, *args, **options)
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows; None, for the text instead, where there are no values to show."""
+        return results().html(self) if has_values(self) else None
+
+
+def has_values(result: Any) -> bool:
+    """Whether the arrays of a pytree are there, and not what a transformation of JAX put there."""
+    return all(
+        isinstance(x, np.ndarray | jax.Array) and not isinstance(x, jax.core.Tracer)
+        for x in jax.tree.leaves(result)
+    )
+
+
+def shape_of(array: Any) -> str:
+    """An array's shape as 2x3; "?" for what a transformation of JAX has put in its place."""
+    shape = getattr(array, "shape", None)
+    return "?" if shape is None else "x".join(map(str, shape)) or "scalar"
+
+
+def results() -> Any:
+    """What is known above of how results are drawn."""
+    return importlib.import_module("flaxvgg.plotting.results")

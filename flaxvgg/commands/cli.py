@@ -1,7 +1,10 @@
 """The command line of flaxvgg: a table of contents; each command is a module of its own."""
 
+from typing import Annotated
+
 import typer
 
+from flaxvgg import __version__
 from flaxvgg.commands.attribute import attribute
 from flaxvgg.commands.cam import cam
 from flaxvgg.commands.compare import compare
@@ -15,6 +18,7 @@ from flaxvgg.commands.convert import convert
 from flaxvgg.commands.demo import demo
 from flaxvgg.commands.features import features
 from flaxvgg.commands.info import info
+from flaxvgg.commands.layers import layers
 from flaxvgg.commands.sparsity import sparsity
 from flaxvgg.commands.train import train
 from flaxvgg.images.finding import PassedOver
@@ -22,19 +26,29 @@ from flaxvgg.images.finding import PassedOver
 app = typer.Typer(
     cls=PlainGroup,
     help="torchvision's VGG in JAX: features, zeros and maps of your photos.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"flaxvgg {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
-def prepare() -> None:
+def prepare(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version."),
+    ] = False,
+) -> None:
     accept_any_text()
     keep_compiled()
     show_warnings_of(PassedOver)
 
 
-for command in (demo, features, sparsity, cam, attribute, compare, train, convert, info):
+for command in (demo, features, sparsity, cam, attribute, compare, train, convert, layers, info):
     app.command()(command)

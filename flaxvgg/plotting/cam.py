@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Shaped, UInt8
 
 from flaxvgg.cam.explanation import Explanation, Flag
 from flaxvgg.cam.photos import FLAG_WORDS, ExplainedPhoto, PhotoMap, shown
 from flaxvgg.files.foreign import plain
 from flaxvgg.network.model import AnyArray
-from flaxvgg.plotting.figures import draw_heat, literal, new_figure, overlay
+from flaxvgg.plotting.figures import check_drawing, draw_heat, literal, new_figure, overlay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,12 +88,8 @@ def explanation_figure(
     from its lowest value to its highest. `names` are those of all classes, as in `model.classes`.
     Raises ValueError for images of another number or size than were explained.
     """
-    pictures = as_pixels(np.asarray(images))
+    pictures = _pictures(explanation, images)
     count, columns = explanation.classes.shape
-    if pictures.shape[:3] != (count, *explanation.image_size):
-        wanted = "x".join(map(str, (count, *explanation.image_size, 3)))
-        shape = "x".join(map(str, pictures.shape))
-        raise ValueError(f"the maps are of images {wanted}, and these are {shape}: pass the same")
     heat = np.asarray(explanation.heatmaps(explanation.image_size))
     flags, labels, scores = map(
         np.asarray, (explanation.flags, explanation.classes, explanation.scores)
@@ -116,6 +113,34 @@ def explanation_figure(
     layers = ", ".join(explanation.layers) or "whole network"
     figure.suptitle(f"{explanation.method} at {layers}", fontsize=10)
     return figure
+
+
+def explanation_overlay(
+    explanation: Explanation, images: Shaped[AnyArray, "n h w 3"]
+) -> UInt8[np.ndarray, "n k h w 3"]:
+    """The heat maps over their images, as pixels; what is not finite is cold.
+
+    Takes and raises what `explanation_figure` does, and ValueError where matplotlib is missing.
+    """
+    check_drawing()
+    pictures = _pictures(explanation, images)
+    heat = np.nan_to_num(np.asarray(explanation.heatmaps(explanation.image_size), np.float32))
+    drawn = [
+        [overlay(picture, one) for one in of_image]
+        for picture, of_image in zip(pictures, heat, strict=True)
+    ]
+    return (255 * np.clip(drawn, 0, 1)).round().astype(np.uint8).reshape(*heat.shape, 3)
+
+
+def _pictures(explanation: Explanation, images: AnyArray) -> UInt8[np.ndarray, "n h w 3"]:
+    """The images as pixels. Raises ValueError for others than were explained."""
+    pictures = as_pixels(np.asarray(images))
+    count = explanation.classes.shape[0]
+    if pictures.shape != (count, *explanation.image_size, 3):
+        wanted = "x".join(map(str, (count, *explanation.image_size, 3)))
+        shape = "x".join(map(str, pictures.shape))
+        raise ValueError(f"the maps are of images {wanted}, and these are {shape}: pass the same")
+    return pictures
 
 
 def as_pixels(images: np.ndarray) -> np.ndarray:
