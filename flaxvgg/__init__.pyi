@@ -3,6 +3,8 @@ from .attribution.methods import ATTRIBUTIONS, attribute
 from .cam.conventions import CONVENTIONS
 from .cam.explanation import Explanation, Flag
 from .cam.methods import METHODS, explain
+from .conversion.jax_export import to_jax_export
+from .conversion.onnx_export import to_onnx
 from .evaluation.classification import average_precision, mean_average_precision
 from .evaluation.faithfulness import average_drop, average_increase, deletion, insertion
 from .evaluation.localisation import (
@@ -101,6 +103,8 @@ __all__ = [
     "score_maps",
     "shard_batch",
     "style_loss",
+    "to_jax_export",
+    "to_onnx",
     "to_torch",
     "total_variation",
     "vgg11",

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Written:
     pictures: dict[Path, Path]
     problems: list[str]
     left: int
+    record: dict[str, Any]  # cam.json
 
 
 def write_cams(model: VGG, photos: Sequence[Path], plan: Plan, out: Path) -> Written:
@@ -58,16 +59,13 @@ def write_cams(model: VGG, photos: Sequence[Path], plan: Plan, out: Path) -> Wri
             raise
     if not done:
         raise ImageError(*problems)
-    written = Written(
-        maps=[found for p in done.values() for maps in p.maps.values() for found in maps],
-        pictures={picture: p.photo for picture, p in done.items()},
-        problems=problems,
-        left=len(photos) - len(done) - len(problems),
-    )
+    pictures = {picture: p.photo for picture, p in done.items()}
+    maps = [found for p in done.values() for maps in p.maps.values() for found in maps]
+    left = len(photos) - len(done) - len(problems)
+    record = _json(model, plan, maps, pictures, problems, left)
     save_npz(out / "maps.npz", _arrays(list(done.values()), plan))
-    text = json.dumps(_json(model, plan, written), indent=1)
-    write_bytes(out / "cam.json", text.encode())
-    return written
+    write_bytes(out / "cam.json", json.dumps(record, indent=1).encode())
+    return Written(maps, pictures, problems, left, record)
 
 
 def _arrays(done: Sequence[ExplainedPhoto], plan: Plan) -> dict[str, np.ndarray]:
@@ -88,21 +86,28 @@ def _arrays(done: Sequence[ExplainedPhoto], plan: Plan) -> dict[str, np.ndarray]
     }
 
 
-def _json(model: VGG, plan: Plan, written: Written) -> dict[str, Any]:
-    pictures = {photo: picture.name for picture, photo in written.pictures.items()}
+def _json(
+    model: VGG,
+    plan: Plan,
+    maps: Sequence[PhotoMap],
+    pictures: Mapping[Path, Path],
+    problems: Sequence[str],
+    left: int,
+) -> dict[str, Any]:
+    of_photo = {photo: picture.name for picture, photo in pictures.items()}
     return {
         "architecture": model.config.arch,
         "source": plain(model.provenance.source),
         "sha256": model.provenance.sha256,
         "convention": plan.convention,
         "size": list(plan.size),
-        "partial": written.left > 0,
-        "photos_not_looked_at": written.left,
-        "problems": list(map(plain, written.problems)),
+        "partial": left > 0,
+        "photos_not_looked_at": left,
+        "problems": list(map(plain, problems)),
         "maps": [
             {
                 "photo": shown(found.photo),
-                "picture": pictures[found.photo],
+                "picture": of_photo[found.photo],
                 "method": found.method,
                 "class": found.label,
                 "name": plain(found.name),
@@ -110,6 +115,6 @@ def _json(model: VGG, plan: Plan, written: Written) -> dict[str, Any]:
                 "flag": found.flag.name.lower(),
                 "peak": found.peak,
             }
-            for found in written.maps
+            for found in maps
         ],
     }

@@ -16,6 +16,7 @@ from flaxvgg.commands.console import (
 )
 from flaxvgg.commands.convert import convert
 from flaxvgg.commands.demo import demo
+from flaxvgg.commands.export import export
 from flaxvgg.commands.features import features
 from flaxvgg.commands.info import info
 from flaxvgg.commands.layers import layers
@@ -32,10 +33,11 @@ app = typer.Typer(
 )
 
 
-def _say_version(wanted: bool) -> None:
+def _say_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"flaxvgg {__version__}")
         raise typer.Exit()
+    return wanted
 
 
 @app.callback()
@@ -50,5 +52,9 @@ def prepare(
     show_warnings_of(PassedOver)
 
 
-for command in (demo, features, sparsity, cam, attribute, compare, train, convert, layers, info):
+_ON_PHOTOS = demo, features, sparsity, cam, attribute, compare, train
+
+_ON_PHOTOS = demo, features, sparsity, cam, attribute, compare, train
+
+for command in (*_ON_PHOTOS, convert, export, layers, info):
     app.command()(command)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from flaxvgg.commands import options
-from flaxvgg.commands.console import Shown, clear_errors, console, finish, say_where
+from flaxvgg.commands.console import Shown, clear_errors, finish, say_where, show
 from flaxvgg.commands.options import load_model, parse_size
 
 
@@ -46,6 +46,7 @@ def compare(
         Path | None,
         typer.Option(help="A folder for compare.json and compare.png; or a .csv file."),
     ] = None,
+    as_json: options.Json = False,
 ) -> None:
     """Say how far photos are from a reference: LPIPS, DISTS, PSNR, SSIM.
 
@@ -93,11 +94,44 @@ def compare(
         if not found:
             raise ImageError(*problems)
         found = nearest_first(found, metrics[0])
-        console.print(compare_table(found, model.provenance.source))
+        source = model.provenance.source
+        told = _told(found, metrics, hw, source, problems)
+        show(lambda: compare_table(found, source), told, as_json=as_json)
         if out is not None:
-            _write(out, found, metrics, hw, model.provenance.source, problems, where)
+            _write(out, found, metrics, hw, told, where)
             say_where(out / "compare.png" if where else out)
         finish(problems)
+
+
+def _told(
+    found: list[Any],
+    metrics: tuple[str, ...],
+    hw: tuple[int, int] | None,
+    source: str,
+    problems: list[str],
+) -> dict[str, Any]:
+    """What was found, as a JSON value: a record for each pair."""
+    from flaxvgg.files.foreign import plain
+
+    finite = [
+        {k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in row.items()}
+        for row in _rows(found)
+    ]
+    return {
+        "source": plain(source),
+        "size": list(hw) if hw else None,
+        "metrics": list(metrics),
+        "problems": list(map(plain, problems)),
+        "pairs": finite,
+    }
+
+
+def _rows(found: list[Any]) -> list[dict[str, Any]]:
+    from flaxvgg.files.foreign import shown
+
+    return [
+        {"reference": shown(one.reference), "image": shown(one.photo)} | one.values for one in found
+    ]
 
 
 def _write(
@@ -105,39 +139,23 @@ def _write(
     found: list[Any],
     metrics: tuple[str, ...],
     hw: tuple[int, int] | None,
-    source: str,
-    problems: list[str],
+    told: dict[str, Any],
     where: bool,
 ) -> None:
     """compare.json, and with maps compare.png; or one .csv file."""
     from flaxvgg.files.folders import write_bytes
-    from flaxvgg.files.foreign import plain, shown
     from flaxvgg.images.loading import load_pixels
     from flaxvgg.perceptual.photos import STRETCHED
     from flaxvgg.plotting.compare import compare_figure
     from flaxvgg.plotting.figures import png
 
-    rows = [
-        {"reference": shown(one.reference), "image": shown(one.photo)} | one.values for one in found
-    ]
     if out.suffix.lower() == ".csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, ["reference", "image", *metrics])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(_rows(found))
         write_bytes(out, text.getvalue().encode())
         return
-    finite = [
-        {k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in row.items()}
-        for row in rows
-    ]
-    told = {
-        "source": plain(source),
-        "size": list(hw) if hw else None,
-        "metrics": list(metrics),
-        "problems": list(map(plain, problems)),
-        "pairs": finite,
-    }
     files = {"compare.json": json.dumps(told, indent=1).encode()}
     if where:
         pixels = load_pixels(found[0].reference, hw, STRETCHED)

@@ -57,17 +57,16 @@ def _config_of(network: str) -> VGGConfig:
 
 
 def _table(config: VGGConfig, rows: list["LayerRow"]):
-    from rich import box
-    from rich.table import Table
+    from flaxvgg.commands.tables import compact, fitted
 
     total = sum(row.parameters for row in rows)
-    table = Table(title=config.arch, caption=f"{total:,} parameters", box=box.SIMPLE)
+    table = compact(config.arch, f"{total:,} parameters")
     for name in ("layer", "PyTorch", "Keras"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=True)
     table.add_column("output", justify="right", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
     for row in rows:
         shape = "x".join(map(str, row.shape))
         parameters = f"{row.parameters:,}" if row.parameters else ""
         table.add_row(row.name, row.torch, row.keras, shape, parameters)
-    return table
+    return fitted(table, "parameters")

@@ -8,8 +8,9 @@ from pathlib import Path
 import jax
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.text import Text
 
-from flaxvgg.commands.console import Told, console, errors, say_left_out, stoppable
+from flaxvgg.commands.console import Told, console, errors, say_left_out, show, stoppable
 from flaxvgg.commands.options import load_model, parse_size
 from flaxvgg.commands.tables import facts, localisation_table, sparsity_table
 from flaxvgg.network.model import VGG
@@ -100,8 +101,11 @@ def show_localisation(store: Store) -> None:
     console.print(localisation_table(read_localisation(store)))
 
 
-def end(streamed: Streamed) -> None:
+def end(streamed: Streamed, as_json: bool = False) -> None:
     """Say which images are broken, and end with the code that tells how it went."""
+    if as_json:
+        value = store_facts(streamed.store) | {"problems": dict(streamed.problems)}
+        show(Text, value, as_json=True)
     broken = [f"{name}: {problem}" for name, problem in streamed.problems.items()]
     say_left_out(broken[:_SHOWN])
     if len(broken) > _SHOWN:

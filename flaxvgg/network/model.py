@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Float32
 
 from flaxvgg.files.foreign import AnyPath
 from flaxvgg.network.config import Layer, VGGConfig, listed
+from flaxvgg.network.hub import OnTheHub
 from flaxvgg.network.inputs import check_images
 from flaxvgg.network.layers import (
     BatchNorm,
@@ -184,7 +185,7 @@ class LayerStack(nnx.Module):
                 return getattr(self, layer.name)(x)
 
 
-class VGG(nnx.Module):
+class VGG(OnTheHub, nnx.Module):
     """A VGG network (Simonyan & Zisserman 2015, arXiv:1409.1556) as torchvision defines it.
 
     A model is a pytree whose leaves are its parameters (and BatchNorm statistics), so it can be
