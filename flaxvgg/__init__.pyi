@@ -5,7 +5,12 @@ from .cam.explanation import Explanation, Flag
 from .cam.methods import METHODS, explain
 from .conversion.jax_export import to_jax_export
 from .conversion.onnx_export import to_onnx
-from .evaluation.classification import average_precision, mean_average_precision
+from .evaluation.classification import (
+    accuracy,
+    average_precision,
+    confusion_matrix,
+    mean_average_precision,
+)
 from .evaluation.faithfulness import average_drop, average_increase, deletion, insertion
 from .evaluation.localisation import (
     centre_gaussian,
@@ -65,11 +70,13 @@ __all__ = [
     "Trainer",
     "VGGConfig",
     "WeightsError",
+    "accuracy",
     "attribute",
     "average_drop",
     "average_increase",
     "average_precision",
     "centre_gaussian",
+    "confusion_matrix",
     "contextual_loss",
     "data_mesh",
     "deletion",

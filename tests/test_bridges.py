@@ -29,13 +29,16 @@ def test_linen(model):
             logits = nnx.bridge.to_linen(flaxvgg.VGG, model.config, name="vgg")(images)
             return flax.linen.Dense(2)(logits)
 
-    variables = Probe().init(jax.random.key(0), IMAGES)
+    with jax.numpy_rank_promotion("allow"):
+        variables = Probe().init(jax.random.key(0), IMAGES)
     assert set(variables["params"]["vgg"]) == {"conv_stack", "head"}
     variables["params"]["vgg"] = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     dense = variables["params"]["Dense_0"]
-    expected = model(IMAGES) @ dense["kernel"] + dense["bias"]
-    np.testing.assert_allclose(Probe().apply(variables, IMAGES), expected, rtol=1e-5, atol=1e-5)
-    gradient = jax.grad(lambda v: (Probe().apply(v, IMAGES) ** 2).mean())(variables)
+    expected = model(IMAGES) @ dense["kernel"] + dense["bias"][None]
+    with jax.numpy_rank_promotion("allow"):  # which Linen builds upon
+        found = Probe().apply(variables, IMAGES)
+        gradient = jax.grad(lambda v: (Probe().apply(v, IMAGES) ** 2).mean())(variables)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert jnp.abs(gradient["params"]["vgg"]["conv_stack"]["conv1_1"]["kernel"]).max() > 0
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -206,7 +206,7 @@ class Trainer:
         self,
         state: TrainState,
         images: Shaped[AnyArray, "..."],
-        labels: Shaped[AnyArray, "..."],
+        labels: Shaped[AnyArray, "..."] | Sequence[Any],
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         """The next state, and the metrics of the batch: (N, H, W, 3) images and (N, K) labels.
 
