@@ -212,3 +212,15 @@ def test_a_path_that_is_not_there_is_no_unknown_name(tmp_path):
     check_refused(run_flaxvgg("convert", "gone.pth", "--out", out), "gone.pth does not exist")
     told = "no published weights 'VGG16_Weights.IMAGENET1K_V3'"
     check_refused(run_flaxvgg("convert", "VGG16_Weights.IMAGENET1K_V3", "--out", out), told)
+
+
+def test_json_of_a_store(folder, tmp_path):
+    weights = ["--weights", folder / "gap.safetensors", "--arch", "vgg11", "--size", "32x32"]
+    photos = [folder / "photo0.png", folder / "photo1.png"]
+    asked = [*photos, *weights, "--layers", "pool1", "--out", tmp_path / "a.zarr", "--json"]
+    result = run_flaxvgg("sparsity", *asked)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["images"].startswith("2 done, 0 broken")
+    assert found["report"]["images"] == 2
+    assert found["report"]["layers"][0]["layer"] == "pool1"

@@ -83,9 +83,7 @@ def cam(
                 )
 
             streamed = into_store(job, photos, weights, arch, size, setting)
-            if localise:
-                show_localisation(streamed.store)
-            end(streamed, as_json)
+            end(streamed, as_json, show_localisation(streamed.store) if localise else {})
             return
         from flaxvgg.cam.conventions import Convention
         from flaxvgg.cam.photos import parse_methods, plan_maps

@@ -60,6 +60,10 @@ class PlainConsole(Console):
             return super().size
         return ConsoleDimensions(_UNCUT, 25)
 
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
 
 class Told(TextColumn):
     """A column of a progress bar with a field of its task, as plain text."""

@@ -60,8 +60,7 @@ def sparsity(
                 lambda model, *_: sparsity_job(model, names),
                 *(photos, weights, arch, size, setting),
             )
-            show_zeros(streamed.store)
-            end(streamed, as_json)
+            end(streamed, as_json, show_zeros(streamed.store))
             return
         from flaxvgg.commands.sparsity_files import write_survey
         from flaxvgg.commands.tables import sparsity_table

@@ -270,7 +270,7 @@ class VGG(OnTheHub, nnx.Module):
 
         A text that shows itself. Raises ValueError for a size that the network does not take.
 
-            print(model.summary())
+            model.summary((375, 1242))
         """
         return summary(self.config, size, self._about())
 

@@ -41,8 +41,8 @@ def attribution_html(attribution: Attribution) -> str:
         signed = row[:_MOST_CLASSES] / scale_of(row)
         small = [_resized(np.nan_to_num(one), (height, width)) for one in signed]
         pictures.append([_picture(0.5 + 0.5 * one, COLOURS) for one in small])
-    finite = np.isfinite(maps).all(axis=(-2, -1))
-    words = [["" if fine else "not finite" for fine in row] for row in finite]
+    finite = np.asarray(np.isfinite(maps).all(axis=(-2, -1)))
+    words = [["" if fine else "not finite" for fine in row] for row in finite.tolist()]
     scores = np.asarray(attribution.scores)
     return _maps_html(repr(attribution), attribution.classes, scores, pictures, words)
 
