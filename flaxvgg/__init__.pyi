@@ -3,7 +3,14 @@ from .attribution.methods import ATTRIBUTIONS, attribute
 from .cam.conventions import CONVENTIONS
 from .cam.explanation import Explanation, Flag
 from .cam.methods import METHODS, explain
-from .evaluation.classification import average_precision, mean_average_precision
+from .conversion.jax_export import to_jax_export
+from .conversion.onnx_export import to_onnx
+from .evaluation.classification import (
+    accuracy,
+    average_precision,
+    confusion_matrix,
+    mean_average_precision,
+)
 from .evaluation.complexity import complexity, sparseness
 from .evaluation.faithfulness import average_drop, average_increase, deletion, insertion
 from .evaluation.infidelity import GaussianNoise, SquareRemoval, infidelity, sensitivity_n
@@ -74,12 +81,14 @@ __all__ = [
     "Trainer",
     "VGGConfig",
     "WeightsError",
+    "accuracy",
     "attribute",
     "average_drop",
     "average_increase",
     "average_precision",
     "centre_gaussian",
     "complexity",
+    "confusion_matrix",
     "contextual_loss",
     "data_mesh",
     "deletion",
@@ -121,6 +130,8 @@ __all__ = [
     "shard_batch",
     "sparseness",
     "style_loss",
+    "to_jax_export",
+    "to_onnx",
     "to_torch",
     "total_variation",
     "vgg11",

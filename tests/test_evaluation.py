@@ -15,7 +15,8 @@ import torchcam.metrics
 from flax import nnx
 from pytorch_grad_cam.metrics.cam_mult_image import IncreaseInConfidence
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import accuracy_score, average_precision_score
+from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 import flaxvgg
 from flaxvgg.evaluation.faithfulness import blurred
@@ -431,3 +432,17 @@ def test_bad_input_for_the_network(measure: str):
     training = random_model(TinyConfig("vgg11", dropout))
     training.train()
     fails(r"model.eval\(\)", model=training)
+
+
+def test_confusion_and_accuracy_are_scikit_learns():
+    random = np.random.default_rng(0)
+    scores = random.standard_normal((50, 4))
+    classes = random.integers(0, 4, 50)
+    labels = np.eye(4, dtype=int)[classes]
+    found = flaxvgg.confusion_matrix(scores, labels)
+    expected = sklearn_confusion(classes, scores.argmax(1), labels=range(4))
+    np.testing.assert_array_equal(found, expected)
+    assert flaxvgg.accuracy(scores, labels) == accuracy_score(classes, scores.argmax(1))
+    labels[7] = [1, 1, 0, 0]
+    with pytest.raises(ValueError, match="image 7 is of 2 classes"):
+        flaxvgg.accuracy(scores, labels)

@@ -31,7 +31,7 @@ from flaxvgg.commands.console import (
     step,
 )
 from flaxvgg.commands.tables import cam_table, facts, features_table, model_facts, sparsity_table
-from flaxvgg.commands.verification import print_summary, print_verification
+from flaxvgg.commands.verification import print_verification
 from flaxvgg.conversion.rule import Flip, LayerCheck
 from flaxvgg.files.folders import Names
 from flaxvgg.files.foreign import plain
@@ -112,7 +112,7 @@ def test_lines_show_what_is_foreign_as_text(model, printed, tmp_path):
     for error in (0.0, 1.0):
         check = LayerCheck("relu[/]", "PyTorch", (1, 2), error, 0.1, 0, 0.0, 1, 1, (flip,))
         print_verification(console, {"PyTorch": [check]})
-    print_summary(console, model, Path(EVIL))
+    console.print(facts(model_facts(model) | {"written": EVIL}), highlight=False)
     with step("loading") as found:
         found += [EVIL]
     say_left_out([EVIL, EVIL])

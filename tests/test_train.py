@@ -120,11 +120,57 @@ def test_a_run_learns_and_leaves_everything_it_promises(undisturbed, weights, ph
     assert explanation.classes.tolist() == [[2], [0]]
     rows = read_rows(out / "metrics.csv")
     assert [row["step"] for row in rows] == list(range(1, 15))
-    assert [row["step"] for row in rows if row["test_metric"] is not None] == [7, 14]
+    assert [row["step"] for row in rows if row["validation_metric"] is not None] == [7, 14]
     assert rows[-1]["loss"] < rows[0]["loss"]
     with Image.open(out / "curves.png") as picture:
         assert picture.size == (1100, 374)
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["14", "7"]
+
+
+def test_the_accuracy_and_what_is_taken_for_what(undisturbed):
+    """Of a run on folders: by class, of the best model, over the part that was held out."""
+    out, said = undisturbed
+    lines = (out / "confusion.csv").read_text().splitlines()
+    assert lines[0] == "class,blue,green,red,recall"
+    table = np.array([line.split(",")[1:4] for line in lines[1:]], int)
+    assert 4 * 7 <= 36 - table.sum() < 4 * 8  # all but those that seven batches are of
+    last = [row for row in read_rows(out / "metrics.csv") if row["validation_accuracy"] is not None]
+    best = max(row["validation_accuracy"] for row in last)
+    assert np.trace(table) / table.sum() == pytest.approx(best)
+    assert f"the best: accuracy {best:.3f}" in said
+
+
+def test_a_finished_run_is_extended_to_what_it_would_have_been(tiny, photos, tmp_path):
+    once = train(tiny, a_run(photos, epochs=3), tmp_path / "once")
+    train(tiny, a_run(photos, epochs=2), tmp_path / "run")
+    again = train(tiny, a_run(photos, epochs=3), tmp_path / "run")
+    assert (again.steps, again.rows) == (once.steps, once.rows)  # to the bit, step by step
+    with pytest.raises(CheckpointError, match="epochs"):
+        train(tiny, a_run(photos, epochs=2), tmp_path / "run")
+
+
+def test_a_run_whose_rates_went_to_zero_is_not_extended(tiny, photos, tmp_path):
+    train(tiny, a_run(photos, epochs=1, schedule="cosine"), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="epochs"):
+        train(tiny, a_run(photos, epochs=2, schedule="cosine"), tmp_path / "run")
+
+
+def test_several_labels_of_an_image_have_no_confusion(tiny, photos, tmp_path):
+    names = "".join(
+        f"{photos}/blue/{i}.png,blue;green\n{photos}/red/{i}.png,red\n" for i in range(12)
+    )
+    table = tmp_path / "labels.csv"
+    table.write_text(f"image,labels\n{names}")
+    done = train(tiny, a_run(table, epochs=1, loss="multilabel"), tmp_path / "run")
+    assert done.rows[-1]["validation_accuracy"] is None
+    assert not (tmp_path / "run" / "confusion.csv").exists()
+
+
+def test_the_former_name_of_the_validation_images_is_answered(photos, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('[data]\ntrain = "photos"\ntest = "other"\n')
+    with pytest.raises(ValueError, match="write validation"):
+        read_run(path)
 
 
 def test_tensorboard_has_the_same_figures(undisturbed):
@@ -219,7 +265,7 @@ def test_ctrl_c_keeps_the_step(photos, weights, tiny, tmp_path, monkeypatch):
     ("options", "said"),
     [
         ({"learning_rate": 2e-2}, r"training.learning_rate was 0.01, and is 0.02"),
-        ({"epochs": 3}, r"epochs was 2, and is 3"),
+        ({"epochs": 1}, r"epochs was 2, and is 1"),
         ({"average": 0.0}, r"average.* is unexpected"),
         ({"stack_rate": 0.1}, r"conv_stack.* is missing"),
     ],
@@ -354,7 +400,7 @@ def test_multilabel_runs_from_a_csv_file_with_everything_on(photos, tiny, tmp_pa
     assert rates[4] == pytest.approx(1e-2)
     assert rates[-1] < 5e-3
     assert done.rows[-1]["loss"] < done.rows[0]["loss"]
-    assert done.rows[-1]["test_metric"] > 0.5  # the mean average precision
+    assert done.rows[-1]["validation_metric"] > 0.5  # the mean average precision
 
 
 def test_the_heads_that_a_file_can_ask_for(stack):
@@ -411,7 +457,7 @@ def test_the_heads_that_a_file_can_ask_for(stack):
         ('[data]\ntrain = "empty"', "class dog is empty"),
         ('[data]\ntrain = "labels.csv"', "line 2: gone.png is missing"),
         ('[data]\ntrain = "photos"\nbatch = 64', "fewer than a batch"),
-        ('[data]\ntrain = "photos"\ntest = "other"', "'owl' is none of the classes"),
+        ('[data]\ntrain = "photos"\nvalidation = "other"', "'owl' is none of the classes"),
         ('[data]\ntrain = "both.csv"\n[training]\nloss = "softmax"', "needs one label for each"),
         ('[data]\ntrain = "photos"\n[model]\nweights = "gone.safetensors"', "gone.safetensors"),
     ],

@@ -1,15 +1,18 @@
 """What `Trainer` takes: what is refused leaves the state as it was."""
 
 import inspect
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import flaxvgg
 from flaxvgg.training.losses import LOSSES
-from networks import TINY_GAP, random_images, tiny_vgg
+from networks import TINY_GAP, random_images, random_model, tiny_vgg
 
 IMAGES = random_images(4, 32, 32)
 LABELS = np.eye(5, dtype=np.float32)[[0, 1, 2, 4]]
@@ -95,3 +98,26 @@ def test_labels_of_any_kind_that_say_yes_and_no_are_the_same(trainer):
 def test_losses_do_not_spread_labels(loss):
     with pytest.raises(ValueError, match=r"shape \(4, 5\), not \(1, 5\)"):
         inspect.unwrap(LOSSES[loss])(jnp.zeros((4, 5)), jnp.asarray(LABELS[:1]))  # untyped
+
+
+def test_labels_in_lists(trainer):
+    rows = LABELS.tolist()
+    _, metrics = trainer.step(trainer.start(tiny_vgg(TINY_GAP)), IMAGES, rows)
+    _, expected = trainer.step(trainer.start(tiny_vgg(TINY_GAP)), IMAGES, LABELS)
+    assert float(metrics["loss"]) == float(expected["loss"])
+    state = trainer.start(tiny_vgg(TINY_GAP))
+    with pytest.raises(ValueError, match="a class's number is"):
+        trainer.step(state, IMAGES, ["cat", "dog", "cat", "dog"])
+    with pytest.raises(ValueError, match=r"class numbers are jax\.nn\.one_hot"):
+        trainer.step(state, IMAGES, [0, 1, 2, 3])
+
+
+def test_the_guides_training_runs_as_it_is_printed(capsys):
+    """The example of docs/guide.md, on a small network, line by line."""
+    guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text("utf-8")
+    (printed,) = (x for x in re.findall(r"```python\n(.*?)```", guide, re.S) if "Trainer.of" in x)
+    stack = random_model(flaxvgg.VGGConfig.features_only("vgg11", "an example"))
+    names = {"flaxvgg": flaxvgg, "nnx": nnx, "jax": jax, "model": stack}
+    images = jnp.asarray(np.resize(IMAGES, (2, 32, 32, 3)))
+    exec(printed, names | {"images": images})
+    assert capsys.readouterr().out.strip()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flaxvgg.drawn import Drawn
+from flaxvgg.drawn import Drawn, shape_of
 
 
 @partial(
@@ -34,6 +34,13 @@ class Attribution(Drawn):
     scores: Float[Array, "n k"]
     details: dict[str, Array]
     method: str
+
+    def __repr__(self) -> str:
+        details = f", details {', '.join(self.details)}" if self.details else ""
+        return (
+            f"Attribution({self.method}: {shape_of(self.classes)} scores, "
+            f"values {shape_of(self.values)}{details})"
+        )
 
     def heatmaps(self) -> Float[Array, "n k h w"]:
         """Signed maps (N, K, H, W) in [-1, 1]: the sum over colours, over its largest magnitude.

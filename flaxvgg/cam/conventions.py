@@ -12,6 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flaxvgg.files.choices import choose
 from flaxvgg.images.resizing import resize
 
 
@@ -49,7 +50,7 @@ class Convention:
     def named(cls, name: str) -> "Convention":
         """The convention of that name. Raises ValueError for an unknown one, with the choices."""
         if name not in CONVENTIONS:
-            raise ValueError(f"no convention {name!r}: choose from {', '.join(CONVENTIONS)}")
+            raise ValueError(f"no convention {name!r}: {choose(name, CONVENTIONS)}")
         return CONVENTIONS[name]
 
     def heatmaps(

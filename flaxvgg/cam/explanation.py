@@ -6,10 +6,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from flaxvgg.cam.conventions import Convention
-from flaxvgg.drawn import Drawn
+from flaxvgg.drawn import Drawn, results, shape_of
+from flaxvgg.network.model import AnyArray
 
 
 class Flag(enum.IntEnum):
@@ -40,7 +42,8 @@ class Explanation(Drawn):
     size. `classes` (N, K) are the classes explained, -1 for a function and for concepts; `scores`
     (N, K) are their logits, what the function gave, or NaN.
     `.plot(images)` draws them over the images: `plotting.cam.explanation_figure`;
-    `.to_html(path, images)` writes a page to look at them: `plotting.maps_page.maps_page`.
+    `.to_html(path, images)` writes a page to look at them: `plotting.maps_page.maps_page`; a
+    notebook shows them by themselves.
 
     >>> explanation = flaxvgg.explain(model, images, classes=[0, 2])
     >>> explanation.scores.shape, explanation.heatmaps((64, 64)).shape
@@ -54,6 +57,27 @@ class Explanation(Drawn):
     layers: tuple[str, ...]
     convention: str
     image_size: tuple[int, int]
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        shapes = ", ".join(map(shape_of, self.layer_maps))
+        return (
+            f"Explanation({self.method} at {', '.join(self.layers) or 'the whole network'}, "
+            f"convention {self.convention!r}: {shape_of(self.classes)} classes of images "
+            f"{height}x{width}, maps {shapes})"
+        )
+
+    def overlay(self, images: Shaped[AnyArray, "n h w 3"]) -> UInt8[np.ndarray, "n k h w 3"]:
+        """The heat maps over the images they are of, as pixels (N, K, H, W, 3) of 8 bits.
+
+        `images` (N, H, W, 3) are pixels of 8 bits, or what the network was given, which is
+        stretched from its lowest value to its highest. Colours are those of `.plot`. Raises
+        ValueError for images of another number or size than were explained, and where matplotlib
+        is missing.
+
+            PIL.Image.fromarray(explanation.overlay(images)[0, 0]).save("cat_map.png")
+        """
+        return results().overlay(self, images)
 
     @property
     def maps(self) -> Float[Array, "n k h w"]:

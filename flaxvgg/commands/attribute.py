@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flaxvgg.commands import options
-from flaxvgg.commands.console import Shown, clear_errors, console, finish, say_where
+from flaxvgg.commands.console import Shown, clear_errors, finish, say_where, show
 from flaxvgg.commands.options import load_model, parse_size
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def attribute(
     out: Annotated[
         Path, typer.Option(help="The folder for pictures, attributions.npz, attribute.json.")
     ] = Path("attribution"),
+    as_json: options.Json = False,
 ) -> None:
     """Show which pixels of photos speak for a class: LRP, gradients, occlusion, RISE.
 
@@ -68,7 +69,7 @@ def attribute(
             model, methods, classes, hw, composites=composites, samples=samples, seed=seed
         )
         written = _write(model, paths, plan, out)
-        console.print(_table(written.done, plan))
+        show(lambda: _table(written.done, plan), _json(model, plan, written), as_json=as_json)
         say_where(next(iter(written.done)) if len(written.done) == 1 else out)
         left = f"{written.left} of {len(paths)} photos were not looked at" if written.left else ""
         finish(written.problems, left)
@@ -154,17 +155,11 @@ def _json(model: "VGG", plan: "Plan", written: _Written) -> dict[str, Any]:
 
 def _table(done: dict[Path, "AttributedPhoto"], plan: "Plan"):
     """For each photo and class, its score and what each method's attributions add up to."""
-    from rich import box
-    from rich.table import Table
-
     from flaxvgg.cam.photos import shown
+    from flaxvgg.commands.tables import compact
     from flaxvgg.files.foreign import plain
 
-    table = Table(
-        title="sums of attributions",
-        caption="all maps are in attributions.npz",
-        box=box.SIMPLE,
-    )
+    table = compact("sums of attributions", "all maps are in attributions.npz")
     table.add_column("photo", overflow="fold")
     table.add_column("class", overflow="fold")
     for column in ("score", *plan.methods):

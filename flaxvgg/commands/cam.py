@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flaxvgg.commands import options
-from flaxvgg.commands.console import clear_errors, console, finish, say_where
+from flaxvgg.commands.console import clear_errors, console, finish, say_where, show
 from flaxvgg.commands.options import is_store, load_model, parse_size
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def cam(
     ] = False,
     batch: options.Batch = None,
     distributed: options.Distributed = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show where in photos the evidence for a class is: class activation maps.
 
@@ -98,9 +99,7 @@ def cam(
                 )
 
             streamed = into_store(job, photos, weights, arch, size, setting)
-            if localise:
-                show_localisation(streamed.store)
-            end(streamed)
+            end(streamed, as_json, show_localisation(streamed.store) if localise else {})
             return
         from flaxvgg.cam.conventions import Convention
         from flaxvgg.cam.photos import parse_methods, plan_maps
@@ -124,7 +123,7 @@ def cam(
             without = ", ".join(plan.methods)
             console.print(f"{without} alone, without classes: {model.config.no_head_because}")
         written = write_cams(model, paths, plan, out, drawing)
-        console.print(cam_table(written.maps, plan))
+        show(lambda: cam_table(written.maps, plan), written.record, as_json=as_json)
         best = next(iter(written.pictures)) if len(written.pictures) == 1 else out
         best = out / "cam.html" if html else best
         say_where(best)

@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from flaxvgg.cam.photos import ExplainedPhoto, PhotoMap, Plan, explain_photos, probabilities
+from flaxvgg.cam.photos import ExplainedPhoto, PhotoMap, Plan, explain_photos
 from flaxvgg.commands.console import Shown
 from flaxvgg.files.arrays import save_npz
 from flaxvgg.files.folders import Names, write_bytes
@@ -54,6 +54,7 @@ class Written:
     pictures: dict[Path, Path]
     problems: list[str]
     left: int
+    record: dict[str, Any]  # cam.json
 
 
 def write_cams(
@@ -90,19 +91,16 @@ def write_cams(
             raise
     if not done:
         raise ImageError(*problems)
-    written = Written(
-        maps=[found for p in done.values() for maps in p.maps.values() for found in maps],
-        pictures={picture: p.photo for picture, p in done.items()},
-        problems=problems,
-        left=len(photos) - len(done) - len(problems),
-    )
+    pictures = {picture: p.photo for picture, p in done.items()}
+    maps = [found for p in done.values() for maps in p.maps.values() for found in maps]
+    left = len(photos) - len(done) - len(problems)
+    record = _json(model, plan, done, problems, left, drawing.activation)
     save_npz(out / "maps.npz", _arrays(list(done.values()), plan))
-    text = json.dumps(_json(model, plan, written, done, drawing), indent=1)
-    write_bytes(out / "cam.json", text.encode())
+    write_bytes(out / "cam.json", json.dumps(record, indent=1).encode())
     if drawing.html:
         shown_of = f"{min(len(done), _PAGE)} of {len(photos)} photos"
         write_bytes(out / "cam.html", page.html(f"{title}: {shown_of}").encode())
-    return written
+    return Written(maps, pictures, problems, left, record)
 
 
 def _arrays(done: Sequence[ExplainedPhoto], plan: Plan) -> dict[str, np.ndarray]:
@@ -126,13 +124,14 @@ def _arrays(done: Sequence[ExplainedPhoto], plan: Plan) -> dict[str, np.ndarray]
 def _json(
     model: VGG,
     plan: Plan,
-    written: Written,
-    done: dict[Path, ExplainedPhoto],
-    drawing: Drawing,
+    done: Mapping[Path, ExplainedPhoto],
+    problems: Sequence[str],
+    left: int,
+    activation: Activation,
 ) -> dict[str, Any]:
-    pictures = {photo: picture.name for picture, photo in written.pictures.items()}
+    pictures = {photo.photo: picture.name for picture, photo in done.items()}
     chances = {
-        photo.photo: probabilities(photo.logits, drawing.activation)
+        photo.photo: probabilities(photo.logits, activation)
         for photo in done.values()
         if len(photo.logits)
     }
@@ -146,11 +145,11 @@ def _json(
         "source": plain(model.provenance.source),
         "sha256": model.provenance.sha256,
         "convention": plan.convention,
-        "probability": drawing.activation,
+        "probability": activation,
         "size": list(plan.size),
-        "partial": written.left > 0,
-        "photos_not_looked_at": written.left,
-        "problems": list(map(plain, written.problems)),
+        "partial": left > 0,
+        "photos_not_looked_at": left,
+        "problems": list(map(plain, problems)),
         "maps": [
             {
                 "photo": shown(found.photo),
@@ -163,6 +162,8 @@ def _json(
                 "flag": found.flag.name.lower(),
                 "peak": found.peak,
             }
-            for found in written.maps
+            for photo in done.values()
+            for maps in photo.maps.values()
+            for found in maps
         ],
     }

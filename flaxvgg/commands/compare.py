@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from flaxvgg.commands import options
-from flaxvgg.commands.console import Shown, clear_errors, console, finish, say_where
+from flaxvgg.commands.console import Shown, clear_errors, finish, say_where, show
 from flaxvgg.commands.options import is_store, load_model, parse_size
 
 
@@ -56,6 +56,7 @@ def compare(
             "--html", help="With a folder: compare.html, with a swipe between two photos."
         ),
     ] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Say how far photos are from a reference: LPIPS, DISTS, PSNR, SSIM.
 
@@ -117,11 +118,11 @@ def compare(
         if not found:
             raise ImageError(*problems)
         found = nearest_first(found, metrics[0])
-        console.print(compare_table(found, model.provenance.source))
+        source = model.provenance.source
+        told = _told(found, metrics, hw, source, problems)
+        show(lambda: compare_table(found, source), told, as_json=as_json)
         if out is not None:
-            _write(
-                out, found, metrics, hw, model.provenance.source, problems, where and not is_table
-            )
+            _write(out, found, metrics, hw, told, where and not is_table)
             if html:
                 _write_page(out, found, metrics, hw)
             best = "compare.html" if html else "compare.png" if where else ""
@@ -129,44 +130,59 @@ def compare(
         finish(problems)
 
 
-def _write(
-    out: Path,
+def _told(
     found: list[Any],
     metrics: tuple[str, ...],
     hw: tuple[int, int] | None,
     source: str,
     problems: list[str],
-    where: bool,
-) -> None:
-    """compare.json, and with maps compare.png; or one .csv file."""
-    from flaxvgg.files.folders import write_bytes
-    from flaxvgg.files.foreign import plain, shown
-    from flaxvgg.images.loading import load_pixels
-    from flaxvgg.perceptual.photos import STRETCHED
-    from flaxvgg.plotting.compare import compare_figure
-    from flaxvgg.plotting.figures import png
+) -> dict[str, Any]:
+    """What was found, as a JSON value: a record for each pair."""
+    from flaxvgg.files.foreign import plain
 
-    rows = [
-        {"reference": shown(one.reference), "image": shown(one.photo)} | one.values for one in found
-    ]
-    if out.suffix.lower() == ".csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["reference", "image", *metrics])
-        writer.writeheader()
-        writer.writerows(rows)
-        write_bytes(out, text.getvalue().encode())
-        return
     finite = [
         {k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in row.items()}
-        for row in rows
+        for row in _rows(found)
     ]
-    told = {
+    return {
         "source": plain(source),
         "size": list(hw) if hw else None,
         "metrics": list(metrics),
         "problems": list(map(plain, problems)),
         "pairs": finite,
     }
+
+
+def _rows(found: list[Any]) -> list[dict[str, Any]]:
+    from flaxvgg.files.foreign import shown
+
+    return [
+        {"reference": shown(one.reference), "image": shown(one.photo)} | one.values for one in found
+    ]
+
+
+def _write(
+    out: Path,
+    found: list[Any],
+    metrics: tuple[str, ...],
+    hw: tuple[int, int] | None,
+    told: dict[str, Any],
+    where: bool,
+) -> None:
+    """compare.json, and with maps compare.png; or one .csv file."""
+    from flaxvgg.files.folders import write_bytes
+    from flaxvgg.images.loading import load_pixels
+    from flaxvgg.perceptual.photos import STRETCHED
+    from flaxvgg.plotting.compare import compare_figure
+    from flaxvgg.plotting.figures import png
+
+    if out.suffix.lower() == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["reference", "image", *metrics])
+        writer.writeheader()
+        writer.writerows(_rows(found))
+        write_bytes(out, text.getvalue().encode())
+        return
     files = {"compare.json": json.dumps(told, indent=1).encode()}
     if where:
         pixels = load_pixels(found[0].reference, hw, STRETCHED)

@@ -4,7 +4,9 @@ import atexit
 import contextlib
 import hashlib
 import io
+import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
 T = TypeVar("T")
+_UNCUT = 4096  # characters of a line that no terminal shows
 
 
 class PlainConsole(Console):
@@ -50,6 +53,17 @@ class PlainConsole(Console):
         options |= {"markup": False, "emoji": False}
         return super().render_str(plain(text, lines=True), **options)
 
+    @property
+    def size(self) -> ConsoleDimensions:
+        """As wide as a terminal, or COLUMNS; what goes into a file or pipe is cut nowhere."""
+        if self.is_terminal or os.environ.get("COLUMNS"):
+            return super().size
+        return ConsoleDimensions(_UNCUT, 25)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
 
 class Told(TextColumn):
     """A column of a progress bar with a field of its task, as plain text."""
@@ -59,9 +73,16 @@ class Told(TextColumn):
 
 
 console = PlainConsole()
-# Packages of the extras: what only some sources, targets and pictures need.
-_OPTIONAL = {"grain", "h5py", "matplotlib", "onnx", "onnxruntime", "pydantic", "tensorboardX"}
-_OPTIONAL |= {"pyarrow", "skimage", "torch", "torchvision", "zarr"}
+# Packages of the extras, which only some sources, targets and pictures need: the extra that has
+# each, by the command that needs it where several have it.
+_EXTRAS = {
+    **dict.fromkeys(("h5py", "onnx", "onnxruntime", "torch", "torchvision"), "convert"),
+    **dict.fromkeys(("pydantic", "tensorboardX"), "train"),
+    **dict.fromkeys(("grain", "pyarrow", "zarr"), "stream"),
+    "matplotlib": "plot",
+}
+_NAMES = {"skimage": "scikit-image"}  # on the package index
+_LONGEST = 20  # lines of an error
 
 errors = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
 
@@ -137,6 +158,32 @@ def finish(problems: Collection[str], left: str = "") -> None:
         raise typer.Exit(1)
 
 
+def keep_stdout(json_wanted: bool) -> bool:
+    """Keep stdout for JSON where that is wanted: tables, notes and bars go to stderr then."""
+    console.stderr = json_wanted
+    return json_wanted
+
+
+def show(table: Callable[[], RenderableType], value: Any, *, as_json: bool) -> None:
+    """Show a result: its table, or its value as JSON on stdout, where nothing else is."""
+    if not as_json:
+        console.print(table(), highlight=False)
+        return
+    sys.stdout.write(json.dumps(_finite(value), indent=1) + "\n")
+    sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for numbers that JSON does not know, and lists for arrays."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
 def say_where(path: Path) -> None:
     """Point to what is to be looked at."""
     console.print(f"look at {plain(str(path))}", style="bold", highlight=False, soft_wrap=True)
@@ -164,13 +211,9 @@ def clear_errors(unharmed: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in _OPTIONAL:
+        if error.name not in _EXTRAS | _NAMES:
             raise
-        errors.print(
-            f"error: this needs {error.name}, which is not installed: "
-            "pip install 'flaxvgg[convert,plot,stream,train]'",
-            style="red",
-        )
+        _say(_missing(error.name))
         raise typer.Exit(2) from None
     except (ValueError, OSError) as error:
         _say(str(error))
@@ -187,9 +230,25 @@ def clear_errors(unharmed: str) -> Iterator[None]:
 
 
 def _say(error: str) -> None:
-    """An error in its one line; of several problems each has a line that is set in."""
-    lines = "\n  ".join(map(plain, error.split("\n  ")))
+    """An error in its one line; of several problems each has a line that is set in.
+
+    Of more lines than one reads, the first few, and how many there are.
+    """
+    found = [plain(line) for line in error.split("\n  ")]
+    if len(found) > _LONGEST:
+        found = [*found[: _LONGEST - 1], f"and {len(found) - _LONGEST + 1} more"]
+    lines = "\n  ".join(found)
     errors.print(f"error: {lines}", style="red")
+
+
+def _missing(module: str) -> str:
+    """What to install for a module, and nothing that is not needed for it."""
+    name = _NAMES.get(module, module)
+    extra = _EXTRAS.get(module, "")
+    if module == "grain" and "train" in sys.argv[1:2]:
+        extra = "train"
+    whole = f", or all of this command's: pip install 'flaxvgg[{extra}]'" if extra else ""
+    return f"this needs {name}, which is not installed: pip install {name}{whole}"
 
 
 def _beyond_this_machine(error: Exception) -> str:

@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from flaxvgg.commands.console import accept_any_text, clear_errors, console, errors, step
+from flaxvgg.commands import options
+from flaxvgg.commands.console import (
+    accept_any_text,
+    clear_errors,
+    console,
+    errors,
+    show,
+    step,
+)
 
 
 def convert(
@@ -45,6 +53,7 @@ def convert(
             help="Run every layer beside PyTorch or ONNX Runtime, and write only if all agree.",
         ),
     ] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Convert VGG weights to a checkpoint of flaxvgg, or a checkpoint back to PyTorch.
 
@@ -53,7 +62,7 @@ def convert(
     """
     accept_any_text()
     with clear_errors(f"{out} is as it was"):
-        agreed = _convert(source, out, arch, dtype, preprocessing, prefix, verify)
+        agreed = _convert(source, out, arch, dtype, preprocessing, prefix, verify, as_json)
     raise typer.Exit(0 if agreed else 1)
 
 
@@ -65,8 +74,10 @@ def _convert(
     preprocessing: str | None,
     prefix: str,
     verify: bool,
+    as_json: bool,
 ) -> bool:
-    from flaxvgg.commands.verification import print_summary, print_verification
+    from flaxvgg.commands.tables import facts, model_facts
+    from flaxvgg.commands.verification import print_verification, verification_json
     from flaxvgg.conversion.reading import read_source
     from flaxvgg.conversion.target import check_out, write
     from flaxvgg.conversion.target import convert as to_model
@@ -81,6 +92,7 @@ def _convert(
     with step("converting") as found:
         model = to_model(source, dtype)
         found.append(f"{len(model.config.layers)} layers")
+    checks = {}
     if verify:
         from flaxvgg.conversion.verify import verification_images
         from flaxvgg.conversion.verify import verify as run
@@ -98,5 +110,6 @@ def _convert(
     with step("writing") as found:
         write(model, out)
         found.append(str(out))
-    print_summary(console, model, out)
+    rows = model_facts(model) | {"written": str(out)}
+    show(lambda: facts(rows), rows | {"verified": verification_json(checks)}, as_json=as_json)
     return True

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flaxvgg.commands.console import clear_errors, finish
-from flaxvgg.commands.options import Arch, Size, Weights, load_model, parse_size
+from flaxvgg.commands.options import Arch, Json, Size, Weights, load_model, parse_size
 
 
 def demo(
@@ -17,6 +17,7 @@ def demo(
     arch: Arch = "vgg16",
     size: Size = "224x224",
     out: Annotated[Path, typer.Option(help="The folder for what is made.")] = Path("demo"),
+    as_json: Json = False,
 ) -> None:
     """Show what the network sees in a few photos: features, zeros by layer, and a picture.
 
@@ -26,5 +27,7 @@ def demo(
     with clear_errors(f"{out} is as it was"):
         from flaxvgg.commands.demonstration import run_demo
 
-        problems = run_demo(lambda: load_model(weights, arch), photos, parse_size(size), out)
+        problems = run_demo(
+            lambda: load_model(weights, arch), photos, parse_size(size), out, as_json
+        )
         finish(problems)

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from rich.console import Group
 
 from flaxvgg.cam.methods import explain
-from flaxvgg.commands.console import Shown, console, say_where, step
+from flaxvgg.commands.console import Shown, say_where, show, step
 from flaxvgg.commands.tables import sizes_table, sparsity_table
 from flaxvgg.files.arrays import save_npz
 from flaxvgg.files.folders import Names, check_apart, check_folder, make_folder, write_bytes
@@ -33,7 +34,11 @@ _EIGEN = "Eigen-CAM of {}: the first principal component of its activations, wha
 
 
 def run_demo(
-    load: Callable[[], VGG], photos: Sequence[Path] | None, size: tuple[int, int], out: Path
+    load: Callable[[], VGG],
+    photos: Sequence[Path] | None,
+    size: tuple[int, int],
+    out: Path,
+    as_json: bool = False,
 ) -> list[str]:
     """Write features.npz, zeros.json and demo.png of the photos into the folder `out`.
 
@@ -59,15 +64,14 @@ def run_demo(
     counts = {layer: seen["counts"][layer] for layer in _counted(model)}
     zeros = zeros_by_photo(counts)
     title = f"{model.config.arch}, {model.provenance.source}"
-    console.print(sparsity_table(total_counts(model, counts), zeros, title))
     last_map = model.config.resolve("features")
-    console.print(sizes_table(sums, f"{last_map} of {paths[0].name}, resized (width x height)"))
+    by_photo = {layer: dict(zip(names, map(float, z), strict=True)) for layer, z in zeros.items()}
+    by_size = {x.name: {"zeros": x.zeros, "values": x.values} for x in sums}
+    record = {"zero_fraction": by_photo, "sizes": {names[0]: by_size}}
+    sized = f"{last_map} of {paths[0].name}, resized (width x height)"
+    tables = sparsity_table(total_counts(model, counts), zeros, title), sizes_table(sums, sized)
+    show(lambda: Group(*tables), record, as_json=as_json)
     with step("drawing"):  # everything before the first file is written
-        by_photo = {
-            layer: dict(zip(names, map(float, z), strict=True)) for layer, z in zeros.items()
-        }
-        by_size = {x.name: {"zeros": x.zeros, "values": x.values} for x in sums}
-        record = {"zero_fraction": by_photo, "sizes": {names[0]: by_size}}
         text = json.dumps(record, indent=1)
         pictures = [load_pixels(path, size, model.preprocessing) for path in paths]
         middle, last = _mapped(model)

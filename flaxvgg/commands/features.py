@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flaxvgg.commands import options
-from flaxvgg.commands.console import Shown, clear_errors, console, finish
+from flaxvgg.commands.console import Shown, clear_errors, console, finish, show
 from flaxvgg.commands.options import is_store, load_model, parse_size
 from flaxvgg.files.foreign import plain
 
@@ -27,6 +27,7 @@ def features(
     ] = Path("features.npz"),
     batch: options.Batch = None,
     distributed: options.Distributed = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write the features of photos: one array a layer, and the GAP vectors.
 
@@ -43,10 +44,11 @@ def features(
                 into_store(
                     lambda model, *_: features_job(model, layers.split(",")),
                     *(photos, weights, arch, size, setting),
-                )
+                ),
+                as_json,
             )
             return
-        from flaxvgg.commands.tables import features_table
+        from flaxvgg.commands.tables import features_json, features_table
         from flaxvgg.files.arrays import check_npz, save_npz
         from flaxvgg.images.batches import extract
         from flaxvgg.images.loading import find_images
@@ -58,6 +60,7 @@ def features(
         problems: list[str] = []
         arrays = extract(model, paths, layers.split(","), hw, problems, Shown())
         save_npz(out, arrays)
-        console.print(features_table(model, arrays))
+        value = features_json(model, arrays, out)
+        show(lambda: features_table(model, arrays), value, as_json=as_json)
         console.print(f"written: {plain(str(out))}", highlight=False)
         finish(problems)

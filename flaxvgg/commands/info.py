@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from flaxvgg.commands.console import clear_errors, console
+from flaxvgg.commands import options
+from flaxvgg.commands.console import clear_errors, show
 
 
 def info(
     checkpoint: Annotated[
         Path | None, typer.Argument(help="A checkpoint or a .zarr store, to see what it records.")
     ] = None,
+    as_json: options.Json = False,
 ) -> None:
     """Show versions and devices, or what a checkpoint or a store records."""
     with clear_errors("nothing was changed"):
@@ -28,4 +30,4 @@ def info(
             from flaxvgg.weights.checkpoint import load
 
             rows = model_facts(load(checkpoint))
-        console.print(facts(rows), highlight=False)
+        show(lambda: facts(rows), rows, as_json=as_json)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flaxvgg.commands.console import console, step
-from flaxvgg.network.config import SMALLEST_IMAGE, check_arch
+from flaxvgg.commands.console import console, keep_stdout, step
+from flaxvgg.network.config import ARCHITECTURES, SMALLEST_IMAGE, check_arch
 
 if TYPE_CHECKING:
     from flaxvgg.network.model import VGG
@@ -18,7 +18,21 @@ Weights = Annotated[
         "(IMAGENET1K_V1, downloaded; IMAGENET1K_V1_CONVOLUTIONS, the same without the classifier)."
     ),
 ]
-Arch = Annotated[str, typer.Option(help="vgg11 ... vgg19_bn; a checkpoint tells its own.")]
+Arch = Annotated[
+    str,
+    typer.Option(
+        help="vgg11 ... vgg19_bn; a checkpoint tells its own.",
+        autocompletion=lambda: list(ARCHITECTURES),
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        callback=keep_stdout,
+        help="Print the table as JSON on stdout, and all else on stderr.",
+    ),
+]
 Size = Annotated[str, typer.Option(help="HxW that every photo is brought to, e.g. 375x1242.")]
 StoredSize = Annotated[
     str,

@@ -12,6 +12,7 @@ from flaxvgg.commands.console import (
     console,
     finish,
     say_where,
+    show,
     step,
     stoppable,
 )
@@ -39,6 +40,7 @@ def sparsity(
     ] = False,
     batch: options.Batch = None,
     distributed: options.Distributed = False,
+    as_json: options.Json = False,
 ) -> None:
     """Count what is zero in photos, layer by layer, and show where and why.
 
@@ -58,8 +60,7 @@ def sparsity(
                 lambda model, *_: sparsity_job(model, names),
                 *(photos, weights, arch, size, setting),
             )
-            show_zeros(streamed.store)
-            end(streamed)
+            end(streamed, as_json, show_zeros(streamed.store))
             return
         from flaxvgg.commands.sparsity_files import write_survey
         from flaxvgg.commands.tables import sparsity_table
@@ -83,7 +84,11 @@ def sparsity(
         each = looks.add if looks else lambda example: None
         with stoppable() as stop:
             survey = survey_photos(model, paths, names, hw, stop.is_set, Shown(), each)
-        console.print(sparsity_table(survey.report, survey.zeros, survey.title))
+        show(
+            lambda: sparsity_table(survey.report, survey.zeros, survey.title),
+            survey.to_json(),
+            as_json=as_json,
+        )
         for sentence in explanation(survey.report):
             console.print(sentence, highlight=False)
         if out is not None:

@@ -2,15 +2,17 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.text import Text
 
-from flaxvgg.commands.console import Told, console, errors, say_left_out, stoppable
+from flaxvgg.commands.console import Told, console, errors, say_left_out, show, stoppable
 from flaxvgg.commands.options import load_model, parse_size
 from flaxvgg.commands.tables import distances_table, facts, localisation_table, sparsity_table
 from flaxvgg.network.model import VGG
@@ -92,18 +94,21 @@ def stream_shown(
     return streamed
 
 
-def show_zeros(store: Store) -> None:
-    """What `flaxvgg sparsity` shows, of a store."""
+def show_zeros(store: Store) -> dict[str, Any]:
+    """What `flaxvgg sparsity` shows, of a store; gives it as a JSON value."""
     report = read_sparsity(store)
     caption = f"{report.arch}, {report.source}: {report.images} photos"
     console.print(sparsity_table(report, zeros_by_photo(store), caption))
     for sentence in explanation(report):
         console.print(sentence, highlight=False)
+    return {"report": report.to_json()}
 
 
-def show_localisation(store: Store) -> None:
-    """How well the maps find the objects."""
-    console.print(localisation_table(read_localisation(store)))
+def show_localisation(store: Store) -> dict[str, Any]:
+    """How well the maps find the objects; gives it as a JSON value."""
+    found = read_localisation(store)
+    console.print(localisation_table(found))
+    return {"localisation": {method: dict(values) for method, values in found.items()}}
 
 
 def show_distances(store: Store) -> None:
@@ -113,8 +118,14 @@ def show_distances(store: Store) -> None:
         console.print(distances_table(found))
 
 
-def end(streamed: Streamed) -> None:
-    """Say which images are broken, and end with the code that tells how it went."""
+def end(streamed: Streamed, as_json: bool, found: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Say which images are broken, and end with the code that tells how it went.
+
+    As JSON it is what the store holds, and what was `found` in it.
+    """
+    if as_json:
+        value = store_facts(streamed.store) | {"problems": dict(streamed.problems), **found}
+        show(Text, value, as_json=True)
     broken = [f"{name}: {problem}" for name, problem in streamed.problems.items()]
     say_left_out(broken[:_SHOWN])
     if len(broken) > _SHOWN:

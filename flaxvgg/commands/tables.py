@@ -4,15 +4,18 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich import box
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from flaxvgg import __version__
 from flaxvgg.cam.explanation import Flag
 from flaxvgg.cam.photos import FLAG_WORDS, PhotoMap, Plan, shown
+from flaxvgg.commands.console import console
 from flaxvgg.files.foreign import plain
 from flaxvgg.network.config import ARCHITECTURES
 from flaxvgg.network.model import VGG
@@ -25,6 +28,39 @@ from flaxvgg.sparsity.summary import headline, percent
 from flaxvgg.weights.mapping import model_arrays
 
 _MOST_ROWS = 60  # of a table of maps
+
+
+def compact(title: str = "", caption: str = "") -> Table:
+    """An empty table that is no wider than its texts."""
+    look = {"box": box.SIMPLE, "padding": (0, 1, 0, 0), "pad_edge": False, "show_edge": False}
+    return Table(title=title or None, caption=caption or None, **look)
+
+
+def fitted(table: Table, *spare: str) -> Table:
+    """The table without the first of the `spare` columns, as many as the terminal has no room for.
+
+    Its caption says which.
+    """
+    unbounded = console.options.update(max_width=1 << 16)
+
+    def is_too_wide() -> bool:
+        return Measurement.get(console, unbounded, table).maximum > console.width
+
+    if is_too_wide():
+        table.padding = 0
+    left_out = []
+    for name in spare:
+        if not is_too_wide():
+            break
+        if len(rest := [column for column in table.columns if column.header != name]) < len(
+            table.columns
+        ):
+            table.columns = rest
+            left_out.append(name)
+    if left_out:
+        told = f"{', '.join(left_out)}: in a wider window, or --json"
+        table.caption = f"{table.caption}; {told}" if table.caption else told
+    return table
 
 
 def facts(rows: Mapping[str, str | Sequence[str]]) -> Table:
@@ -96,10 +132,11 @@ def cam_table(maps: Sequence[PhotoMap], plan: Plan) -> Table:
     caption = f"peaks in pixels of the {height}x{width} that the network sees"
     if len(maps) > _MOST_ROWS:
         caption = f"the first {_MOST_ROWS} of {len(maps)} maps: all are in cam.json; {caption}"
-    table = Table(title=f"maps, convention {plan.convention!r}", caption=caption, box=box.SIMPLE)
+    table = compact(f"maps, convention {plan.convention!r}", caption)
     for column in ("photo", "class", "score", "method", "peak x, y"):
         justify = "right" if column in ("score", "peak x, y") else "left"
-        table.add_column(column, justify=justify, overflow="fold")
+        whole = column not in ("photo", "class")
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=whole)
     by_class: dict[tuple[Path, int | None], list[PhotoMap]] = {}
     for found in maps:
         by_class.setdefault((found.photo, found.label), []).append(found)
@@ -123,8 +160,8 @@ def features_table(model: VGG, arrays: Mapping[str, np.ndarray]) -> Table:
     """One row a photo: the fraction of zeros of each layer that was extracted."""
     layers = [name for name in arrays if name not in ("photos", "gap")]
     source = plain(model.provenance.source)
-    table = Table(title="zeros", caption=f"{model.config.arch}, {source}")
-    table.add_column("photo")
+    table = compact("zeros", f"{model.config.arch}, {source}")
+    table.add_column("photo", overflow="fold")
     for layer in layers:
         shape = "x".join(map(str, arrays[layer].shape[1:]))
         table.add_column(f"{layer}\n{shape}", justify="right")
@@ -135,15 +172,34 @@ def features_table(model: VGG, arrays: Mapping[str, np.ndarray]) -> Table:
     return table
 
 
+def features_json(model: VGG, arrays: Mapping[str, np.ndarray], out: Path) -> dict[str, Any]:
+    """What was extracted, as a JSON value: each array's shape, and its zeros photo by photo."""
+    photos = arrays["photos"]
+    return {
+        "architecture": model.config.arch,
+        "source": plain(model.provenance.source),
+        "written": shown(out),
+        "photos": [shown(Path(photo)) for photo in photos],
+        "arrays": {
+            name: {
+                "shape": list(array.shape),
+                "zeros": (array == 0).reshape(len(photos), -1).mean(axis=1).tolist(),
+            }
+            for name, array in arrays.items()
+            if name != "photos"
+        },
+    }
+
+
 def sparsity_table(report: SparsityReport, zeros: Mapping[str, np.ndarray], caption: str) -> Table:
     """Zeros by layer over all photos, their spread, and what was negative before.
 
     `zeros` is the fraction of zeros of each photo (N,) by layer.
     """
-    table = Table(title=headline(report), caption=plain(caption), box=box.SIMPLE)
+    table = compact(headline(report), plain(caption))
     table.add_column("layer", no_wrap=True)
     for name in ("values", "zeros", "by photo", "negative before", "silent", "dead", "of"):
-        table.add_column(name, justify="right", no_wrap=name in ("values", "zeros", "by photo"))
+        table.add_column(name, justify="right", no_wrap=True)
     for layer in report:
         total, spread = layer.values.sum(), 100 * zeros[layer.name]
         negatives = layer.negatives_before
@@ -157,18 +213,18 @@ def sparsity_table(report: SparsityReport, zeros: Mapping[str, np.ndarray], capt
             f"{layer.dead.sum()}",
             f"{layer.channels}",
         )
-    return table
+    return fitted(table, "values", "silent", "of", "by photo")
 
 
 def sizes_table(sums: Sequence[Sum], title: str) -> Table:
     """How many features of one photo are zero at several sizes, and how many are not."""
-    table = Table(title=plain(title), box=box.SIMPLE)
+    table = compact(plain(title))
     for name in ("size", "values", "zero", "not zero", "zeros"):
         table.add_column(name, justify="right")
     for one in sums:
         rest, share = one.values - one.zeros, percent(one.zeros / one.values)
         table.add_row(one.name, f"{one.values:,}", f"{one.zeros:,}", f"{rest:,}", share)
-    return table
+    return fitted(table, "not zero")
 
 
 def compare_table(found: Sequence[Compared], source: str) -> Table:
@@ -176,7 +232,7 @@ def compare_table(found: Sequence[Compared], source: str) -> Table:
     several = len({one.reference for one in found}) > 1
     caption = plain(source) if several else f"from {shown(found[0].reference)}; {plain(source)}"
     title = f"nearest first, by {next(iter(found[0].values))}"
-    table = Table(title=title, caption=caption, box=box.SIMPLE)
+    table = compact(title, caption)
     for column in (["reference"] if several else []) + ["photo"]:
         table.add_column(column, overflow="fold")
     for metric in found[0].values:
@@ -201,7 +257,7 @@ def distances_table(found: Mapping[str, np.ndarray]) -> Table:
 
 def localisation_table(found: Mapping[str, Mapping[str, float]]) -> Table:
     """One row a method: how often its maps find the object."""
-    table = Table(title="do the maps find the objects?", box=box.SIMPLE)
+    table = compact("do the maps find the objects?")
     table.add_column("method")
     for name in next(iter(found.values())):
         table.add_column(name, justify="right")

@@ -1,15 +1,12 @@
-"""What the conversion says at its end: two tables."""
+"""What the conversion says of its verification: a table, and where zeros differ."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from flaxvgg.commands.tables import facts, model_facts
+from flaxvgg.commands.tables import compact, fitted
 from flaxvgg.conversion.rule import LayerCheck, limit
-from flaxvgg.network.model import VGG
 
 _LISTED = 10
 
@@ -17,11 +14,7 @@ _LISTED = 10
 def print_verification(console: Console, checks: Mapping[str, Sequence[LayerCheck]]) -> None:
     """One row a layer: our error beside each framework's, and the zeros."""
     truth = "PyTorch" if "PyTorch" in checks else "flaxvgg"
-    table = Table(
-        title=f"float32 error, relative to the layer's output; the truth is {truth} in float64",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
+    table = compact(f"float32 error, relative to the layer's output; reference: {truth} in float64")
     for column in ("layer", "output", "zeros", "ours"):
         table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
     for peer in checks:
@@ -39,7 +32,7 @@ def print_verification(console: Console, checks: Mapping[str, Sequence[LayerChec
         holds = all(check is None or check.holds for check in row)
         flips = str(first.flips) if first.layer.startswith("relu") else ""
         table.add_row(*cells, flips, style=None if holds else "bold red")
-    console.print(table)
+    console.print(fitted(table, "output", "zeros"))
     for flip in _flips(next(iter(checks.values()))):
         console.print(flip, highlight=False)
     for peer, layers in checks.items():
@@ -75,7 +68,21 @@ def _flips(checks: Sequence[LayerCheck]) -> list[str]:
     return lines + [f"and {len(flips) - _LISTED} more"] * (len(flips) > _LISTED)
 
 
-def print_summary(console: Console, model: VGG, out: Path) -> None:
-    """What was written, and what the checkpoint records."""
-    rows = model_facts(model) | {"written": str(out)}
-    console.print(facts(rows), highlight=False)
+def verification_json(checks: Mapping[str, Sequence[LayerCheck]]) -> dict[str, Any]:
+    """The same as a JSON value: by peer, a record for each layer."""
+    return {
+        peer: [
+            {
+                "layer": check.layer,
+                "shape": list(check.shape),
+                "zeros": float(check.zeros),
+                "error": float(check.error),
+                "peer_error": float(check.peer_error),
+                "flips": int(check.flips),
+                "beyond_rounding": int(check.unexplained),
+                "holds": bool(check.holds),
+            }
+            for check in of_peer
+        ]
+        for peer, of_peer in checks.items()
+    }

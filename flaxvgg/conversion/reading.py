@@ -9,10 +9,11 @@ from flaxvgg.conversion.readers.keras import read_keras
 from flaxvgg.conversion.readers.onnx import read_onnx
 from flaxvgg.conversion.readers.torch import read_published, read_torch
 from flaxvgg.conversion.source_weights import SourceError, SourceWeights
+from flaxvgg.files.choices import choose
 from flaxvgg.network.provenance import PREPROCESSING, Preprocessing
 from flaxvgg.weights.checkpoint import is_checkpoint
 from flaxvgg.weights.file_kinds import UnknownKind, file_kind
-from flaxvgg.weights.published import WeightsError, find_published
+from flaxvgg.weights.published import WeightsError, find_published, is_pathlike, names
 
 
 def read_source(
@@ -27,7 +28,9 @@ def read_source(
     architecture than `arch`.
     """
     if preprocessing is not None and preprocessing not in PREPROCESSING:
-        raise SourceError(f"unknown preprocessing {preprocessing!r}: {', '.join(PREPROCESSING)}")
+        raise SourceError(
+            f"unknown preprocessing {preprocessing!r}: {choose(preprocessing, PREPROCESSING)}"
+        )
     recipe = None if preprocessing is None else PREPROCESSING[preprocessing]
     try:
         record = None if Path(name).exists() else find_published(name, arch)
@@ -74,4 +77,8 @@ def _locate(name: str) -> Path:
         if found.exists():
             return found
         raise SourceError(f"{name}: {distribution} is installed but has no file {file}")
-    raise SourceError(f"{name} does not exist, and is not the name of published weights")
+    if is_pathlike(name):
+        raise SourceError(f"{name} does not exist")
+    raise SourceError(
+        f"no published weights {name!r}, and there is no such file: {choose(name, names())}"
+    )

@@ -9,6 +9,7 @@ import numpy as np
 
 import flaxvgg
 from flaxvgg.conversion.source_weights import SourceError, SourceWeights
+from flaxvgg.files.choices import choose
 from flaxvgg.files.replacing import sweep, write_atomically
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
@@ -35,7 +36,7 @@ def convert(source: SourceWeights, dtype: str | None = None) -> VGG:
     that does not fit, and SourceError for an unknown `dtype`.
     """
     if dtype is not None and dtype not in DTYPES:
-        raise SourceError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+        raise SourceError(f"unknown dtype {dtype!r}: {choose(dtype, DTYPES)}")
     config, left_out = config_for(source.arch, source.state_dict)
     for name in left_out:
         del source.state_dict[name]

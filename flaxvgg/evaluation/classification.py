@@ -1,7 +1,7 @@
-"""Average precision: how far the scores rank what is there above what is not."""
+"""How well scores tell classes: average precision, accuracy, and what is taken for what."""
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from flaxvgg.network.model import AnyArray
 
@@ -64,3 +64,43 @@ def _of_class(scores: Float[np.ndarray, " n"], positive: Shaped[np.ndarray, " n"
 def _at_least(values: Float[np.ndarray, " n"], limits: Float[np.ndarray, " m"]) -> np.ndarray:
     """How many of the values are at least as large as each limit."""
     return len(values) - np.searchsorted(np.sort(values), limits)
+
+
+def confusion_matrix(
+    scores: Float[AnyArray, "n k"], labels: Shaped[AnyArray, "n k"]
+) -> Int[np.ndarray, "k k"]:
+    """How many images of each class (row) had the highest score for each class (column): (K, K).
+
+    `labels` (N, K) are 1 for the one class of an image and 0 for the others. Of equal scores the
+    first counts. scikit-learn's `confusion_matrix`. Raises ValueError where `average_precision`
+    does, and for images of no class, or of several.
+
+    >>> scores, labels = np.array([[0.9, 0.2], [0.8, 0.7]]), np.array([[1, 0], [0, 1]])
+    >>> flaxvgg.confusion_matrix(scores, labels)
+    array([[1, 0],
+           [1, 0]])
+    """
+    average_precision(scores, labels)  # or what it raises
+    labels = np.asarray(labels)
+    several = np.flatnonzero(labels.sum(axis=1) != 1)
+    if len(several):
+        count = int(labels[several[0]].sum())
+        raise ValueError(
+            f"image {several[0]} is of {count} classes: accuracy and confusion are of images of one"
+        )
+    found = np.zeros((labels.shape[1],) * 2, np.int64)
+    np.add.at(found, (labels.argmax(axis=1), np.asarray(scores).argmax(axis=1)), 1)
+    return found
+
+
+def accuracy(scores: Float[AnyArray, "n k"], labels: Shaped[AnyArray, "n k"]) -> float:
+    """The fraction of images whose highest score is that of their class.
+
+    Takes and raises what `confusion_matrix` does.
+
+    >>> scores, labels = np.array([[0.9, 0.2], [0.8, 0.7]]), np.array([[1, 0], [0, 1]])
+    >>> flaxvgg.accuracy(scores, labels)
+    0.5
+    """
+    found = confusion_matrix(scores, labels)
+    return float(np.trace(found) / found.sum())

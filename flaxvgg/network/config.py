@@ -7,6 +7,8 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any, Literal, get_args
 
+from flaxvgg.files.choices import choose
+
 Kind = Literal[
     "conv",
     "batch_norm",
@@ -391,4 +393,4 @@ def _typed(record: Any) -> Any:
 def check_arch(arch: str) -> None:
     """Raise ValueError unless `arch` names one of the eight architectures."""
     if arch not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {arch!r}: choose from {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"unknown architecture {arch!r}: {choose(arch, ARCHITECTURES)}")

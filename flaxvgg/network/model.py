@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Float32
 
 from flaxvgg.files.foreign import AnyPath
 from flaxvgg.network.config import Layer, VGGConfig, listed
+from flaxvgg.network.hub import OnTheHub
 from flaxvgg.network.inputs import check_images
 from flaxvgg.network.layers import (
     BatchNorm,
@@ -25,6 +26,7 @@ from flaxvgg.network.layers import (
     windows,
 )
 from flaxvgg.network.provenance import Preprocessing, Provenance
+from flaxvgg.network.summary import Summary, about, short, summary
 from flaxvgg.ops import convolution
 from flaxvgg.ops.linear import conv_general_dilated, dot_general
 from flaxvgg.ops.pooling import max_pool_2x2
@@ -183,7 +185,7 @@ class LayerStack(nnx.Module):
                 return getattr(self, layer.name)(x)
 
 
-class VGG(nnx.Module):
+class VGG(OnTheHub, nnx.Module):
     """A VGG network (Simonyan & Zisserman 2015, arXiv:1409.1556) as torchvision defines it.
 
     A model is a pytree whose leaves are its parameters (and BatchNorm statistics), so it can be
@@ -257,6 +259,30 @@ class VGG(nnx.Module):
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the logits; empty where they are not known."""
         return self.provenance.classes
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The paper's name of every layer, in order; `summary` has PyTorch's and Keras's too."""
+        return self.config.layer_names
+
+    def summary(self, size: tuple[int, int] = (224, 224)) -> Summary:
+        """A table of all layers: their names, outputs for an image of `size` (H, W), parameters.
+
+        A text that shows itself. Raises ValueError for a size that the network does not take.
+
+            model.summary((375, 1242))
+        """
+        return summary(self.config, size, self._about())
+
+    def __repr__(self) -> str:
+        """A short table of blocks; `nnx.display(model)` shows every array."""
+        return f"VGG {short(self.config, self._about())}"
+
+    __str__ = __repr__
+
+    def _about(self) -> str:
+        dtype = jnp.dtype(self.conv_stack.conv1_1.param_dtype).name
+        return about(self.config, self.provenance.source, dtype, self.prepared_for)
 
     def __call__(
         self, images: Images, *, rngs: nnx.Rngs | jax.Array | None = None

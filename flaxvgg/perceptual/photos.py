@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from flaxvgg.files.choices import choose
 from flaxvgg.images.loading import ImageError, load_pixels
 from flaxvgg.network.model import VGG
 from flaxvgg.network.provenance import PREPROCESSING
@@ -46,7 +47,7 @@ def parse_metrics(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",")))
     for name in names:
         if name not in METRICS:
-            raise ValueError(f"no metric {name!r}: choose from {', '.join(METRICS)}")
+            raise ValueError(f"no metric {name!r}: {choose(name, METRICS)}")
     return names
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = "RdBu_r"  # red for, blue against; told apart by those who do not see red or green
+COLOURS = "RdBu_r"  # red for, blue against; told apart by those who do not see red or green
 _CLIPPED = 99.5  # percent of the magnitudes that the scale holds: a few pixels would rule it
 _WIDTH = 2.1  # of a panel, in inches
 
@@ -115,7 +115,7 @@ def _draw(ax: "Axes", pixels: np.ndarray, attribution: np.ndarray, scale: float)
     """A signed map in colours over faint edges of the photo, so that one sees where it lies."""
     from matplotlib import colormaps
 
-    colours = colormaps[_COLOURS](0.5 + 0.5 * np.clip(np.nan_to_num(attribution) / scale, -1, 1))
+    colours = colormaps[COLOURS](0.5 + 0.5 * np.clip(np.nan_to_num(attribution) / scale, -1, 1))
     grey = (pixels @ np.array([0.299, 0.587, 0.114]) / 255)[..., None]
     ax.imshow(np.clip(colours[..., :3] * (0.8 + 0.2 * grey), 0, 1))
     if not np.isfinite(attribution).all():
@@ -130,7 +130,7 @@ def _finish(figure: "Figure", axes: np.ndarray, title: str) -> None:
     from matplotlib.colors import Normalize
 
     bar = figure.colorbar(
-        ScalarMappable(Normalize(-1, 1), _COLOURS),
+        ScalarMappable(Normalize(-1, 1), COLOURS),
         ax=list(axes.flat),
         location="bottom",
         shrink=0.5,

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped, UInt8
 
 from flaxvgg.cam.explanation import Explanation, Flag
 from flaxvgg.cam.photos import FLAG_WORDS, ExplainedPhoto, probabilities, shown
 from flaxvgg.network.model import AnyArray
-from flaxvgg.plotting.figures import same_images
+from flaxvgg.plotting.figures import check_drawing, overlay, same_images
 from flaxvgg.plotting.grid import Panel, Row, Words, grid_figure, images_figure
 
 if TYPE_CHECKING:
@@ -118,6 +118,23 @@ def chances_of(
         return np.full(len(labels), np.nan)
     chances = probabilities(logits, activation)
     return np.where(labels >= 0, chances[labels], np.nan)
+
+
+def explanation_overlay(
+    explanation: Explanation, images: Shaped[AnyArray, "n h w 3"]
+) -> UInt8[np.ndarray, "n k h w 3"]:
+    """The heat maps over their images, as pixels; what is not finite is cold.
+
+    Takes and raises what `explanation_figure` does, and ValueError where matplotlib is missing.
+    """
+    check_drawing()
+    pictures = same_images(images, (len(explanation.classes), *explanation.image_size))
+    heat = np.nan_to_num(np.asarray(explanation.heatmaps(explanation.image_size), np.float32))
+    drawn = [
+        [overlay(picture, one) for one in of_image]
+        for picture, of_image in zip(pictures, heat, strict=True)
+    ]
+    return (255 * np.clip(drawn, 0, 1)).round().astype(np.uint8).reshape(*heat.shape, 3)
 
 
 def told_score(score: float, chance: float) -> str:

@@ -7,8 +7,9 @@ from flaxvgg.attribution.attribution import Attribution
 from flaxvgg.cam.explanation import Explanation
 from flaxvgg.evaluation.randomisation import Randomisation
 from flaxvgg.plotting.attribution import attribution_figure
-from flaxvgg.plotting.cam import explanation_figure
+from flaxvgg.plotting.cam import explanation_figure, explanation_overlay
 from flaxvgg.plotting.maps_page import maps_page
+from flaxvgg.plotting.notebook import attribution_html, explanation_html, report_html
 from flaxvgg.plotting.randomisation import randomisation_figure
 from flaxvgg.plotting.sparsity import layers_figure
 from flaxvgg.sparsity.report import SparsityReport
@@ -37,3 +38,16 @@ def page(result: Any, *args: Any, **options: Any) -> str:
 
 page.register(Explanation, maps_page)
 page.register(Attribution, maps_page)
+
+
+@functools.singledispatch
+def html(result: Any) -> str:
+    """A small table of a result for a notebook. Raises TypeError for what is none."""
+    raise TypeError(f"there is no table of a {type(result).__name__}")
+
+
+html.register(SparsityReport, report_html)
+html.register(Explanation, explanation_html)
+html.register(Attribution, attribution_html)
+
+overlay = explanation_overlay

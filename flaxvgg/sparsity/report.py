@@ -4,19 +4,16 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from flaxvgg.drawn import Drawn
+from flaxvgg.drawn import Drawn, has_values
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.sparsity.exact import FloatSum, add_counts, add_floats, count_to_host, float_to_host
-
-if TYPE_CHECKING:
-    pass
 
 
 class Totals(NamedTuple):
@@ -133,6 +130,14 @@ class SparsityReport(Drawn):
     source: str
     layers: tuple[str, ...]
     channels: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        about = f"{self.arch}, {self.source}"
+        if not has_values(self):
+            return f"SparsityReport({about}: {', '.join(self.layers)})"
+        zeros = [f"{layer.name} {layer.zero_fraction:.1%}" for layer in self]
+        some = zeros if len(zeros) < 5 else [*zeros[:2], "...", *zeros[-2:]]
+        return f"SparsityReport({about}: {self.images:,} images; zeros {', '.join(some)})"
 
     def __add__(self, other: "SparsityReport") -> "SparsityReport":
         """The report of both sets of images, in any order. Raises ValueError for other layers."""

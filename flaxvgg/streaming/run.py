@@ -107,9 +107,9 @@ def stream(
     that can be read by now, or have been replaced, are done again. In several processes of
     `jax.distributed`, which see the same files, each takes its share of the units. `size` None
     leaves images at their own sizes. `batch` is the number of images that a device takes at once:
-    by default 8, on a GPU 64.
-    `stop` is asked after each step; `advance` is told how many images are done, and how many of
-    them broken: first those that were, then the others as they come; `note` what cannot be checked.
+    by default 8, on a GPU 64. `stop` is asked after each step; `advance` is told how many images
+    are done, and how many of them broken: first those that were, then the others by batches; `note`
+    what cannot be checked.
     Raises StoreError for a store of another job or of other images, and where there is no room,
     LockedError while another run writes it.
     """
@@ -130,10 +130,9 @@ def stream(
         start, counted = time.perf_counter(), 0
         program = _Program(job, batch, devices, size)
         with _Writer(store, job.axes) as writer:
-            for unit in _finished_units(program, store, source, units, size, stop):
+            for unit in _finished_units(program, store, source, units, size, stop, advance):
                 writer.put(unit)
                 counted += len(unit.here)
-                advance(len(unit.here), len(unit.problems))
         seconds = time.perf_counter() - start
         meet("flaxvgg: all units are written")
     left = int((store.status == TODO).sum())
@@ -265,6 +264,7 @@ def _finished_units(
     units: Sequence[int],
     size: tuple[int, int] | None,
     stop: Callable[[], bool],
+    advance: Callable[[int, int], None],
 ) -> Iterator[_Unit]:
     """The units, in order, each when all its images are done; until `stop` says so."""
     running: collections.deque[tuple[Looked, _Unit, list[list[Item]]]] = collections.deque()
@@ -277,6 +277,7 @@ def _finished_units(
                 height, width = items[0].pixels.shape[-3:-1]
                 group = "" if size else f"{height}x{width}"
                 unit.put(items, group, rows, sums, program.job.add)
+                advance(len(items), 0)
         while open_units and not open_units[0].left:
             yield open_units.popleft()
 
@@ -286,7 +287,7 @@ def _finished_units(
     for number in units:
         unit = _Unit(number, store.rows(number), label)
         open_units.append(unit)
-        for batches in _steps(_taken(items, unit), program.batch, program.devices):
+        for batches in _steps(_taken(items, unit, advance), program.batch, program.devices):
             if stop():
                 return
             running.append((program(batches), unit, batches))
@@ -315,12 +316,16 @@ def _read_ahead(
     return iter(grain.MapDataset.range(int(starts[-1])).map(read).to_iter_dataset(options))
 
 
-def _taken(items: Iterator[Item], unit: _Unit) -> Iterator[Item]:
+def _taken(
+    items: Iterator[Item], unit: _Unit, advance: Callable[[int, int], None]
+) -> Iterator[Item]:
     """The images of a unit that could be read."""
     for _ in unit.here:
         item = next(items)
         unit.take(item)
-        if not item.problem:
+        if item.problem:
+            advance(1, 1)
+        else:
             yield item
 
 

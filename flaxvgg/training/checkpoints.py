@@ -113,7 +113,7 @@ class Checkpoints:
             for name, x in expected.items()
             if name in stored and tuple(stored[name].shape) != tuple(x.shape)
         ]
-        run, ours = told.get("run"), self._run
+        run, ours = _extended(told.get("run"), self._run), self._run
         if self._data and told.get("learns_from"):
             run, ours = _without_places(run), _without_places(ours)
         if problems or run != ours:
@@ -151,6 +151,19 @@ class Checkpoints:
             ) from None
 
 
+def _extended(run: Any, ours: Mapping[str, Any]) -> Any:
+    """The options of a stored run with as many epochs as ours, where ours goes further.
+
+    Not with a schedule whose rates depend on how many there are.
+    """
+    try:
+        goes_further = run["epochs"] < ours["epochs"]
+        is_same_so_far = ours["training"]["schedule"] == "constant"
+    except (TypeError, KeyError):
+        return run
+    return run | {"epochs": ours["epochs"]} if goes_further and is_same_so_far else run
+
+
 def _without_places(run: Any) -> Any:
     """Options without where images and weights lie: their contents are compared.
 
@@ -158,7 +171,7 @@ def _without_places(run: Any) -> Any:
     """
     if not isinstance(run, dict):
         return run
-    places = {"data": {"train", "test"}, "model": {"weights"}}
+    places = {"data": {"train", "validation"}, "model": {"weights"}}
     return {
         room: {name: x for name, x in options.items() if name not in places.get(room, ())}
         if isinstance(options, dict)

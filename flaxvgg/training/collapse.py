@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Float
 
 from flaxvgg.cam.network import as_scores
+from flaxvgg.files.choices import choose
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.inputs import check_images
 from flaxvgg.network.model import VGG, AnyArray, run_layers
@@ -102,7 +103,7 @@ def diagnose(
     'healthy'
     """
     if loss not in LOSSES:
-        raise ValueError(f"no loss {loss!r}: choose from {', '.join(LOSSES)}")
+        raise ValueError(f"no loss {loss!r}: {choose(loss, LOSSES)}")
     images = check_images(images, model.preprocessing)
     expected = len(images), model.config.num_classes
     _ = model.config.head_output  # or what it raises

@@ -29,7 +29,7 @@ _COLUMNS = ("part", "image", "labels", "content")
 
 
 class Entry(NamedTuple):
-    """An image: of the part "train" or "test", by its path below the data set's folder."""
+    """An image: of the part "train" or "validation", by its path below the data set's folder."""
 
     part: str
     image: str
@@ -39,14 +39,14 @@ class Entry(NamedTuple):
 def take_inventory(
     run: Run,
     train: LabelledImages,
-    test: LabelledImages,
+    validation: LabelledImages,
     recipe: Preprocessing,
     before: Iterable[Entry] = (),
     watch: Watcher = Watcher(),
 ) -> list[Entry]:
     """Every image of a run, once each that is not among those of `before` has been decoded.
 
-    All processors read. Raises DatasetError with all images that cannot be trained or tested on.
+    All processors read. Raises DatasetError with all images that cannot be trained or validated on.
     """
     seen = {entry.known.content for entry in before} - {UNKNOWN}
 
@@ -66,14 +66,20 @@ def take_inventory(
             return content, f"{path}: cannot be read: {error.strerror}"
         return content, ""
 
-    jobs = [("train", path) for path in train.paths] + [("test", path) for path in test.paths]
-    labels = [*_labels(train), *_labels(test)]
+    jobs = [("train", path) for path in train.paths] + [
+        ("validation", path) for path in validation.paths
+    ]
+    labels = [*_labels(train), *_labels(validation)]
     entries, problems = [], []
     shown = watch.each(in_threads(look, jobs), "checking photos", len(jobs))
     for (part, path), named, (content, problem) in zip(jobs, labels, shown, strict=True):
         if problem:
             problems.append(problem)
-        root = run.data.train if part == "train" or run.data.test is None else run.data.test
+        root = (
+            run.data.train
+            if part == "train" or run.data.validation is None
+            else run.data.validation
+        )
         name = relative_name(path, root if root.is_dir() else root.parent)
         entries.append(Entry(part, name, Known(content, named)))
     if problems:
@@ -129,7 +135,7 @@ def differences(before: Iterable[Entry], now: Iterable[Entry]) -> str:
     if not (_has_names_twice(before) or _has_names_twice(now)):
         return what_differs(_by_name(before), _by_name(now))
     told = []
-    for part in "train", "test":  # of folders of their own, in which names are alike
+    for part in "train", "validation":  # of folders of their own, in which names are alike
         of_part = [_by_name(x for x in entries if x.part == part) for entries in (before, now)]
         found = what_differs(*of_part)
         told += [f"to {part} on, {found}"] if found else []

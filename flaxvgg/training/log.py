@@ -6,14 +6,22 @@ from pathlib import Path
 
 Row = dict[str, float | int | None]
 
-_TESTS = ("test_loss", "test_metric")
-_COLUMNS = ("step", "epoch", "loss", "gradient_norm", "largest_score", "learning_rate", *_TESTS)
+_VALIDATION = ("validation_loss", "validation_metric", "validation_accuracy")
+_COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "gradient_norm",
+    "largest_score",
+    "learning_rate",
+    *_VALIDATION,
+)
 
 
 class Log:
     """Rows of metrics in a folder, of the steps up to `start`: later ones of a killed run go.
 
-    A row is on disk when `add` returns. The columns of a test are empty but where there was one.
+    A row is on disk when `add` returns. Those of the validation are empty but where there was one.
     """
 
     def __init__(self, out: Path, start: int):
@@ -36,7 +44,7 @@ class Log:
         self._board.close()
 
     def add(self, row: Mapping[str, float | int]) -> None:
-        """Note a step, with a test or without one."""
+        """Note a step, with a validation or without one."""
         full: Row = {name: row.get(name) for name in _COLUMNS}
         self.rows.append(full)
         self._writer.writerow(full)

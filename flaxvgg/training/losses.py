@@ -46,7 +46,14 @@ def check_labels(labels: Any, shape: tuple[int, int], loss: str) -> None:
     They are numbers from 0 to 1; for "softmax" those of an image add up to 1. Under a
     transformation of JAX there are no values to look at, and only the shape is checked.
     """
+    if not hasattr(labels, "dtype"):
+        labels = np.asarray(labels)
     found, dtype = tuple(labels.shape), labels.dtype
+    if getattr(dtype, "kind", "") in "OSU":
+        raise ValueError(
+            f"labels must be numbers of shape {shape}, not texts or rows of several lengths: a "
+            "class's number is model.classes.index(name), and jax.nn.one_hot makes rows of numbers"
+        )
     if found != shape or not shape[0]:
         hint = ""
         if len(found) == 1 and jnp.issubdtype(dtype, jnp.integer):

@@ -1,4 +1,4 @@
-"""A whole run: batches, steps, checkpoints, tests and curves, resumable at any moment."""
+"""A whole run: batches, steps, checkpoints, validation and curves, resumable at any moment."""
 
 import contextlib
 import dataclasses
@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
 
-from flaxvgg.evaluation.classification import mean_average_precision
+from flaxvgg.evaluation.classification import accuracy
 from flaxvgg.files.folders import check_folder, write_bytes
 from flaxvgg.files.locking import alone
-from flaxvgg.images.batches import map_photos
 from flaxvgg.images.datasets import LabelledImages, is_pascal_voc, read_labelled
 from flaxvgg.images.fingerprint import model_digest
 from flaxvgg.images.loading import normalise
@@ -35,9 +32,16 @@ from flaxvgg.training.inventory import (
     to_csv,
 )
 from flaxvgg.training.log import Log, Row
-from flaxvgg.training.losses import LOSSES
 from flaxvgg.training.settings import Data, Run
 from flaxvgg.training.trainer import Trainer, TrainState
+from flaxvgg.training.validation import (
+    confusion_csv,
+    has_one_class_each,
+    line,
+    measures,
+    metric_name,
+    scores_of,
+)
 from flaxvgg.watching import Watcher
 from flaxvgg.weights.checkpoint import CheckpointError, check_target, save
 
@@ -59,12 +63,12 @@ class Trained:
 
 
 def read_images(run: Run) -> tuple[LabelledImages, LabelledImages]:
-    """The images to train and to test on. Raises ValueError where they do not fit the run."""
+    """The images to train on, and those for validation. Raises ValueError for what does not fit."""
     train = read_labelled(run.data.train).without_gaps()
-    if run.data.test is None:
-        train, test = train.split(run.data.held_out, run.training.seed)
+    if run.data.validation is None:
+        train, validation = train.split(run.data.held_out, run.training.seed)
     else:
-        test = read_labelled(run.data.test, train.classes)
+        validation = read_labelled(run.data.validation, train.classes)
     counts = zip(train.classes, train.labels.sum(0), strict=True)
     empty = [name for name, count in counts if not count]
     if empty:
@@ -77,12 +81,12 @@ def read_images(run: Run) -> tuple[LabelledImages, LabelledImages]:
             f"every image to train on is of class {', '.join(names)}: there is nothing to learn; "
             "add images of another class, or of none (in a CSV file, with empty labels)"
         )
-    return train, test
+    return train, validation
 
 
 def _check_apart(out: Path, data: Data) -> None:
     """Raise ValueError where `out` is in a folder of classes, of which it would become one."""
-    for folder in filter(None, (data.train, data.test)):
+    for folder in filter(None, (data.train, data.validation)):
         has_classes = folder.is_dir() and not is_pascal_voc(folder)
         if has_classes and out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
@@ -102,8 +106,10 @@ def train(
 
     That is checkpoints/ (a run that was killed goes on from the last one and ends in the same
     parameters, bit for bit on as many devices), data.csv (the images, and their contents),
-    metrics.csv, tensorboard/, and, at the end, model/: the best by the test metric, for
-    `flaxvgg.load`. All images are decoded once before the first step. A run goes on only with the
+    metrics.csv, tensorboard/, and, at the end, model/: the best by the validation metric, for
+    `flaxvgg.load`, and for images of one class each confusion.csv. A run with more epochs than
+    before goes on, unless its schedule is "cosine", to what it would have been with them at once.
+    All images are decoded once before the first step. A run goes on only with the
     images, labels and weights that it began with, and one at a time in `out`. The metric is the
     mean average precision, with "softmax" the accuracy. `stop` is asked after each step. Batches
     are shared by `devices`, by default all, or by as many of them as divide a batch; a run may go
@@ -123,9 +129,9 @@ def train(
     _check_apart(out, run.data)
     if out.is_dir():  # what is in the way is said now, and not behind the last step
         check_target(out / "model")
-    images, test = read_images(run)
+    images, validation = read_images(run)
     with alone(out, out / ".lock"):
-        return _train(load, run, out, stop, mesh, images, test, watch)
+        return _train(load, run, out, stop, mesh, images, validation, watch)
 
 
 def _train(
@@ -135,7 +141,7 @@ def _train(
     stop: Callable[[], bool],
     mesh: Mesh,
     images: LabelledImages,
-    test: LabelledImages,
+    validation: LabelledImages,
     watch: Watcher,
 ) -> Trained:
     loaded = load()
@@ -150,7 +156,7 @@ def _train(
         images, run.data, model.preprocessing, epochs=run.epochs, seed=run.training.seed
     )
     before = read_csv(out / _DATA)
-    entries = take_inventory(run, images, test, model.preprocessing, before, watch)
+    entries = take_inventory(run, images, validation, model.preprocessing, before, watch)
     data = {
         "images": digest(entries),
         "classes": images.classes,
@@ -166,7 +172,7 @@ def _train(
         found = kept.last(state)
         write_bytes(out / _DATA, to_csv(entries))
         if found is None:
-            _say_untested(test, metric_name(run), watch)
+            _say_absent(validation, metric_name(run.training.loss), watch)
             _warn(model, run, dataset[0], watch)
         else:
             state, position = found
@@ -175,13 +181,18 @@ def _train(
         state = place(state, mesh)
         with Log(out, int(state.step)) as log:
             session = _Session(
-                run, trainer, mesh, test, iterator, kept, log, len(dataset), stop, watch
+                run, trainer, mesh, validation, iterator, kept, log, len(dataset), stop, watch
             )
             state = session.until_stopped(state)
         if int(state.step) == len(dataset):
-            save(trainer.model(kept.best(state)), out / "model")
+            best = trainer.model(kept.best(state))
+            save(best, out / "model")
             watch.say(f"written: {out / 'model'}")
-    return Trained(int(state.step), len(dataset), log.rows, metric_name(run))
+            if has_one_class_each(validation):
+                scores = scores_of(best, validation, run.data.size, watch)
+                write_bytes(out / "confusion.csv", confusion_csv(scores, validation))
+                watch.say(f"the best: accuracy {accuracy(scores, validation.labels):.3f}")
+    return Trained(int(state.step), len(dataset), log.rows, metric_name(run.training.loss))
 
 
 def _check_data(
@@ -221,13 +232,13 @@ def _check_data(
     )
 
 
-def _say_untested(test: LabelledImages, metric: str, watch: Watcher) -> None:
-    """Say which classes no image to test on has."""
-    counts = zip(test.classes, test.labels.sum(0), strict=True)
+def _say_absent(validation: LabelledImages, metric: str, watch: Watcher) -> None:
+    """Say which classes no validation image has."""
+    counts = zip(validation.classes, validation.labels.sum(0), strict=True)
     names = [name for name, count in counts if not count]
     if names:
         watch.warn(
-            f"no image to test on is of class {', '.join(names)}: the {metric} does not tell how "
+            f"no validation image is of class {', '.join(names)}: the {metric} does not tell how "
             "well it is found; add images of it"
         )
 
@@ -243,11 +254,6 @@ def _mesh(devices: Sequence[Device], batch: int, watch: Watcher) -> Mesh:
     return data_mesh(devices[:count])
 
 
-def metric_name(run: Run) -> str:
-    """What the test metric of a run is called."""
-    return "accuracy" if run.training.loss == "softmax" else "mAP"
-
-
 @dataclasses.dataclass(frozen=True)
 class _Session:
     """A run from its last checkpoint on."""
@@ -255,7 +261,7 @@ class _Session:
     run: Run
     trainer: Trainer
     mesh: Mesh
-    test: LabelledImages
+    validation: LabelledImages
     batches: Iterator[Mapping[str, np.ndarray]]
     checkpoints: Checkpoints
     log: Log
@@ -279,10 +285,10 @@ class _Session:
                         if self.run.every and int(state.step) % self.run.every == 0:
                             self._save(state)
             if done == an_epoch:
-                row |= self._tested(state)
+                row |= self._validated(state)
                 self.log.add(row)
-                self._save(state, row["test_metric"])
-                self.watch.say(_line(self.run, row))
+                self._save(state, row["validation_metric"])
+                self.watch.say(line(row, self.run.epochs, self.run.training.loss))
         if self.stop():
             self._save(state)
         self.checkpoints.wait()
@@ -307,28 +313,20 @@ class _Session:
         at = {"step": int(state.step), "epoch": epoch + 1}
         return state, {**at, **values, "learning_rate": rate}
 
-    def _tested(self, state: TrainState) -> dict[str, float | int]:
-        """Loss and metric on the test images."""
+    def _validated(self, state: TrainState) -> dict[str, float]:
+        """Loss, metric and accuracy on the validation images."""
         # One device: photos are decoded one after the other, which takes longer.
         model = jax.device_put(self.trainer.model(state), self.mesh.devices.flat[0])
-        labels = self.test.labels
-        size = self.run.data.size
-        scores = map_photos(_scores, model, self.test.paths, size, "testing", self.watch)
-        loss = LOSSES[self.run.training.loss](jnp.asarray(scores), jnp.asarray(labels))
-        if not jnp.isfinite(loss):
-            raise TrainingError(f"the test loss is {loss}: lower the learning rate")
-        metric = mean_average_precision(scores, labels)
-        if self.run.training.loss == "softmax":
-            metric = float((scores.argmax(1) == labels.argmax(1)).mean())
-        return {"test_loss": float(loss), "test_metric": metric}
+        scores = scores_of(model, self.validation, self.run.data.size, self.watch)
+        found = measures(scores, self.validation, self.run.training.loss)
+        if not math.isfinite(found["validation_loss"]):
+            raise TrainingError(
+                f"the validation loss is {found['validation_loss']}: lower the learning rate"
+            )
+        return found
 
     def _save(self, state: TrainState, metric: float | None = None) -> None:
         self.checkpoints.save(state, self.batches.get_state(), metric)
-
-
-@jax.jit
-def _scores(model: VGG, images: Float[Array, "n h w 3"]) -> Float[Array, "n k"]:
-    return model(images).astype(jnp.float32)
 
 
 def _warn(model: VGG, run: Run, batch: Mapping[str, np.ndarray], watch: Watcher) -> None:
@@ -337,10 +335,3 @@ def _warn(model: VGG, run: Run, batch: Mapping[str, np.ndarray], watch: Watcher)
         images = normalise(batch["pixels"], model.preprocessing)
         found = diagnose(model, images, batch["labels"], run.training.loss)
         watch.warn(str(found))
-
-
-def _line(run: Run, row: Mapping[str, float | int]) -> str:
-    return (
-        f"epoch {row['epoch']:3} of {run.epochs}   loss {row['loss']:.4f}   "
-        f"test loss {row['test_loss']:.4f}   {metric_name(run)} {row['test_metric']:.3f}"
-    )

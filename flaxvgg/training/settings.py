@@ -19,14 +19,14 @@ from flaxvgg.training.trainer import Optimisation
 class Data:
     """Which images, and how they are seen.
 
-    `train` and `test` are as `flaxvgg.images.datasets.read_labelled` takes them; without `test` the
-    part `held_out` of the training images is tested on. Images are brought to `size` = (H, W). For
-    training, `crop` is the least part of an image's area that is cut out and enlarged (1: the whole
-    image), and `flip` mirrors every other one.
+    `train` and `validation` are as `flaxvgg.images.datasets.read_labelled` takes them; without
+    `validation` the part `held_out` of the training images is kept for it. Images are brought to
+    `size` = (H, W). For training, `crop` is the least part of an image's area that is cut out and
+    enlarged (1: the whole image), and `flip` mirrors every other one.
     """
 
     train: Path
-    test: Path | None = None
+    validation: Path | None = None
     held_out: float = 0.2
     size: tuple[int, int] = (224, 224)
     batch: int = 16
@@ -156,6 +156,8 @@ def _hint(where: list[str]) -> str:
     for room, names in options.items():
         if name in names and room != here:
             return f"it belongs {f'below [{room}]' if room else 'above the first [section]'}"
+    if where == ["data", "test"]:
+        return "write validation: by it the best model is chosen, which a test must not do"
     near = difflib.get_close_matches(name, options[here], n=1)
     return f"did you mean {near[0]}?" if near else f"choose from {', '.join(options[here])}"
 
@@ -189,8 +191,9 @@ def read_run(path: Path) -> Run:
         told = dict.fromkeys(_problem(dict(x)) for x in error.errors())  # each once
         raise ValueError(f"{path}: " + "; ".join(told)) from None
     here = path.absolute().parent
-    test = None if run.data.test is None else here / run.data.test
-    data = dataclasses.replace(run.data, train=here / run.data.train, test=test)
+    chosen_by = run.data.validation
+    validation = None if chosen_by is None else here / chosen_by
+    data = dataclasses.replace(run.data, train=here / run.data.train, validation=validation)
     weights = here / run.model.weights
     model = run.model
     if weights.exists():  # else it is the name of published weights, or an error

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from flaxvgg.cam.network import as_scores
+from flaxvgg.files.choices import choose
 from flaxvgg.network.model import VGG, AnyArray, check_images, run_layers
 from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.training.losses import LOSSES, check_labels
@@ -55,7 +56,7 @@ class Optimisation:
         }.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"no {name} {getattr(self, name)!r}: choose from {', '.join(choices)}"
+                    f"no {name} {getattr(self, name)!r}: {choose(getattr(self, name), choices)}"
                 )
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
@@ -205,7 +206,7 @@ class Trainer:
         self,
         state: TrainState,
         images: Shaped[AnyArray, "..."],
-        labels: Shaped[AnyArray, "..."],
+        labels: Shaped[AnyArray, "..."] | Sequence[Any],
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         """The next state, and the metrics of the batch: (N, H, W, 3) images and (N, K) labels.
 

@@ -14,6 +14,7 @@ from flaxvgg.network.config import ARCHITECTURES, VGGConfig
 from flaxvgg.network.model import VGG
 from flaxvgg.weights.checkpoint import CheckpointError, is_checkpoint, load
 from flaxvgg.weights.mapping import from_torch, rebuild
+from flaxvgg.weights.other_formats import converted, is_foreign
 from flaxvgg.weights.packaged import Packaged
 from flaxvgg.weights.published import (
     Published,
@@ -23,6 +24,7 @@ from flaxvgg.weights.published import (
     fetch_hub,
     fetch_torchvision,
     find_published,
+    is_pathlike,
     provenance_of,
     published,
     read_weights,
@@ -86,12 +88,13 @@ def _architecture(arch: str) -> Architecture:
     Zisserman 2015 (arXiv:1409.1556){", with batch normalisation" if arch.endswith("_bn") else ""}.
 
     `weights` is None for torchvision's initialisation from `rngs`; the name of published weights
-    ("IMAGENET1K_V1", downloaded from the Hugging Face hub; for vgg16 also
+    ("IMAGENET1K_V1" or "DEFAULT", downloaded from the Hugging Face hub; for vgg16 also
     "IMAGENET1K_V1_CONVOLUTIONS", the same without the classifier, 64 MB from a package registry;
     and "IMAGENET1K_FEATURES", torchvision's file, which torch downloads), torchvision's
     enum member for them or the address of its file; or a path: a checkpoint of
-    `flaxvgg.save`, or a file of PyTorch's or safetensors, under any name, with the names of
-    torchvision or timm, wrapped or not (see `from_torch`).
+    `flaxvgg.save`, a file of PyTorch's or safetensors, under any name, with the names of
+    torchvision or timm, wrapped or not (see `from_torch`), or one of Keras or ONNX, as `flaxvgg
+    convert` reads them.
 
     `num_classes` (1000), `dropout` (0.5), `dtype` (float32, what is computed in) and `param_dtype`
     (float32, what parameters are stored in) default to what the weights were saved with.
@@ -131,6 +134,9 @@ def _pretrained(
         model = load(path, dtype=dtype, precision=precision)
         if dropout is not None or param_dtype is not None:
             model = rebuild(model, dropout=dropout, param_dtype=param_dtype)
+    elif record is None and is_foreign(path):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "precision": precision}
+        model = converted(path, arch, dropout=dropout, **options)
     else:
         if isinstance(record, Packaged):
             file = fetch_convolutions(record)
@@ -164,8 +170,12 @@ def _published(
     record = find_published(weights, arch)
     if record is None:
         # What is no path is meant as a name; `published` then lists those that there are.
-        name = Path(weights)
-        return None if name.suffix or name.name != weights else published(arch, weights)
+        if is_pathlike(str(weights)):
+            return None
+        try:
+            return published(arch, str(weights))
+        except WeightsError as error:
+            raise WeightsError(f"{error}; nor is there a file of that name") from None
     if record.arch != arch:
         raise WeightsError(f"{record.title} are weights of a {record.arch}, not of a {arch}")
     return record

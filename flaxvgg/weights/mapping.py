@@ -343,10 +343,9 @@ def from_torch(
     )
 
 
-def rebuild(
-    model: VGG, *, dropout: float | None = None, param_dtype: DTypeLike | None = None
-) -> VGG:
-    """The same network with another dropout rate, or its parameters rounded to `param_dtype`."""
+def rebuild(model: VGG, *, dropout: float | None = None, **options: Any) -> VGG:
+    """The same network with another dropout rate, or other `options` of `build` that are given."""
+    param_dtype = options.get("param_dtype")
     conv = model.conv_stack.conv1_1
     return build(
         model.config if dropout is None else model.config.with_dropout(dropout),
@@ -354,9 +353,9 @@ def rebuild(
             path: value.astype(_dtype(path, value, param_dtype))
             for path, value in model_arrays(model).items()
         },
-        dtype=conv.dtype,
+        dtype=options.get("dtype") or conv.dtype,
         param_dtype=param_dtype or conv.param_dtype,
-        precision=conv.precision,
+        precision=options.get("precision") or conv.precision,
         provenance=model.provenance,
     )
 

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import hashlib
 import importlib.resources
+import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -12,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from flaxvgg.files.nesting import parse_json
+from flaxvgg.files.choices import choose
 from flaxvgg.network.provenance import PREPROCESSING, Provenance
 from flaxvgg.network.provenance import WeightsError as WeightsError
-from flaxvgg.weights.file_kinds import FileKind, UnknownKind, file_kind, weights_in
+from flaxvgg.weights.file_kinds import FileKind, UnknownKind, file_kind
+from flaxvgg.weights.file_sets import files_of
 from flaxvgg.weights.packaged import (
     CONVOLUTIONS,
     Packaged,
@@ -110,11 +112,27 @@ PUBLISHED = (
 
 def published(arch: str, name: str) -> Published:
     """The record of that name for that architecture. Raises WeightsError where there is none."""
-    names = [record.name for record in (*PUBLISHED, CONVOLUTIONS) if record.arch == arch]
+    known = [record.name for record in (*PUBLISHED, CONVOLUTIONS) if record.arch == arch]
     for record in PUBLISHED:
         if (record.arch, record.name) == (arch, name):
             return record
-    raise WeightsError(f"{arch} has no published weights {name!r}: choose from {', '.join(names)}")
+    raise WeightsError(f"{arch} has no published weights {name!r}: {choose(name, known)}")
+
+
+def is_pathlike(name: str) -> bool:
+    """Whether a text that no file has is meant as a path, and not as the name of weights.
+
+    >>> is_pathlike("vgg16.pht"), is_pathlike("VGG16_Weights.IMAGENET1K_V2"), is_pathlike("./vgg")
+    (True, False, True)
+    """
+    title, dot, _ = name.rpartition(".")
+    is_member = dot and title.lower().endswith("_weights")
+    return not is_member and (os.sep in name or bool(Path(name).suffix))
+
+
+def names() -> tuple[str, ...]:
+    """The names of all published weights, with their architectures."""
+    return (*(record.title for record in PUBLISHED), CONVOLUTIONS.name)
 
 
 def find_published(name: object, arch: str | None = None) -> Published | Packaged | None:
@@ -270,7 +288,7 @@ def read_weights(path: Path, *, arch: str | None = None, prefix: str = "") -> We
     are mapped, not read. Raises WeightsError for anything that is no weights file; no pickle is
     ever executed.
     """
-    files, wanted = _files(path)
+    files, wanted = files_of(path)
     tensors: dict[str, Any] = {}
     released = []
     for file in files:
@@ -295,41 +313,6 @@ def read_weights(path: Path, *, arch: str | None = None, prefix: str = "") -> We
     except StateDictError as error:
         raise WeightsError(str(error)) from None
     return WeightsFile(named.tensors, _sha256_of(files), release, named.notes)
-
-
-_LONGEST = 255  # bytes of a file's name, on every file system
-
-
-def _files(path: Path) -> tuple[list[Path], set[str]]:
-    """The path itself, or the files of the set that it names, and the tensors that are in them."""
-    try:
-        kind = file_kind(path)
-        if kind == "folder":
-            path = weights_in(path)
-            kind = file_kind(path)
-    except UnknownKind as error:
-        raise WeightsError(f"{path} {error}") from None
-    return _indexed(path) if kind == "index" else ([path], set())
-
-
-def _indexed(path: Path) -> tuple[list[Path], set[str]]:
-    """The files that an index names, which have to lie beside it, and what it says is in them."""
-    try:
-        where = parse_json(path.read_bytes())["weight_map"]
-        names = sorted(set(where.values()))
-        files = [path.parent / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise WeightsError(
-            f"{path} is no index of weights: name the .safetensors or .pth file itself"
-        ) from None
-    for name, file in zip(names, files, strict=True):
-        if Path(name).name != name:
-            raise WeightsError(f"{path} names {name!r}, which is no file beside it")
-        if len(name.encode(errors="replace")) > _LONGEST or not file.is_file():
-            raise WeightsError(f"{path} names {name!r:.300}, which is missing: download it too")
-    if not files:
-        raise WeightsError(f"{path} names no files")
-    return files, set(where)
 
 
 def _read_file(path: Path) -> tuple[Any, Callable[[np.ndarray], None]]:
