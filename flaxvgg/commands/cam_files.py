@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from flaxvgg.cam.photos import ExplainedPhoto, PhotoMap, Plan, explain_photos
+from flaxvgg.cam.photos import ExplainedPhoto, PhotoMap, Plan, explain_photos, probabilities
 from flaxvgg.commands.console import Shown
 from flaxvgg.files.arrays import save_npz
 from flaxvgg.files.folders import Names, write_bytes
