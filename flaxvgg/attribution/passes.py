@@ -96,8 +96,9 @@ def check_counts(**counts: Any) -> None:
 
 def check_key(key: Any) -> Array:
     """The key. Raises ValueError for none."""
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
     is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
-    if not (is_typed or (dtype == jnp.uint32 and shape is not None and len(shape) == 1)):
+    is_raw = dtype is not None and dtype == jnp.uint32 and len(shape) == 1
+    if not is_typed and not is_raw:
         raise ValueError("a random method needs one key: pass key=jax.random.key(0)")
     return key

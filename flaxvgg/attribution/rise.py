@@ -42,7 +42,7 @@ class Rise:
     key: Any = None
     samples: int = 4000
     grid: int = 7
-    p: float = 0.5
+    p: float | int = 0.5
 
     def __post_init__(self) -> None:
         check_counts(samples=self.samples, grid=self.grid)
