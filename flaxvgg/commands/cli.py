@@ -11,6 +11,7 @@ from flaxvgg.commands.compare import compare
 from flaxvgg.commands.console import (
     PlainGroup,
     accept_any_text,
+    console,
     keep_compiled,
     show_warnings_of,
 )
@@ -36,7 +37,7 @@ app = typer.Typer(
 
 def _say_version(wanted: bool) -> bool:
     if wanted:
-        typer.echo(f"flaxvgg {__version__}")
+        console.print(f"flaxvgg {__version__}", highlight=False)
         raise typer.Exit()
     return wanted
 

@@ -9,10 +9,9 @@ import collections
 import contextlib
 import dataclasses
 import json
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from flaxvgg.network.prepared import prepare
 from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.network.sharding import data_mesh, place
 from flaxvgg.streaming.opening import compare, image_settings, meet, open_store
+from flaxvgg.streaming.reading import read_ahead, steps
 from flaxvgg.streaming.source import Item, Source
 from flaxvgg.streaming.store import BROKEN, DONE, TODO, Store, axes, nothing
 from flaxvgg.versions import versions
@@ -283,37 +283,16 @@ def _finished_units(
 
     label = source.label_shape
     ahead = 2 * program.batch * program.devices
-    items = _read_ahead(source, [store.rows(unit) for unit in units], size, program.recipe, ahead)
+    items = read_ahead(source, [store.rows(unit) for unit in units], size, program.recipe, ahead)
     for number in units:
         unit = _Unit(number, store.rows(number), label)
         open_units.append(unit)
-        for batches in _steps(_taken(items, unit, advance), program.batch, program.devices):
+        for batches in steps(_taken(items, unit, advance), program.batch, program.devices):
             if stop():
                 return
             running.append((program(batches), unit, batches))
             yield from settle_until(_STEPS_AHEAD)
     yield from settle_until(0)
-
-
-def _read_ahead(
-    source: Source,
-    rows: Sequence[range],
-    size: tuple[int, int] | None,
-    recipe: Preprocessing,
-    ahead: int,
-) -> Iterator[Item]:
-    """The images of these rows, decoded in threads."""
-    import grain
-
-    starts = np.cumsum([0, *map(len, rows)])
-
-    def read(i: int) -> Item:
-        part = int(np.searchsorted(starts, i, side="right")) - 1
-        return source.read(rows[part][i - int(starts[part])], size, recipe)
-
-    threads = min(ahead, os.cpu_count() or 1)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    return iter(grain.MapDataset.range(int(starts[-1])).map(read).to_iter_dataset(options))
 
 
 def _taken(
@@ -327,19 +306,6 @@ def _taken(
             advance(1, 1)
         else:
             yield item
-
-
-def _steps(items: Iterable[Item], batch: int, devices: int) -> Iterator[list[list[Item]]]:
-    """Batches of images of one size, for at most all devices at once; all images in the end."""
-    by_size: dict[tuple[int, ...], list[Item]] = {}
-    for item in items:
-        same = by_size.setdefault(item.pixels.shape, [])
-        same.append(item)
-        if len(same) == batch * devices:
-            yield [same[i : i + batch] for i in range(0, len(same), batch)]
-            del by_size[item.pixels.shape]
-    for same in by_size.values():
-        yield [same[i : i + batch] for i in range(0, len(same), batch)]
 
 
 class _Writer:
