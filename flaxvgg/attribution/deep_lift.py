@@ -93,6 +93,8 @@ def _multipliers(
     outputs = network.run(both, wanted | {network.output})
     logits = as_scores(outputs[network.output])
 
+    one_colour = (start == start[:, :1, :1]).all(axis=(1, 2, 3))[:, None, None, None]
+    units = jnp.where(one_colour, _ROUNDING, 0).astype(start.dtype)
     rules: list[Rule] = []
     before: str | None = None
     for i in bent:
@@ -107,7 +109,7 @@ def _multipliers(
             for half in jnp.split(as_float32(outputs[name]), [n])
         )
         if layer.kind == "max_pool":
-            rules.append(_max_pooling(x, x0, y, y0, options.convention))
+            rules.append(_max_pooling(x, x0, y, y0, units, options.convention))
         else:
             slopes = _derivative(network, outputs[inputs][:n], inputs, layer.name)(jnp.ones_like(y))
             rules.append(_rescale(x, x0, y, y0, slopes))
@@ -143,10 +145,10 @@ def _rescale(x: Array, x0: Array, y: Array, y0: Array, slopes: Array) -> Rule:
     return lambda c: c * multipliers
 
 
-def _max_pooling(x: Array, x0: Array, y: Array, y0: Array, convention: str) -> Rule:
+def _max_pooling(x: Array, x0: Array, y: Array, y0: Array, units: Array, convention: str) -> Rule:
     """Max pooling's rule, for the same inputs and outputs."""
     different, away = _differences(x, x0)
-    first, first0 = _first_of_window(x, 0), _first_of_window(x0, _ROUNDING)
+    first, first0 = _first_of_window(x, 0 * units), _first_of_window(x0, units)
     if convention == "captum":
         return lambda c: _over_windows(c, x) * first
     larger = jnp.maximum(y, y0)
@@ -163,7 +165,9 @@ def _differences(x: Array, x0: Array) -> tuple[Array, Array]:
     return different, jnp.where(different, away, 1)
 
 
-def _first_of_window(x: Float[Array, "n h w c"], units: int) -> Float[Array, "n h w c"]:
+def _first_of_window(
+    x: Float[Array, "n h w c"], units: Float[Array, "n 1 1 1"]
+) -> Float[Array, "n h w c"]:
     """1 at the first largest value of each 2x2 window, 0 elsewhere.
 
     A baseline of one colour gives a map that is the same everywhere, where rounding alone would
