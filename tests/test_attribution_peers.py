@@ -145,11 +145,6 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable]] = {
         {"key": KEY, "samples": SAMPLES, "noise": 0.1},
         lambda network, x: of_noise_tunnel(network, x, "vargrad"),
     ),
-    "deep_lift": (
-        "deep_lift",
-        {},
-        lambda network, x: of_captum("DeepLift")(pooling_apart(network), x),
-    ),
     "deep_lift, captum": ("deep_lift", {"convention": "captum"}, of_captum("DeepLift")),
     "occlusion": (
         "occlusion",
@@ -163,7 +158,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable]] = {
         ),
     ),
 }
-QUICK = ("saliency", "integrated_gradients, gauss_legendre", "deep_lift", "occlusion")
+QUICK = ("saliency", "integrated_gradients, gauss_legendre", "deep_lift, captum", "occlusion")
 
 
 @pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
@@ -181,8 +176,8 @@ def test_equals_captum(network: torch.nn.Module, model: VGG, photos: np.ndarray,
     apart, error = np.abs(found - peer).max() / largest, relative_error(found, exact)
     peer_error = relative_error(peer, exact)
     print(f"\n{case}: {apart:.1e} of the largest apart; errors {error:.1e} and {peer_error:.1e}")
-    assert found.shape == peer.shape == photos.shape
     assert np.abs(found - exact).max() <= CLOSE * largest
+    assert found.shape == peer.shape == photos.shape
     assert apart <= CLOSE or relative_error(peer, exact) > CLOSE
     assert keeps_rule(error, peer_error)
     assert exact.std() > 0.005 * largest
@@ -210,7 +205,6 @@ def test_deltas_are_captums(network: torch.nn.Module, model: VGG, photos: np.nda
     assert (np.abs(expected.numpy()) > 1e-3 * size).all()
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
 def test_deep_lift_from_another_baseline(network: torch.nn.Module, model: VGG, photos: np.ndarray):
     """captum's values add up to the change of the score only where its pooling rule works."""

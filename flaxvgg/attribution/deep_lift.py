@@ -19,7 +19,7 @@ from flaxvgg.cam.targets import Targets
 Convention = Literal["paper", "captum"]
 
 _RECTIFIED = ("relu", "leaky_relu", "shifted_relu")
-_ROUNDING = 64  # eps of a map's largest value, within which values are equal
+_ROUNDING = 16  # eps of a map's largest value, within which a baseline's values are equal
 _LEAST = 1e-10  # captum's: below it a difference is none, and the gradient counts
 # What a layer's multipliers make of those behind it, (N, ...) to (N, ...).
 Rule = Callable[[Array], Array]
@@ -93,6 +93,8 @@ def _multipliers(
     outputs = network.run(both, wanted | {network.output})
     logits = as_scores(outputs[network.output])
 
+    one_colour = (start == start[:, :1, :1]).all(axis=(1, 2, 3))[:, None, None, None]
+    units = jnp.where(one_colour, _ROUNDING, 0).astype(start.dtype)
     rules: list[Rule] = []
     before: str | None = None
     for i in bent:
@@ -107,7 +109,7 @@ def _multipliers(
             for half in jnp.split(as_float32(outputs[name]), [n])
         )
         if layer.kind == "max_pool":
-            rules.append(_max_pooling(x, x0, y, y0, options.convention))
+            rules.append(_max_pooling(x, x0, y, y0, units, options.convention))
         else:
             slopes = _derivative(network, outputs[inputs][:n], inputs, layer.name)(jnp.ones_like(y))
             rules.append(_rescale(x, x0, y, y0, slopes))
@@ -143,10 +145,10 @@ def _rescale(x: Array, x0: Array, y: Array, y0: Array, slopes: Array) -> Rule:
     return lambda c: c * multipliers
 
 
-def _max_pooling(x: Array, x0: Array, y: Array, y0: Array, convention: str) -> Rule:
+def _max_pooling(x: Array, x0: Array, y: Array, y0: Array, units: Array, convention: str) -> Rule:
     """Max pooling's rule, for the same inputs and outputs."""
     different, away = _differences(x, x0)
-    first, first0 = _first_of_window(x), _first_of_window(x0)
+    first, first0 = _first_of_window(x, 0 * units), _first_of_window(x0, units)
     if convention == "captum":
         return lambda c: _over_windows(c, x) * first
     larger = jnp.maximum(y, y0)
@@ -163,14 +165,16 @@ def _differences(x: Array, x0: Array) -> tuple[Array, Array]:
     return different, jnp.where(different, away, 1)
 
 
-def _first_of_window(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+def _first_of_window(
+    x: Float[Array, "n h w c"], units: Float[Array, "n 1 1 1"]
+) -> Float[Array, "n h w c"]:
     """1 at the first largest value of each 2x2 window, 0 elsewhere.
 
     A baseline of one colour gives a map that is the same everywhere, where rounding alone would
-    choose: values that are equal but for it count as equal.
+    choose: values within so many units of rounding count as equal.
     """
     n, h, w, c = x.shape
-    rounding = _ROUNDING * jnp.finfo(x.dtype).eps * jnp.abs(x).max(axis=(1, 2, 3), keepdims=True)
+    rounding = units * jnp.finfo(x.dtype).eps * jnp.abs(x).max(axis=(1, 2, 3), keepdims=True)
     cropped = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
     places = jnp.moveaxis(cropped, 2, 3).reshape(n, h // 2, w // 2, 4, c)
     largest = places >= places.max(axis=3, keepdims=True) - rounding[..., None]
