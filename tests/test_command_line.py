@@ -217,10 +217,10 @@ def test_a_path_that_is_not_there_is_no_unknown_name(tmp_path):
 def test_json_of_a_store(folder, tmp_path):
     weights = ["--weights", folder / "gap.safetensors", "--arch", "vgg11", "--size", "32x32"]
     photos = [folder / "photo0.png", folder / "photo1.png"]
-    asked = [*photos, *weights, "--layers", "pool1", "--out", tmp_path / "a.zarr", "--json"]
+    asked = [*photos, *weights, "--layers", "relu1_1,pool1", "--out", tmp_path / "a.zarr", "--json"]
     result = run_flaxvgg("sparsity", *asked)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["images"].startswith("2 done, 0 broken")
     assert found["report"]["images"] == 2
-    assert found["report"]["layers"][0]["layer"] == "pool1"
+    assert found["report"]["layers"][1]["layer"] == "pool1"
