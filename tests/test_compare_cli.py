@@ -70,7 +70,7 @@ def test_a_page_with_a_swipe(folder: Path, tmp_path_factory):
         sides = "[...document.querySelectorAll('.stage > .pane img')].map((x) => x.src)"
         reference, photo = browser.evaluate(sides)
         assert reference != photo
-        assert "distance over the image at by place: colours from 0" in text(browser, ".told")
+        assert "distance over the image: colours from 0" in text(browser, ".told")
         choose(browser, "swipe", 80)
         clip = browser.evaluate("getComputedStyle(document.querySelector('.over')).clipPath")
         assert clip == "inset(0px 0px 0px 80%)"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from flaxvgg.files.foreign import shown
+from flaxvgg.files.foreign import plain
 from flaxvgg.perceptual.photos import SIMILARITIES, Compared, Pixels
 from flaxvgg.plotting.page.packing import factors
 from flaxvgg.plotting.page.shell import page, viewer
@@ -35,14 +35,14 @@ def compare_page(found: Sequence[Compared], references: Sequence[Pixels], title:
             keys=one.values,
             facts=[
                 *([metric, f"{value:.4g}"] for metric, value in one.values.items()),
-                ["reference", shown(one.reference)],
+                ["reference", plain(one.reference.name)],
             ],
         )
         for one, reference in pairs
     ]
     sorts = [Sort(name, name.upper(), down=name in SIMILARITIES) for name in metrics]
     value = viewer_value(
-        [Method("LPIPS", "zero", ("by place",))],
+        [Method("LPIPS", "zero", ("",))],
         photos,
         sorts,
         _LOOKS,
