@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flaxvgg.attribution import gradients
+from flaxvgg.attribution import gradients, propagated
 from flaxvgg.attribution.attribution import Attribution
 from flaxvgg.attribution.method import Found, Method
 from flaxvgg.cam.methods import check_evaluating
@@ -20,12 +20,12 @@ from flaxvgg.network.inputs import check_images
 from flaxvgg.network.model import VGG, Images
 from flaxvgg.ops.sharding import spread_by_xla
 
-_METHODS: Mapping[str, Method] = {**gradients.METHODS}
+_METHODS: Mapping[str, Method] = {**propagated.METHODS, **gradients.METHODS}
 ATTRIBUTIONS = tuple(_METHODS)
 
 
 def attribute(
-    model: VGG, images: Images, classes: Classes = None, method: str = "saliency", **options: Any
+    model: VGG, images: Images, classes: Classes = None, method: str = "lrp", **options: Any
 ) -> Attribution:
     """What every pixel of the images (N, H, W, 3) contributed to the scores of classes.
 
@@ -50,7 +50,7 @@ def attribute(
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
         raise ValueError(f"{method!r} has no option {foreign[0]!r}: {takes}")
     config = model.config
-    chosen = _METHODS[method].options(**options)
+    chosen = _METHODS[method].settle(_METHODS[method].options(**options), model)
     images = check_images(images, model.preprocessing)
     if images.ndim != 4:
         raise ValueError(f"images must have shape (N, H, W, 3), not {images.shape}")
