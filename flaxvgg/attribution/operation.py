@@ -1,5 +1,6 @@
 """What a convolution or a linear layer computes with any kernel, and the transpose of that."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,28 +23,37 @@ class Operation(NamedTuple):
 
     def __call__(self, x: Float[Array, "n ..."], kernel: Array) -> Float[Array, "n ..."]:
         """The layer's output for the input `x`, were `kernel` its weights."""
-        precision = self.module.precision
         if self.layer.kind == "linear":
             contracted = (((x.ndim - 1,), (0,)), ((), ()))
-            return dot_general(x, kernel, contracted, precision=precision)
+            return dot_general(x, kernel, contracted, precision=self.module.precision)
+        return self._convolved(x, kernel, conv_general_dilated)
+
+    def _convolved(self, x: Array, kernel: Array, convolve: Callable[..., Array]) -> Array:
         replicates = self.layer.padding == "replicate"
         if replicates:
             x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
         beyond = self.layer.kernel // 2
-        y = conv_general_dilated(
+        y = convolve(
             x,
             kernel,
             (1, 1),
             ((beyond, beyond), (beyond, beyond)),
-            precision=precision,
+            precision=self.module.precision,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return y[:, 1:-1, 1:-1] if replicates else y
 
-    def transposed(self, y: Float[Array, "n ..."], kernel: Array, like: Array) -> Array:
-        """The transpose: from what has the shape of the output to what has the shape of `like`."""
+    def transposed(
+        self, y: Float[Array, "n ..."], kernel: Array, like: Array, *, direct: bool = False
+    ) -> Array:
+        """The transpose: from what has the shape of the output to what has the shape of `like`.
+
+        With `direct`, sums have nothing but their own terms in them. Winograd's have the rounding
+        of their neighbours', which is too much where those are larger by orders of magnitude.
+        """
         if self.layer.kind == "conv":
-            (x,) = jax.linear_transpose(lambda x: self(x, kernel), like)(y)
+            convolve = lax.conv_general_dilated if direct else conv_general_dilated
+            (x,) = jax.linear_transpose(lambda x: self._convolved(x, kernel, convolve), like)(y)
             return x
         # With the kernel on the left, for XLA's CPU backend: see `cam.derivatives`.
         rows = y.reshape(-1, y.shape[-1])

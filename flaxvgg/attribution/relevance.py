@@ -24,7 +24,7 @@ class Part(NamedTuple):
     """Inputs, and the weights that each of them meets.
 
     `total`, where it is known, is the sum of all terms and the bias. `share` is how much of the
-    relevance goes this way: a number, or a mask of the outputs.
+    relevance goes this way: a number, or a mask of the outputs. `direct`: see `Operation`.
     """
 
     inputs: tuple[Any, ...]
@@ -32,6 +32,7 @@ class Part(NamedTuple):
     bias: Array | None = None
     total: Array | None = None
     share: Any = None
+    direct: bool = False
 
 
 def divided(relevance: Array, total: Array, stabiliser: Number) -> Array:
@@ -68,7 +69,8 @@ def _way(site: Site, part: Part, stabiliser: Number) -> Back:
     def back(relevance: Array) -> Array:
         if part.share is not None:
             relevance = relevance * jnp.asarray(part.share, relevance.dtype)
-        terms = x * site.operation.transposed(divided(relevance, total, stabiliser), kernel, x)
+        quotients = divided(relevance, total, stabiliser)
+        terms = x * site.operation.transposed(quotients, kernel, x, direct=part.direct)
         if len(a) == 1:
             return terms
         return terms.reshape(*like.shape[:-1], len(a), like.shape[-1]).sum(axis=-2)
@@ -184,9 +186,12 @@ class AlphaBeta(_Weighted):
     def __call__(self, site: Site) -> Back:
         up, down = _positive(site.kernel), _negative(site.kernel)
         above, below = (part(site.bias) if self.bias else None for part in (_positive, _negative))
+        # An image's few values may all speak for an output; what speaks against it is then divided
+        # by next to nothing.
+        direct = not site.nonnegative
         parts = [
-            _by_sign(site, up, down, bias=above, share=self.alpha),
-            _by_sign(site, down, up, bias=below, share=-self.beta),
+            _by_sign(site, up, down, bias=above, share=self.alpha, direct=direct),
+            _by_sign(site, down, up, bias=below, share=-self.beta, direct=direct),
         ]
         return shared_out(site, parts, self.stabiliser)
 
