@@ -157,8 +157,16 @@ def rules_of(config: VGGConfig, composite: str | Rules) -> dict[str, Rule]:
                 f"{type(rule).__name__} is no rule for {layer.name}: it is for "
                 f"{', '.join(rule.kinds)}"
             )
+        _check(rule)
         found[layer.name] = rule
     return found
+
+
+def _check(rule: Rule) -> None:
+    for field in dataclasses.fields(rule):  # pyright: ignore[reportArgumentType]: all are some
+        value = getattr(rule, field.name)
+        if field.name not in ("low", "high") and isinstance(value, float | int) and value < 0:
+            raise ValueError(f"{field.name} must not be negative, as in {rule}")
 
 
 def with_box(rules: Mapping[str, Rule], low: object, high: object) -> dict[str, Rule]:

@@ -90,7 +90,7 @@ class Targets:
             each = jnp.eye(scores.shape[1], dtype=scores.dtype)
 
             def cotangent(unit: Array) -> Array:
-                return pull_back(unit + jnp.zeros_like(scores))[0]
+                return pull_back(unit[None] + jnp.zeros_like(scores))[0]
         else:
             each = self._chosen(logits).T
 
