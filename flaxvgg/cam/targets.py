@@ -35,7 +35,7 @@ class Targets:
     function: ScoreFunction | None = None
 
     @classmethod
-    def of(cls, classes: Classes, images: int, count: int, names: Sequence[str] = ()) -> "Targets":
+    def of(cls, classes: Classes, images: Any, count: int, names: Sequence[str] = ()) -> "Targets":
         """The targets that a user means, for so many images, classes and, if known, their names.
 
         Raises ValueError for a class that there is none of, and for arrays of other shapes.
