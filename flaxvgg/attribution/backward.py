@@ -1,7 +1,7 @@
 """The way back through the layers: a forward pass that keeps what rules need, and the rules."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float
@@ -68,7 +68,7 @@ class Forward(NamedTuple):
         return pull_back(cotangent)[0]
 
     @property
-    def largest(self) -> int:
+    def largest(self) -> Any:
         """The bytes of the first layer's output, which is the largest; or a symbol."""
         x = next(x for name, x in self.outputs.items() if name)
         return x.nbytes

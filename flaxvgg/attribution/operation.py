@@ -46,14 +46,13 @@ class Operation(NamedTuple):
     def transposed(
         self, y: Float[Array, "n ..."], kernel: Array, like: Array, *, direct: bool = False
     ) -> Array:
-        """The transpose: from what has the shape of the output to what has that of the input `like`.
+        """The transpose: from the shape of the output to that of the input, which `like` has.
 
         With `direct`, sums have nothing but their own terms in them. Winograd's have the rounding
         of their neighbours', which is too much where those are larger by orders of magnitude.
         """
         if self.layer.kind == "conv":
             convolve = lax.conv_general_dilated if direct else conv_general_dilated
-            # `jax.linear_transpose` would not know over which devices `like` differs.
             _, pull_back = jax.vjp(lambda x: self._convolved(x, kernel, convolve), like)
             return pull_back(y)[0]
         # With the kernel on the left, for XLA's CPU backend: see `cam.derivatives`.

@@ -57,7 +57,7 @@ def shared_out(site: Site, parts: list[Part], stabiliser: Number) -> Back:
 def _way(site: Site, part: Part, stabiliser: Number) -> Back:
     like = site.inputs
     # Several inputs that meet weights of their own are one input of so many times the channels.
-    a = [jnp.broadcast_to(jnp.asarray(x, like.dtype), like.shape) for x in part.inputs]
+    a = [_as_large(x, like) for x in part.inputs]
     x = a[0] if len(a) == 1 else jnp.concatenate(a, axis=-1)
     kernel = part.kernels[0] if len(a) == 1 else jnp.concatenate(part.kernels, axis=-2)
     total = part.total
@@ -76,6 +76,13 @@ def _way(site: Site, part: Part, stabiliser: Number) -> Back:
         return terms.reshape(*like.shape[:-1], len(a), like.shape[-1]).sum(axis=-2)
 
     return back
+
+
+def _as_large(x: Any, like: Array) -> Array:
+    if jnp.shape(x) == like.shape:
+        return x
+    # Zeros like the inputs know over which devices these differ, in `jax.shard_map`.
+    return jnp.broadcast_to(jnp.asarray(x, like.dtype), like.shape) + jnp.zeros_like(like)
 
 
 def _by_sign(site: Site, for_positive: Array, for_negative: Array, **more: Any) -> Part:
