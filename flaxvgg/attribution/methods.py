@@ -31,7 +31,9 @@ def attribute(
 
     `classes` are None for each image's top one, a class by number or name, a list of them for every
     image, an array (N, K), "all", or a function from logits (N, C) to scores (N, K). `method` is
-    one of `flaxvgg.ATTRIBUTIONS`; `options` are those of the method.
+    one of `flaxvgg.ATTRIBUTIONS`; `options` are those of the method. "lrp", layer-wise relevance
+    propagation, takes a `composite` (`flaxvgg.attribution.composites`), by default
+    "epsilon_plus_flat", and `layers` whose relevance is wanted as well.
 
     Returns an `Attribution`: signed `values` (N, K, H, W, 3), `heatmaps()`. It is a pure function
     under one `jax.jit`: other images, classes or weights are no new program.

@@ -11,7 +11,7 @@ from flaxvgg.network.config import Kind, Layer
 from flaxvgg.network.model import LayerStack
 
 Back = Callable[[Array], Array]
-Number = float | Array
+Number = Any  # a float or an array; in a tree of shardings, one of these
 
 WEIGHTED: tuple[Kind, ...] = ("conv", "linear")
 ACTIVATIONS: tuple[Kind, ...] = ("relu", "leaky_relu", "shifted_relu")

@@ -31,7 +31,7 @@ class Targets:
     function is.
     """
 
-    classes: Int[Array, "n k"] | None = None
+    classes: Any = None  # in a tree of shardings, one of these
     function: ScoreFunction | None = None
 
     @classmethod
