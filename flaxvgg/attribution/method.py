@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxvgg.cam.network import Network
 from flaxvgg.cam.targets import Targets
+from flaxvgg.network.model import VGG
 
 
 class Found(NamedTuple):
@@ -26,8 +27,10 @@ class Method(NamedTuple):
 
     `options` is a dataclass, registered as a pytree: arrays are its data, what a program is
     compiled for is its metadata. It checks its own values. `find` takes a network, images
-    (N, H, W, 3), targets and the options, is pure, and runs under `jax.jit`.
+    (N, H, W, 3), targets and the options, is pure, and runs under `jax.jit`. Options that depend on
+    the model are first made what `find` takes by `settle`, which raises ValueError for wrong ones.
     """
 
     options: type
     find: Callable[[Network, Array, Targets, Any], Found]
+    settle: Callable[[Any, VGG], Any] = lambda options, model: options

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flaxvgg.attribution import deep_lift, gradients, integrated, occlusion, rise, smoothing
+from flaxvgg.attribution import (
+    deep_lift,
+    gradients,
+    integrated,
+    occlusion,
+    propagated,
+    rise,
+    smoothing,
+)
 from flaxvgg.attribution.attribution import Attribution
 from flaxvgg.attribution.method import Found, Method
 from flaxvgg.cam.methods import check_evaluating
@@ -23,6 +31,7 @@ from flaxvgg.network.model import VGG, Images
 from flaxvgg.ops.sharding import spread_by_xla
 
 _METHODS: Mapping[str, Method] = {
+    **propagated.METHODS,
     **gradients.METHODS,
     **integrated.METHODS,
     **smoothing.METHODS,
@@ -34,7 +43,7 @@ ATTRIBUTIONS = tuple(_METHODS)
 
 
 def attribute(
-    model: VGG, images: Images, classes: Classes = None, method: str = "saliency", **options: Any
+    model: VGG, images: Images, classes: Classes = None, method: str = "lrp", **options: Any
 ) -> Attribution:
     """What every pixel of the images (N, H, W, 3) contributed to the scores of classes.
 
@@ -43,6 +52,9 @@ def attribute(
     one of `flaxvgg.ATTRIBUTIONS`; `options` are those of the method, and where it says so they are
     explained:
 
+    - "lrp", layer-wise relevance propagation: `composite` (`attribution.composites`), `layers` whose
+      relevance is wanted as well (`attribution.propagated`)
+    - "guided_grad_cam": `layer`, `interpolation`; "guided_backprop" and "deconvolution" have none
     - "saliency": `signed` (`attribution.gradients`); "input_x_gradient" has none
     - "integrated_gradients": `baseline`, `steps`, `quadrature`, `steps_at_once`
       (`attribution.integrated`), with `details["convergence_delta"]` (N, K)
@@ -66,6 +78,7 @@ def attribute(
     method = find_name(method, ATTRIBUTIONS)
     config = model.config
     chosen = options_of(method, _METHODS[method].options, options)
+    chosen = _METHODS[method].settle(chosen, model)
     images = check_images(images, model.preprocessing)
     if images.ndim != 4:
         raise ValueError(f"images must have shape (N, H, W, 3), not {images.shape}")

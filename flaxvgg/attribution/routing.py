@@ -1,0 +1,126 @@
+"""The rules for layers without weights, and those of gradients."""
+
+import dataclasses
+from functools import partial
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from flaxvgg.attribution.relevance import divided
+from flaxvgg.attribution.rules import (
+    ACTIVATIONS,
+    AVERAGES,
+    ROUTES,
+    WEIGHTED,
+    Back,
+    Number,
+    Rule,
+    Site,
+)
+from flaxvgg.network.config import Kind, Layer
+
+_register = jax.tree_util.register_dataclass
+
+
+@partial(_register, data_fields=[], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Pass(Rule):
+    """The input's relevance is the output's: LRP's rule for activations."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = (*ACTIVATIONS, "dropout")
+
+    def __call__(self, site: Site) -> Back:
+        return lambda relevance: relevance
+
+
+@partial(_register, data_fields=["stabiliser"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Norm(Rule):
+    """In proportion to the input times its derivative: LRP's rule for averages."""
+
+    stabiliser: Number = 1e-6
+    kinds: ClassVar[tuple[Kind, ...]] = AVERAGES
+
+    def __call__(self, site: Site) -> Back:
+        y, pull_back = jax.vjp(site.apply, site.inputs)
+
+        def back(relevance: Array) -> Array:
+            return site.inputs * pull_back(divided(relevance, y, self.stabiliser))[0]
+
+        return back
+
+    def keeps_zeros(self, layer: Layer) -> bool | None:
+        return True
+
+
+@partial(_register, data_fields=[], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Gradient(Rule):
+    """The layer's derivative. Of max pooling all goes to the first of the largest values."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = (*WEIGHTED, *ACTIVATIONS, *AVERAGES, *ROUTES)
+
+    def __call__(self, site: Site) -> Back:
+        kind = site.layer.kind
+        if kind in WEIGHTED:
+            return lambda g: site.operation.transposed(g, site.kernel, site.inputs)
+        if kind == "relu":
+            return lambda g: jnp.where(site.outputs > 0, g, 0)
+        if kind == "max_pool":
+            return _to_the_largest(site.inputs)
+        _, pull_back = jax.vjp(site.apply, site.inputs)
+        return lambda g: pull_back(g)[0]
+
+    def keeps_zeros(self, layer: Layer) -> bool | None:
+        return False if layer.kind in (*WEIGHTED, *AVERAGES) else None
+
+
+@partial(_register, data_fields=[], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class GuidedReLU(Rule):
+    """Only positive gradients pass a ReLU, and only where it is open (Springenberg et al. 2015)."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("relu",)
+
+    def __call__(self, site: Site) -> Back:
+        return lambda g: jnp.where((site.outputs > 0) & (g > 0), g, 0)
+
+
+@partial(_register, data_fields=[], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class DeconvolutionReLU(Rule):
+    """Only positive gradients pass a ReLU, open or not (Zeiler & Fergus 2014)."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("relu",)
+
+    def __call__(self, site: Site) -> Back:
+        return lambda g: jnp.maximum(g, 0)
+
+
+def _to_the_largest(x: Array) -> Back:
+    """From 2x2 windows to the first of their largest values.
+
+    Equal values are common, where a photo is of one colour, and PyTorch takes the first of them.
+    Here they are equal but for rounding, since a compiled convolution computes them in different
+    places of a tile: on photos they were apart by at most 0.7 eps of the channel's largest.
+
+    Which one it is, is kept as a number for each window: a CPU reads that many times faster than it
+    scatters gradients over four strided arrays.
+    """
+    n, height, width, channels = x.shape
+    h, w = height // 2, width // 2
+    windows = x[:, : 2 * h, : 2 * w].reshape(n, h, 2, w, 2, channels)
+    a, b, c, d = (windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
+    rounding = jnp.finfo(x.dtype).eps * jnp.abs(x).max(axis=(1, 2), keepdims=True)
+    largest = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d)) - rounding
+    place = jnp.where(a >= largest, 0, jnp.where(b >= largest, 1, jnp.where(c >= largest, 2, 3)))
+    chosen = place[:, :, None, :, None] == jnp.arange(4).reshape(1, 1, 2, 1, 2, 1)
+
+    def back(g: Array) -> Array:
+        spread = jnp.where(chosen, g[:, :, None, :, None], 0)
+        beyond = [(0, 0), (0, height - 2 * h), (0, width - 2 * w), (0, 0)]
+        return jnp.pad(spread.reshape(n, 2 * h, 2 * w, channels), beyond)
+
+    return back
