@@ -28,6 +28,11 @@ def model() -> flaxvgg.VGG:
     return tiny_vgg()
 
 
+@pytest.fixture(scope="module")
+def gap() -> flaxvgg.VGG:
+    return random_model(flaxvgg.VGGConfig.gap("vgg11", num_classes=3))
+
+
 def values(model: flaxvgg.VGG, images, method: str = "lrp", **options) -> jax.Array:
     return flaxvgg.attribute(model, images, [1, 3], method, **options).values
 
@@ -229,7 +234,7 @@ def test_names_are_forgiving():
 ERRORS = {
     "no composite 'epsilon_minus': choose from epsilon_plus_flat": {"composite": "epsilon_minus"},
     "no rule 'zz': choose from epsilon": {"composite": {"conv": "zz", "linear": "epsilon"}},
-    "no rule for fc6: name it, or 'linear'": {"composite": {"conv": "z+"}},
+    "no rule for fc: name it, or 'linear'": {"composite": {"conv": "z+"}},
     "has no layer 'conv9_1'": {"composite": {"conv9_1": "z+", "conv": "z+", "linear": "z+"}},
     "Norm is no rule for conv1_1": {"composite": {"conv": "norm", "linear": "z+"}},
     "there is no relevance at 'prob'": {"layers": ["prob"]},
@@ -239,8 +244,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("message", ERRORS)
-def test_mistakes_get_one_clear_line(message: str):
-    model = flaxvgg.VGG(flaxvgg.VGGConfig.classifier("vgg11", num_classes=3), rngs=nnx.Rngs(0))
+def test_mistakes_get_one_clear_line(message: str, gap: flaxvgg.VGG):
     with pytest.raises(ValueError, match=message) as caught:
-        flaxvgg.attribute(model, IMAGES, 1, **ERRORS[message])
+        flaxvgg.attribute(gap, IMAGES, 1, **ERRORS[message])
     assert "\n" not in str(caught.value)
