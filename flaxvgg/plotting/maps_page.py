@@ -197,8 +197,9 @@ def _kind(method: str, convention: str) -> Kind:
 
 def _flags(result: Explanation | Attribution) -> list[list[str]]:
     if isinstance(result, Attribution):
-        finite = np.isfinite(np.asarray(result.values)).all(axis=(-3, -2, -1)).tolist()
-        return [["" if x else FLAG_WORDS[Flag.NOT_FINITE] for x in row] for row in finite]
+        finite = np.isfinite(np.asarray(result.values)).all(axis=(-3, -2, -1))
+        words = np.where(finite, "", FLAG_WORDS[Flag.NOT_FINITE])
+        return [list(map(str, row)) for row in np.atleast_2d(words)]
     return [[FLAG_WORDS.get(Flag(x), "") for x in row] for row in np.asarray(result.flags).tolist()]
 
 

@@ -70,8 +70,10 @@ class Viewer {
     slide("swipe", told.swipe, swipe);
     swipe(told.swipe);
     this.root.addEventListener("keydown", (event) => this.key(event));
-    this.find(".swipe").hidden = this.find(".divider").hidden = told.looks.length < 2;
-    if (!told.methods.length) for (const name of ["opacity", "top", "threshold", "colours"]) this.find(`.${name}`).hidden = true;
+    for (const name of ["swipe", "divider", "left-name", "right-name"]) {
+      this.find(`.${name}`).hidden = told.looks.length < 2; // nothing to compare
+    }
+    if (!told.methods.length) for (const name of ["opacity", "top", "threshold", "colours", "scale"]) this.find(`.${name}`).hidden = true;
   }
 
   key(event) {
