@@ -1,5 +1,6 @@
 """`flaxvgg.explain` as users call it: classes, layers, transformations, flags, and bad input."""
 
+import re
 from typing import Any
 
 import jax
@@ -425,7 +426,7 @@ def test_results_are_pytrees(model: VGG, images: np.ndarray):
         ({"method": "finer_cam", "classes": jnp.tanh}, "compares classes: pass them, or"),
         ({"method": "full_grad", "layer": "relu2_1"}, "takes no layer"),
     ],
-    ids=str,
+    ids=lambda x: re.sub(" at 0x[0-9a-f]+", "", str(x)),  # every process its own
 )
 def test_bad_input_names_the_choices(model: VGG, images: np.ndarray, arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
