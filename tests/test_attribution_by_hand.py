@@ -32,8 +32,7 @@ def found_of(method: str, x: Any, classes: Any = ((0, 1),), **options: Any) -> F
     """What the method finds for the class with weights G and a bias of 2, and the one with -G."""
     stacks = tiny(FLAT, np.stack([G.ravel(), -G.ravel()], axis=1), bias=(2.0, 0.0))
     network = Network(stacks, TinyConfig("vgg11", FLAT))
-    function = classes if callable(classes) else None
-    targets = Targets(None if function else jnp.array(classes), function)
+    targets = Targets.of(classes if callable(classes) else jnp.array(classes), len(x), 2)
     chosen = _METHODS[method]
     return chosen.find(network, jnp.asarray(x), targets, chosen.options(**options))
 

@@ -67,7 +67,7 @@ class Targets:
             )
         return cls(jnp.asarray(array, jnp.int32))
 
-    def settled(self, logits: Float[Array, "n c"]) -> "Targets":
+    def settled(self, logits: Float[Array, "*s n c"]) -> "Targets":
         """These targets, with the top classes of these logits where no classes were given."""
         if self.function is not None or self.classes is not None:
             return self
