@@ -16,8 +16,6 @@ import flaxvgg
 from flaxvgg.conversion.pytorch import torch_networks
 from flaxvgg.network.model import VGG
 
-LAYER = "features.29"  # behind the ReLU
-
 
 class Peer(NamedTuple):
     """A package's function from an image (1, 3, H, W) and a class to a map (H, W)."""
@@ -35,7 +33,7 @@ def torch_network(model: VGG) -> torch.nn.Module:
 def peers_of(network: torch.nn.Module, box: tuple[np.ndarray, np.ndarray]) -> dict[str, Peer]:
     """By the names of `methods_of`; `box` has the lowest and the highest image (3,), normalised."""
     low, high = (torch.from_numpy(np.asarray(x, np.float32)).view(1, 3, 1, 1) for x in box)
-    layer = network.get_submodule(LAYER)
+    layer = list(network.features.children())[-2]  # the ReLU before pool5
     composites = {
         "LRP epsilon-plus": zennit.composites.EpsilonPlus(),
         "LRP epsilon-plus-flat": zennit.composites.EpsilonPlusFlat(),
