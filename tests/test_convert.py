@@ -315,7 +315,7 @@ def test_a_package_that_is_missing_is_named(tmp_path, source, missing, monkeypat
     (tmp_path / "weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     out = tmp_path / "out.pth"
     monkeypatch.setitem(sys.modules, missing, None)
-    refused(run(given, "--out", out), out, f"needs {missing}", "flaxvgg[convert,plot,stream,train]")
+    refused(run(given, "--out", out), out, f"needs {missing}", "flaxvgg[convert]")
 
 
 def test_imports_are_deferred():

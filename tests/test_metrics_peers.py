@@ -93,7 +93,7 @@ def gradient(network: torch.nn.Module, x: torch.Tensor, classes) -> torch.Tensor
 
 
 def saliency(model: VGG, images) -> np.ndarray:
-    return flaxvgg.attribute(model, images, CLASSES[:, None]).values[:, 0]
+    return flaxvgg.attribute(model, images, CLASSES[:, None], "saliency").values[:, 0]
 
 
 def near(expected: np.ndarray):
@@ -344,7 +344,7 @@ def test_randomisation_equals_quantus(
 
 
 def signed(model: VGG, images: np.ndarray) -> np.ndarray:
-    found = flaxvgg.attribute(model, images, CLASSES[:, None], signed=True)
+    found = flaxvgg.attribute(model, images, CLASSES[:, None], "saliency", signed=True)
     return found.values[:, 0]
 
 

@@ -35,7 +35,7 @@ class Randomisation(Drawn):
     layer: `plotting.randomisation.randomisation_figure`.
 
     >>> def saliency(model):
-    ...     return flaxvgg.attribute(model, images, classes=0).values[:, 0]
+    ...     return flaxvgg.attribute(model, images, 0, "saliency").values[:, 0]
     >>> found = flaxvgg.parameter_randomisation(
     ...     model, {"saliency": saliency}, key=jax.random.key(0), layers=["fc", "conv5_2"]
     ... )
@@ -80,7 +80,7 @@ def parameter_randomisation(
     no key.
 
     >>> def saliency(model):
-    ...     return flaxvgg.attribute(model, images, classes=0).values[:, 0]
+    ...     return flaxvgg.attribute(model, images, 0, "saliency").values[:, 0]
     >>> found = flaxvgg.parameter_randomisation(
     ...     model, {"saliency": saliency}, key=jax.random.key(0), layers=["fc"]
     ... )

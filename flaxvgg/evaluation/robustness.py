@@ -32,7 +32,7 @@ def max_sensitivity(
     radius that is not positive, explanations that are not finite, and what is no key.
 
     >>> def again(images):
-    ...     return flaxvgg.attribute(model, images, classes=0).values[:, 0]
+    ...     return flaxvgg.attribute(model, images, 0, "saliency").values[:, 0]
     >>> flaxvgg.max_sensitivity(again, images, key=jax.random.key(0), samples=2).shape
     (2,)
     """
