@@ -1,7 +1,4 @@
-"""The experiment that compares attributions: a small run, and the page that is committed."""
-
-import json
-from pathlib import Path
+"""The experiment that compares attributions: a small run."""
 
 import jax
 import numpy as np
@@ -11,9 +8,6 @@ from flax import nnx
 import flaxvgg
 from experiments.attribution_on_vgg16 import figure, methods, peers, report, study
 from experiments.composed.picture import to_png
-from experiments.running import page
-
-FOLDER = Path(report.__file__).parent
 
 
 @pytest.mark.slow
@@ -48,13 +42,3 @@ def test_peers_are_of_methods_that_are_there():
     model = flaxvgg.vgg11(num_classes=3, rngs=nnx.Rngs(0))
     known = peers.peers_of(peers.torch_network(model), (np.full(3, -2.0), np.full(3, 2.0)))
     assert set(known) < {method.name for method in methods.methods_of(4, 32)}
-
-
-def test_the_page_is_that_of_its_results():
-    results = json.loads((FOLDER / "results.json").read_text("utf-8"))
-    assert (FOLDER / "README.md").read_text("utf-8") == page(report.readme, results)
-    assert [row["method"] for row in results["methods"]] == [
-        method.name for method in methods.methods_of(4, 32)
-    ]
-    for name in ("attribution_on_vgg16.png", "randomisation.png"):
-        assert (FOLDER / name).stat().st_size < 1_000_000

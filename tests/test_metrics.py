@@ -339,9 +339,7 @@ def test_attributions_are_summed_over_colours(gap_model: VGG):
 def test_the_picture_of_a_randomisation(gap_model: VGG, order: str):
     images = random_images(2, 32, 40)
     explainers = {
-        "saliency": lambda model: (
-            flaxvgg.attribute(model, images, 0, "saliency", signed=True).values[:, 0]
-        ),
+        "saliency": lambda model: flaxvgg.attribute(
             model, images, 0, "saliency", signed=True
         ).values[:, 0],
         "grad_$cam$": lambda model: flaxvgg.explain(model, images, 0).heatmaps()[:, 0],
