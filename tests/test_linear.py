@@ -8,7 +8,7 @@ import torch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxvgg.conversion.rule import keeps_rule
-from flaxvgg.ops.linear import dot_general
+from flaxvgg.ops.linear import dot_general, transposed_product
 
 DIMENSIONS = (((1,), (0,)), ((), ()))
 
@@ -74,6 +74,47 @@ def test_derivatives_batches_and_many_images():
     np.testing.assert_array_equal(mapped, product(x, kernel))
     many = jnp.tile(x, (3, 1))  # XLA's, in blocks
     np.testing.assert_allclose(product(many, kernel)[3:6], product(x, kernel), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["highest", "default"])
+@pytest.mark.parametrize(("depth", "outputs"), [(1000, 4096), (1, 1), (64, 20), (513, 33)])
+def test_the_transpose_without_rows_that_meet_only_zeros(depth, outputs, precision):
+    factor, kernel = arrays(2, depth, outputs)
+    factor = factor.at[0, 0].set(1)
+    y = arrays(6, outputs, 1, nonzero=1.0)[0]
+    unread = jnp.where((factor == 0).all(axis=0)[:, None], jnp.nan, kernel)
+    right = np.asarray(y, np.float64) @ np.asarray(kernel, np.float64).T
+    right = np.where((factor == 0).all(axis=0), 0, right)
+    found = transposed_product(y, unread, factor=factor, precision=precision)
+    np.testing.assert_array_equal(found == 0, right == 0)
+    whole = jnp.where(right == 0, 0, transposed_product(y, kernel, precision=precision))
+    assert keeps_rule(error(found, right), error(whole, right))
+
+
+def test_derivatives_and_batches_of_the_transpose():
+    factor, kernel = arrays(1, 96, 24)
+    y = arrays(3, 24, 1, nonzero=1.0)[0]
+    needed = factor[0] != 0
+
+    def squares(y, kernel):
+        return (transposed_product(y, kernel, factor=factor) ** 2).sum()
+
+    def plain(y, kernel):
+        return (jnp.where(needed, y @ kernel.T, 0) ** 2).sum()
+
+    found, expected = (jax.jit(jax.grad(f, (0, 1)))(y, kernel) for f in (squares, plain))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-3)
+    together = transposed_product(y, kernel, factor=factor)
+    mapped = jax.vmap(lambda row: transposed_product(row[None], kernel, factor=factor)[0])(y)
+    np.testing.assert_array_equal(mapped, together)
+    # Each with zeros of its own, and so many rows that all are read.
+    factors = jnp.stack([factor, jnp.roll(factor, 1, axis=1), jnp.ones_like(factor)])
+    own = jax.vmap(lambda row, f: transposed_product(row[None], kernel, factor=f)[0])(y, factors)
+    right = jnp.where(factors[:, 0] == 0, 0, y @ kernel.T)
+    np.testing.assert_allclose(own, right, rtol=1e-5, atol=1e-5)
+    many = transposed_product(y, kernel, factor=jnp.tile(factor, (9, 1)))
+    np.testing.assert_allclose(many, y @ kernel.T, rtol=1e-5, atol=1e-5)
 
 
 def test_a_sharded_batch_stays_where_it_is():

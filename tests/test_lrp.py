@@ -79,7 +79,7 @@ CONSERVING = {
 @pytest.mark.parametrize("name", quickly(CONSERVING, "gamma", "z_box"))
 def test_relevance_is_conserved_layer_by_layer(name: str, model: flaxvgg.VGG):
     composite = CONSERVING[name] | {"avg_pool": Norm(0.0)}
-    found = flaxvgg.attribute(model, IMAGES, [1, 3], composite=composite)
+    found = flaxvgg.attribute(model, IMAGES, [1, 3], composite=composite, sums=True)
     sums = {key: x for key, x in found.details.items() if key.startswith("sum_")}
     assert set(sums) >= {"sum_fc8", "sum_fc6", "sum_pool1", "sum_conv1_1"}
     for found_sum in (*sums.values(), found.values.sum(axis=(2, 3, 4))):
@@ -87,7 +87,9 @@ def test_relevance_is_conserved_layer_by_layer(name: str, model: flaxvgg.VGG):
 
 
 def test_relevance_at_layers_has_the_names_that_were_asked_for(model: flaxvgg.VGG):
-    found = flaxvgg.attribute(model, IMAGES, [1, 3], layers=["relu2_1", "features.2", "fc8"])
+    layers = ["relu2_1", "features.2", "fc8"]
+    assert set(flaxvgg.attribute(model, IMAGES, [1, 3], layers=layers).details) == set(layers)
+    found = flaxvgg.attribute(model, IMAGES, [1, 3], layers=layers, sums=True)
     assert found.details["relu2_1"].shape == (2, 2, 16, 16, 12)
     assert found.details["features.2"].shape == (2, 2, 16, 16, 8)
     expected = np.eye(7)[[1, 3]] * np.asarray(found.scores)[:, :, None]

@@ -52,8 +52,8 @@ def attribute(
     one of `flaxvgg.ATTRIBUTIONS`; `options` are those of the method, and where it says so they are
     explained:
 
-    - "lrp", layer-wise relevance propagation: `composite`, `layers` whose relevance is wanted too
-      (`attribution.propagated`, `attribution.composites`)
+    - "lrp", layer-wise relevance propagation: `composite`, `layers` whose relevance is wanted too,
+      `sums` of every layer's (`attribution.propagated`, `attribution.composites`)
     - "guided_grad_cam": `layer`, `interpolation`; "guided_backprop" and "deconvolution" have none
     - "saliency": `signed` (`attribution.gradients`); "input_x_gradient" has none
     - "integrated_gradients": `baseline`, `steps`, `quadrature`, `steps_at_once`

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from flaxvgg.network.config import Layer
-from flaxvgg.ops.linear import conv_general_dilated, dot_general
+from flaxvgg.ops.linear import conv_general_dilated, dot_general, transposed_product
 
 
 class Operation(NamedTuple):
@@ -43,6 +43,14 @@ class Operation(NamedTuple):
         )
         return y[:, 1:-1, 1:-1] if replicates else y
 
+    def terms(
+        self, x: Float[Array, "n ..."], kernel: Array, y: Array, *, direct: bool = False
+    ) -> Array:
+        """The inputs `x` times what the transpose makes of `y`."""
+        if self.layer.kind == "conv":
+            return x * self.transposed(y, kernel, x, direct=direct)
+        return x * transposed_product(y, kernel, factor=x, precision=self.module.precision)
+
     def transposed(
         self, y: Float[Array, "n ..."], kernel: Array, like: Array, *, direct: bool = False
     ) -> Array:
@@ -55,8 +63,4 @@ class Operation(NamedTuple):
             convolve = lax.conv_general_dilated if direct else conv_general_dilated
             _, pull_back = jax.vjp(lambda x: self._convolved(x, kernel, convolve), like)
             return pull_back(y)[0]
-        # With the kernel on the left, for XLA's CPU backend: see `cam.derivatives`.
-        rows = y.reshape(-1, y.shape[-1])
-        contracted = (((1,), (1,)), ((), ()))
-        product = lax.dot_general(kernel, rows, contracted, precision=self.module.precision)
-        return lax.optimization_barrier(product).T.reshape(*y.shape[:-1], kernel.shape[0])
+        return transposed_product(y, kernel, precision=self.module.precision)

@@ -37,21 +37,24 @@ class LRP:
     score, split over the logits that it is computed from.
 
     `details` have, under the layers' names as they were given, the relevance (N, K, h, w, C) or
-    (N, K, C) of their outputs; and under "sum_conv1_2" and so on the sum (N, K) of what is at that
-    layer's output, for every layer from the logits on, so that one sees where any is lost.
+    (N, K, C) of their outputs. With `sums` they also have, under "sum_conv1_2" and so on, the sum
+    (N, K) of what is at that layer's output, for every layer from the logits on, so that one sees
+    where any is lost; to read all of it again takes about a third of a forward pass for each class.
     """
 
     composite: str | Rules = "epsilon_plus_flat"
     layers: Iterable[str] = ()
+    sums: bool = False
 
 
-@partial(_register, data_fields=["rules"], meta_fields=["layers"])
+@partial(_register, data_fields=["rules"], meta_fields=["layers", "sums"])
 @dataclasses.dataclass(frozen=True)
 class _Chosen:
     """The rule of each layer, and pairs of a layer's name as it was given and as the rules' is."""
 
     rules: dict[str, Rule]
     layers: tuple[tuple[str, str], ...]
+    sums: bool
 
 
 def _chosen(options: LRP, model: VGG) -> _Chosen:
@@ -70,7 +73,7 @@ def _chosen(options: LRP, model: VGG) -> _Chosen:
         if layer not in rules:
             raise ValueError(f"there is no relevance at {name!r}: it starts at the logits")
         pairs.append((name, layer))
-    return _Chosen(rules, tuple(pairs))
+    return _Chosen(rules, tuple(pairs), bool(options.sums))
 
 
 def lrp(network: Network, images: Array, targets: Targets, options: _Chosen) -> Found:
@@ -81,8 +84,9 @@ def lrp(network: Network, images: Array, targets: Targets, options: _Chosen) -> 
 
     def of_one(cotangent: Array) -> dict[str, Array]:
         relevance = back(logits * forward.by_logits(cotangent))
-        found = {f"sum_{name}": _sum(x) for name, x in relevance.items() if name}
-        found |= {name: relevance[layer] for name, layer in options.layers}
+        found = {name: relevance[layer] for name, layer in options.layers}
+        if options.sums:
+            found |= {f"sum_{name}": _sum(x) for name, x in relevance.items() if name}
         return found | {"": relevance[""]}
 
     return _found(forward, targets, of_one)

@@ -70,7 +70,7 @@ def _way(site: Site, part: Part, stabiliser: Number) -> Back:
         if part.share is not None:
             relevance = relevance * jnp.asarray(part.share, relevance.dtype)
         quotients = divided(relevance, total, stabiliser)
-        terms = x * site.operation.transposed(quotients, kernel, x, direct=part.direct)
+        terms = site.operation.terms(x, kernel, quotients, direct=part.direct)
         if len(a) == 1:
             return terms
         return terms.reshape(*like.shape[:-1], len(a), like.shape[-1]).sum(axis=-2)

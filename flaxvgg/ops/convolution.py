@@ -7,7 +7,6 @@ cotangent with the kernel turned round; by the kernel, a second primitive, whose
 convolutions again. So `jax.grad`, `jax.jvp`, `jax.vmap` and their compositions work as with XLA's.
 """
 
-import functools
 import warnings
 
 import jax
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float
 
 from flaxvgg.ops import native
 from flaxvgg.ops.pooling import max_pool_2x2
-from flaxvgg.ops.primitive import Operation, Precision
+from flaxvgg.ops.primitive import Operation, Precision, jvp_of
 
 
 def fits(x: Array, kernel: Array) -> bool:
@@ -186,20 +185,8 @@ ad.defbilinear(
 )
 
 
-def _block_jvp(unfused, primals, tangents, *, on_cpu, **settings):
-    moving = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
-
-    def of_moving(*values: Array) -> Array:
-        arrays = list(primals)
-        for i, value in zip(moving, values, strict=True):
-            arrays[i] = value
-        return unfused(*arrays, **settings)
-
-    return jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
-
-
-ad.primitive_jvps[_block.primitive] = functools.partial(_block_jvp, _unfused)
-ad.primitive_jvps[_packed_block.primitive] = functools.partial(_block_jvp, _packed_unfused)
+ad.primitive_jvps[_block.primitive] = jvp_of(_unfused)
+ad.primitive_jvps[_packed_block.primitive] = jvp_of(_packed_unfused)
 
 
 def _packed_jvp(primals, tangents, *, on_cpu, **settings):

@@ -9,6 +9,8 @@ near the rounding of a single chain. On a CPU that is done here wherever it cost
   meet only zeros: behind a ReLU, most of fc6;
 - with more images, at precision "highest", it is summed over blocks of 256 rows.
 
+Its transpose, where inputs of zero need nothing, does not read those rows either.
+
 Everything else goes straight to XLA, on NVIDIA to cuDNN and cuBLAS.
 """
 
@@ -22,10 +24,11 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from flaxvgg.ops import convolution, native
-from flaxvgg.ops.primitive import Operation, Precision, is_highest
+from flaxvgg.ops.primitive import Operation, Precision, is_highest, jvp_of
 from flaxvgg.ops.sharding import spread_by_xla
 
 _ROWS = 256  # of a kernel, summed in one chain
+_GATHERED = 64  # rows of a kernel, of which a processor's cache has a copy
 _FEW_IMAGES = 4  # with more the kernel is read in vain less often, and XLA's product is as fast
 
 
@@ -63,6 +66,58 @@ def dot_general(
     return lax.dot_general(lhs, rhs, dimension_numbers, precision=precision, **kwargs)
 
 
+def transposed_product(
+    y: Float[Array, "*n o"],
+    kernel: Float[Array, "k o"],
+    *,
+    factor: Float[Array, "*m k"] | None = None,
+    precision: Precision = None,
+) -> Float[Array, "*n k"]:
+    """`y` times the transpose of the kernel.
+
+    Where a few rows of a `factor` are all zero, so is the result, which is to be multiplied by
+    them: a CPU does not read those rows of the kernel.
+    """
+    rows = y.reshape(math.prod(y.shape[:-1]), y.shape[-1])
+    images = None if factor is None else math.prod(factor.shape[:-1])
+    if isinstance(images, int) and images <= _FEW_IMAGES:
+        needed = (factor != 0).any(axis=tuple(range(factor.ndim - 1)))
+        product = _transposed(rows, kernel, needed, precision=precision)
+    else:
+        product = _all_transposed(rows, kernel, precision)
+    return product.reshape(*y.shape[:-1], kernel.shape[0])
+
+
+def _all_transposed(y: Array, kernel: Array, precision: Precision) -> Array:
+    # With the kernel on the left, for XLA's CPU backend: see `cam.derivatives`.
+    product = lax.dot_general(kernel, y, (((1,), (1,)), ((), ())), precision=precision)
+    return lax.optimization_barrier(product).T
+
+
+def _transposed_where(y: Array, kernel: Array, needed: Array, *, precision: Precision) -> Array:
+    return jnp.where(needed, _all_transposed(y, kernel, precision), 0)
+
+
+def _transposed_on_cpu(y: Array, kernel: Array, needed: Array, *, precision: Precision) -> Array:
+    """The rows of the kernel that are needed come first, and are gathered a few at a time."""
+    depth = len(kernel)
+    order = jnp.argsort(~needed, stable=True)
+    blocks = -(-depth // _GATHERED)
+    order = jnp.pad(order, (0, blocks * _GATHERED - depth))
+
+    def with_block(i: int | Array, found: Array) -> Array:
+        chosen = lax.dynamic_slice_in_dim(order, i * _GATHERED, _GATHERED)
+        rows = kernel.at[chosen].get(mode="promise_in_bounds")
+        product = lax.dot_general(rows, y, (((1,), (1,)), ((), ())), precision=precision)
+        return lax.dynamic_update_slice_in_dim(found, product, i * _GATHERED, axis=0)
+
+    found = jnp.zeros((blocks * _GATHERED, len(y)), y.dtype)
+    count = needed.sum()
+    found = lax.fori_loop(0, -(-count // _GATHERED), with_block, found)
+    places = jnp.cumsum(needed) - 1
+    return jnp.where(needed[:, None], found.at[places].get(mode="clip"), 0).T
+
+
 def _on_cpu(x: Array, kernel: Array, *, precision: Precision) -> Array:
     if x.shape[0] <= _FEW_IMAGES:
         return native.linear(x, kernel)
@@ -92,3 +147,12 @@ ad.defbilinear(
     lambda dy, _, kernel, precision, **__: _contract(dy, kernel, 1, precision),
     lambda dy, x, _, precision, **__: _contract(x, dy, 0, precision),
 )
+
+_transposed = Operation(
+    "linear_transposed",
+    lambda y, kernel, needed, **_: (y.shape[0], kernel.shape[0]),
+    _transposed_on_cpu,
+    _transposed_where,
+    folds=True,
+)
+ad.primitive_jvps[_transposed.primitive] = jvp_of(_transposed_where)

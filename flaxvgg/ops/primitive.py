@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec, use_abstract_mesh
 from jaxtyping import Array
 
@@ -131,6 +131,23 @@ class Operation:
             return self(*operands, **settings)
 
         return lax.map(of_one, mapped), 0
+
+
+def jvp_of(unfused: Callable[..., Array]) -> Callable[..., tuple[Array, Array]]:
+    """The derivative of an operation, for `ad.primitive_jvps`: that of a function like it."""
+
+    def jvp(primals, tangents, *, on_cpu: ClosedJaxpr, **settings: Any) -> tuple[Array, Array]:
+        moving = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
+
+        def of_moving(*values: Array) -> Array:
+            arrays = list(primals)
+            for i, value in zip(moving, values, strict=True):
+                arrays[i] = value
+            return unfused(*arrays, **settings)
+
+        return jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
+
+    return jvp
 
 
 def _axes(array: Array) -> frozenset[str]:
