@@ -39,7 +39,7 @@ class LRP:
     `details` have, under the layers' names as they were given, the relevance (N, K, h, w, C) or
     (N, K, C) of their outputs. With `sums` they also have, under "sum_conv1_2" and so on, the sum
     (N, K) of what is at that layer's output, for every layer from the logits on, so that one sees
-    where any is lost; to read all of it again takes about a third of a forward pass for each class.
+    where any is lost.
     """
 
     composite: str | Rules = "epsilon_plus_flat"
