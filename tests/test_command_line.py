@@ -124,6 +124,7 @@ def _checks() -> dict[str, list[LayerCheck]]:
 @pytest.fixture
 def narrow(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(console, "_width", None)  # what COLUMNS was when the module was imported
 
 
 def test_tables_fit_sixty_columns(narrow, capsys, folder):
