@@ -169,7 +169,7 @@ def test_a_class_that_is_not_tested_is_said_and_one_alone_is_refused(again, caps
     for path in (photos / "teal").glob("[1-9].png"):
         path.unlink()
     train(load, a_run(photos), again / "few", lambda: True, watch=Shown())
-    assert "no image to test on is of class teal: the mAP does not" in capsys.readouterr().err
+    assert "no validation image is of class teal: the mAP does not" in capsys.readouterr().err
     for name in "blue", "green", "red", "teal":
         shutil.rmtree(photos / name)
     with pytest.raises(ValueError, match="every image to train on is of class pink: there is noth"):
