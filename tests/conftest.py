@@ -104,6 +104,7 @@ def compilations() -> Iterator[list[str]]:
 
 # What takes ten seconds or more of a busy core, beside others that look at the same in less.
 _LONG = (
+    "test_attribution_experiment.py",
     "test_perceptual.py::test_bad_images_are_refused_in_a_line",
     "test_perceptual.py::test_other_poolings_keep_the_rule[average replicate]",
     "test_perceptual_transformations.py::test_modes_of_differentiation_agree",
