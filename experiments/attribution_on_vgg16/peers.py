@@ -32,7 +32,7 @@ def torch_network(model: VGG) -> torch.nn.Module:
 
 def peers_of(network: torch.nn.Module, box: tuple[np.ndarray, np.ndarray]) -> dict[str, Peer]:
     """By the names of `methods_of`; `box` has the lowest and the highest image (3,), normalised."""
-    low, high = (torch.from_numpy(np.asarray(x, np.float32)).view(1, 3, 1, 1) for x in box)
+    low, high = (torch.tensor(np.array(x, np.float32)).view(1, 3, 1, 1) for x in box)
     layer = list(network.features.children())[-2]  # the ReLU before pool5
     composites = {
         "LRP epsilon-plus": zennit.composites.EpsilonPlus(),
