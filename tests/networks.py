@@ -1,9 +1,11 @@
 """Random networks, a tiny one, and photos to train on; without PyTorch, which takes seconds."""
 
+import math
 from functools import cache
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
@@ -90,3 +92,32 @@ def coloured_photos(folder: Path) -> Path:
             image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
             image.save(folder / name / f"{i}.png")
     return folder
+
+
+class MeanConfig(VGGConfig):
+    """A network whose logit is a multiple of the mean of the red channel."""
+
+    conv_stack = (
+        Layer("conv1", "conv", inputs=3, outputs=1),
+        Layer("relu1", "relu"),
+    )
+
+
+@cache
+def mean_model() -> VGG:
+    """Its class 0 has the logit 2 ln 3 times the mean, class 1 has 0."""
+    head = (*TINY_GAP[:2], Layer("fc", "linear", inputs=1, outputs=2))
+    model = random_model(MeanConfig("vgg11", head))
+    model.conv_stack.conv1.kernel[...] = jnp.eye(3, 1)[None, None]
+    model.conv_stack.conv1.bias[...] = jnp.zeros(1)
+    model.head.fc.kernel[...] = jnp.array([[2 * math.log(3), 0]])
+    model.head.fc.bias[...] = jnp.zeros(2)
+    return model
+
+
+# The left half is 1 and the right half is 0: for class 0 the logit is ln 3, the probability 3/4,
+# and 1/2 without anything; it goes with the left half.
+HALF = np.zeros((1, 32, 32, 3), np.float32)
+HALF[:, :, :16] = 1
+LEFT = HALF[..., 0]
+CLASS = np.array([0])

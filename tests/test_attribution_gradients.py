@@ -3,7 +3,7 @@
 And every transformation of JAX, on a tiny network.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -129,20 +129,6 @@ def test_functions_are_targets(model: VGG, method: str):
     assert (
         flaxvgg.attribute(model, IMAGES, difference, method, **OPTIONS[method]).classes == -1
     ).all()
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    """The programs that XLA compiles, as they come."""
-    found: list[str] = []
-
-    def listen(event: str, duration: float, **kwargs) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(kwargs.get("fun_name", ""))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize("method", quickly(OPTIONS, *QUICK))

@@ -21,9 +21,10 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 import flaxvgg
 from flaxvgg.evaluation.faithfulness import blurred
 from flaxvgg.evaluation.localisation import _all_outlines, _largest_outline, _overlaps
-from flaxvgg.network.config import Layer, VGGConfig
+from flaxvgg.network.config import Layer
 from flaxvgg.network.model import VGG
 from helpers import TINY_CLASSIFIER, TINY_GAP, TinyConfig, random_images, random_model, torch_twin
+from networks import CLASS, HALF, LEFT, MeanConfig, mean_model
 
 
 def block(left: int, top: int, right: int, bottom: int, size: int = 10) -> np.ndarray:
@@ -221,35 +222,6 @@ def test_centre_gaussian():
 
 
 # Faithfulness
-
-
-class MeanConfig(VGGConfig):
-    """A network whose logit is a multiple of the mean of the red channel."""
-
-    conv_stack = (
-        Layer("conv1", "conv", inputs=3, outputs=1),
-        Layer("relu1", "relu"),
-    )
-
-
-@functools.cache
-def mean_model() -> VGG:
-    """Its class 0 has the logit 2 ln 3 times the mean, class 1 has 0."""
-    head = (*TINY_GAP[:2], Layer("fc", "linear", inputs=1, outputs=2))
-    model = random_model(MeanConfig("vgg11", head))
-    model.conv_stack.conv1.kernel[...] = jnp.eye(3, 1)[None, None]
-    model.conv_stack.conv1.bias[...] = jnp.zeros(1)
-    model.head.fc.kernel[...] = jnp.array([[2 * math.log(3), 0]])
-    model.head.fc.bias[...] = jnp.zeros(2)
-    return model
-
-
-# The left half is 1 and the right half is 0: for class 0 the logit is ln 3, the probability 3/4,
-# and 1/2 without anything; it goes with the left half.
-HALF = np.zeros((1, 32, 32, 3), np.float32)
-HALF[:, :, :16] = 1
-LEFT = HALF[..., 0]
-CLASS = np.array([0])
 
 
 def test_deletion_and_insertion_by_hand():

@@ -19,36 +19,11 @@ from flaxvgg.evaluation.similarity import pearson, spearman
 from flaxvgg.network.config import Layer, VGGConfig
 from flaxvgg.network.model import VGG
 from helpers import TINY_GAP, TinyConfig, random_images, random_model
+from networks import CLASS, HALF, LEFT, mean_model
 
 KEY = jax.random.key(7)
 
 
-class MeanConfig(VGGConfig):
-    """A network whose logit is a multiple of the mean of the red channel."""
-
-    conv_stack = (
-        Layer("conv1", "conv", inputs=3, outputs=1),
-        Layer("relu1", "relu"),
-    )
-
-
-@functools.cache
-def mean_model() -> VGG:
-    """Its class 0 has the logit 2 ln 3 times the mean, class 1 has 0."""
-    head = (*TINY_GAP[:2], Layer("fc", "linear", inputs=1, outputs=2))
-    model = random_model(MeanConfig("vgg11", head))
-    model.conv_stack.conv1.kernel[...] = jnp.eye(3, 1)[None, None]
-    model.conv_stack.conv1.bias[...] = jnp.zeros(1)
-    model.head.fc.kernel[...] = jnp.array([[2 * math.log(3), 0]])
-    model.head.fc.bias[...] = jnp.zeros(2)
-    return model
-
-
-# The left half is 1 and the right half is 0: for class 0 the logit is ln 3, the probability 3/4.
-HALF = np.zeros((1, 32, 32, 3), np.float32)
-HALF[:, :, :16] = 1
-LEFT = HALF[..., 0]
-CLASS = np.array([0])
 # What each value adds to the logit: the derivative, and the derivative times a value.
 SLOPE = np.zeros_like(HALF)
 SLOPE[..., 0] = 2 * math.log(3) / 1024
