@@ -18,6 +18,7 @@ from flaxvgg.attribution.method import Found, Method
 from flaxvgg.attribution.rules import Rule
 from flaxvgg.cam.formulas import weighted
 from flaxvgg.cam.network import Network
+from flaxvgg.cam.options import NoOptions
 from flaxvgg.cam.targets import Targets
 from flaxvgg.images.resizing import resize
 from flaxvgg.network.config import VGGConfig, listed
@@ -97,12 +98,6 @@ def _sum(x: Array) -> Array:
     while x.ndim > 1:
         x = x.sum(axis=1)
     return x
-
-
-@partial(_register, data_fields=[], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class NoOptions:
-    """There are none."""
 
 
 def guided_backprop(network: Network, images: Array, targets: Targets, options: NoOptions) -> Found:
