@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 from flaxvgg.attribution.attribution import Attribution
 from flaxvgg.attribution.methods import ATTRIBUTIONS, attribute, option_names
 from flaxvgg.cam.names import find_name
-from flaxvgg.cam.photos import best_classes, parse_classes
+from flaxvgg.cam.photos import parse_classes, scores_of, shown, top_classes
 from flaxvgg.images.loading import ImageError, load_pixels, normalise
 from flaxvgg.network.model import VGG
 from flaxvgg.watching import Watcher
@@ -114,7 +114,7 @@ def attribute_photos(
     One program for each method serves all photos. Photos that cannot be read are left out and noted
     in `problems`. `watch` runs what takes long, and is told of each method.
     """
-    best = jax.jit(best_classes, static_argnames="count")
+    scored = jax.jit(scores_of)
     with watch.bar("", len(photos) * len(plan.methods)) as bar:
         for i, photo in enumerate(photos):
             try:
@@ -123,24 +123,23 @@ def attribute_photos(
                 problems += error.problems
                 continue
             images = normalise(pixels[None], model.preprocessing)
+            scores = watch.run(partial(scored, model, images))
             if isinstance(plan.classes, tuple):
                 labels = np.array([plan.classes])
             else:
-                labels = watch.run(partial(best, model, images, count=plan.classes))
+                labels = top_classes(scores, plan.classes)
             found: dict[str, Attribution] = {}
             for done, (row, (method, options)) in enumerate(plan.methods.items()):
-                bar.show(i * len(plan.methods) + done, what=f"{row} of {photo.name}")
+                bar.show(i * len(plan.methods) + done, what=f"{row} of {shown(photo)}")
                 call = partial(attribute, model, images, labels, method, **options)
                 found[row] = watch.run(call)
             bar.show((i + 1) * len(plan.methods))
             classes = tuple(int(x) for x in np.asarray(labels)[0])
-            # The network's own scores: a method's may be those of another function.
-            scores = np.asarray(model(images))[0].reshape(-1, model.config.num_classes).mean(axis=0)
             yield AttributedPhoto(
                 photo,
                 pixels,
                 classes,
                 tuple(model.classes[x] if model.classes else f"class {x}" for x in classes),
-                tuple(float(scores[x]) for x in classes),
+                tuple(float(scores[0, x]) for x in classes),
                 {row: np.asarray(x.values[0]).sum(axis=-1) for row, x in found.items()},
             )

@@ -203,7 +203,7 @@ def explain_photos(
     with watch.bar("", len(photos) * sum(passes)) as bar:
         model = prepare(model, plan.size)
         watched = _watched(model, bar.advance)
-        scored = jax.jit(_scores)
+        scored = jax.jit(scores_of)
         for i, photo in enumerate(photos):
             done = i * sum(passes)
             bar.show(done, what=shown(photo))
@@ -218,7 +218,7 @@ def explain_photos(
             if isinstance(plan.classes, tuple):
                 classes = np.array([plan.classes])
             elif logits is not None:
-                classes = _top(logits, plan.classes)
+                classes = top_classes(logits, plan.classes)
             layers, raw, heatmaps, shared, maps = {}, {}, {}, {}, {}
             for method, cost in zip(plan.methods, passes, strict=True):
                 bar.show(done, what=f"{method} of {shown(photo)}")
@@ -241,7 +241,7 @@ def shown(photo: Path) -> str:
 
 def best_classes(model: VGG, images: Float[Array, "n h w 3"], count: int) -> Int[Array, "n k"]:
     """The classes (N, K) of the highest logits of each image, best first."""
-    return _top(_scores(model, images), count)
+    return top_classes(scores_of(model, images), count)
 
 
 def probabilities(
@@ -256,11 +256,12 @@ def probabilities(
         return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _scores(model: VGG, images: Float[Array, "n h w 3"]) -> Float[Array, "n c"]:
+def scores_of(model: VGG, images: Float[Array, "n h w 3"]) -> Float[Array, "n c"]:
+    """Logits (N, C) in float32; those of a fully-convolutional head are averaged over space."""
     return as_scores(model(images))
 
 
-def _top(scores: Float[Array, "n c"], count: int) -> Int[Array, "n k"]:
+def top_classes(scores: Float[Array, "n c"], count: int) -> Int[Array, "n k"]:
     return jax.lax.top_k(scores, count)[1]
 
 
