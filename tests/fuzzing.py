@@ -72,6 +72,8 @@ def _watched(first: int, count: int, seed: int, seconds: float, targets: str) ->
                 if not text:
                     log.seek(max(log.seek(0, os.SEEK_END) - 2000, 0))
                     told = log.read().decode(errors="replace")
+                    if kind == "?":
+                        raise RuntimeError(f"the fuzzer itself cannot start:\n{told}")
                     yield Result(number, kind, "crash", f"exit code {worker.wait()}\n{told}")
                     return
                 *whole, lines = (lines + text).split(b"\n")

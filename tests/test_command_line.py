@@ -225,3 +225,12 @@ def test_json_of_a_store(folder, tmp_path):
     assert found["images"].startswith("2 done, 0 broken")
     assert found["report"]["images"] == 2
     assert found["report"]["layers"][1]["layer"] == "pool1"
+
+
+def test_a_store_of_no_relu(folder, tmp_path):
+    weights = ["--weights", folder / "gap.safetensors", "--arch", "vgg11", "--size", "32x32"]
+    out = tmp_path / "a.zarr"
+    result = run_flaxvgg("sparsity", folder, *weights, "--layers", "pool1", "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    (layer,) = json.loads(result.stdout)["report"]["layers"]
+    assert layer["layer"] == "pool1"

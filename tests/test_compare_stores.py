@@ -1,5 +1,6 @@
 """Pairs into a store: every one once, what broke named, and a run that goes on where one ended."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,15 @@ def test_bad_requests_get_a_line(folder: Path, monkeypatch: pytest.MonkeyPatch):
     refused = run_flaxvgg("compare", table, "--out", out)
     check_refused(refused, "LPIPS is defined on the convolutions of vgg16, not of vgg11")
     assert not out.exists()
+
+
+def test_json_of_a_store_of_pairs(folder: Path):
+    given = [folder / "photo.png", *(folder / "others" / f"{i}.png" for i in range(3))]
+    options = ["--metric", "psnr", "--size", "48x64", "--out", folder / "d.zarr", "--json"]
+    result = run_flaxvgg("compare", *given, *options)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["pairs"] == 3
+    psnr = found["distances"]["psnr"]
+    assert psnr["most"] is None  # of equal images it is infinite
+    assert 0 < psnr["least"] < psnr["median"]

@@ -31,7 +31,7 @@ def baselines(baseline: Any, images: Float[Array, "n h w 3"]) -> Float[Array, "b
     shape = getattr(baseline, "shape", None)
     n, *size = images.shape
     fits = shape is not None and len(shape) in (3, 4, 5) and list(shape[-3:]) == size
-    if not fits or (len(shape) > 3 and shape[-4] not in (1, n)) or 0 in shape[:-3]:
+    if shape is None or not fits or (len(shape) > 3 and shape[-4] not in (1, n)) or 0 in shape[:-3]:
         what = f"of shape {shape}" if shape is not None else f"of type {type(baseline).__name__}"
         raise ValueError(
             f"a baseline {what} for images {images.shape}: pass one image (H, W, 3), one for each "

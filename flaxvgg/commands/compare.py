@@ -98,8 +98,7 @@ def compare(
                 *(pairs, weights, "vgg16", size, Setting(out, batch, distributed)),
                 find=lambda pairs: pairs_source(pairs, root),
             )
-            show_distances(streamed.store)
-            end(streamed)
+            end(streamed, as_json, show_distances(streamed.store))
             return
         in_folder = out is not None and out.suffix.lower() != ".csv"
         if html and not in_folder:

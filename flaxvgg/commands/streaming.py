@@ -14,7 +14,13 @@ from rich.text import Text
 
 from flaxvgg.commands.console import Told, console, errors, say_left_out, show, stoppable
 from flaxvgg.commands.options import load_model, parse_size
-from flaxvgg.commands.tables import distances_table, facts, localisation_table, sparsity_table
+from flaxvgg.commands.tables import (
+    distance_facts,
+    distances_table,
+    facts,
+    localisation_table,
+    sparsity_table,
+)
 from flaxvgg.network.model import VGG
 from flaxvgg.sparsity.summary import explanation
 from flaxvgg.streaming.jobs import (
@@ -111,11 +117,13 @@ def show_localisation(store: Store) -> dict[str, Any]:
     return {"localisation": {method: dict(values) for method, values in found.items()}}
 
 
-def show_distances(store: Store) -> None:
-    """How far apart the pairs are, all together."""
+def show_distances(store: Store) -> dict[str, Any]:
+    """How far apart the pairs are, all together; gives it as a JSON value."""
     found = read_distances(store)
-    if found:
-        console.print(distances_table(found))
+    if not found:
+        return {"pairs": 0, "distances": {}}
+    console.print(distances_table(found))
+    return {"pairs": len(next(iter(found.values()))), "distances": distance_facts(found)}
 
 
 def end(streamed: Streamed, as_json: bool, found: Mapping[str, Any] = MappingProxyType({})) -> None:

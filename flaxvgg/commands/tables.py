@@ -1,6 +1,7 @@
 """What is printed: what a model is, what its photos gave, and what it runs on."""
 
 import importlib.metadata
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -244,15 +245,28 @@ def compare_table(found: Sequence[Compared], source: str) -> Table:
     return table
 
 
+_OF_DISTANCES = {"median": np.median, "least": np.min, "most": np.max}
+
+
 def distances_table(found: Mapping[str, np.ndarray]) -> Table:
     """One row a metric: the median, the least and the most of all pairs."""
     table = Table(title=f"{len(next(iter(found.values())))} pairs", box=box.SIMPLE)
-    for column in ("", "median", "least", "most"):
+    for column in ("", *_OF_DISTANCES):
         table.add_column(column, justify="right" if column else "left")
     for name, values in found.items():
-        told = np.median(values), values.min(), values.max()
-        table.add_row(name, *(f"{value:.5g}" for value in told))
+        table.add_row(name, *(f"{of(values):.5g}" for of in _OF_DISTANCES.values()))
     return table
+
+
+def distance_facts(found: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
+    """The same as a JSON value, in which what is infinite, as PSNR of equal images, is null."""
+    return {
+        name: {
+            what: value if math.isfinite(value := float(of(values))) else None
+            for what, of in _OF_DISTANCES.items()
+        }
+        for name, values in found.items()
+    }
 
 
 def localisation_table(found: Mapping[str, Mapping[str, float]]) -> Table:

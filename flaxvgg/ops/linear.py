@@ -80,7 +80,7 @@ def transposed_product(
     """
     rows = y.reshape(math.prod(y.shape[:-1]), y.shape[-1])
     images = None if factor is None else math.prod(factor.shape[:-1])
-    if isinstance(images, int) and images <= _FEW_IMAGES:
+    if factor is not None and isinstance(images, int) and images <= _FEW_IMAGES:
         needed = (factor != 0).any(axis=tuple(range(factor.ndim - 1)))
         product = _transposed(rows, kernel, needed, precision=precision)
     else:

@@ -309,6 +309,8 @@ class Store:
         It is made where the store has none yet.
         """
         if path not in self._arrays:
+            # Of an array without values, such as the counts of no ReLU at all, too.
+            file, chunk = (tuple(max(length, 1) for length in of) for of in (file, chunk))
             as_bytes = {"name": "bytes", "configuration": {"endian": "little"}}
             blosc = {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": 0}
             blosc |= {"typesize": dtype.itemsize}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from flax import nnx
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -29,12 +30,12 @@ from tests.fuzz.folders import TREES, as_text, is_whole, place_tree, true_images
 
 _COMMANDS = (
     *(b"features", b"store", b"sparsity", b"cam", b"demo", b"features each", b"cam each"),
-    *(b"compare", b"compare each", b"pairs"),
+    *(b"compare", b"compare each", b"pairs", b"attribute"),
 )
 # What the command is called, and where its results go.
 _CALLED = {"store": "features", "pairs": "compare"}
-# What takes a configuration, or weights: their readers are fuzzed by themselves.
-_ELSEWHERE = {"train", "convert", "info"}
+# What takes a configuration, weights or a store: their readers are fuzzed by themselves.
+_ELSEWHERE = {"train", "convert", "info", "layers", "export", "view"}
 _OUT = {"features": "out.npz", "store": "out.zarr", "compare": "out.csv", "pairs": "out.zarr"}
 _TABLES = (".csv", ".parquet", ".tsv")
 
@@ -48,7 +49,7 @@ def command_targets() -> list[Target]:
     called = {name.decode().partition(" ")[0] for name in _COMMANDS}
     fuzzed = {_CALLED.get(name, name) for name in called}
     assert fuzzed | _ELSEWHERE == {x.callback.__name__ for x in app.registered_commands}
-    trees = [TREES[i] for i in (0, 1, 2, 3, 4, 0, 2, 3, 4, 1)]
+    trees = [TREES[i] for i in (0, 1, 2, 3, 4, 0, 2, 3, 4, 1, 0)]
     pairs = zip(_COMMANDS, trees, strict=True)
     seeds = [Seed("tree", name + b"\n" + tree) for name, tree in pairs]
     return [Target("command", 1, seeds, (_Refused,), _read, _true, _place)]
@@ -65,9 +66,10 @@ def _place(folder: Path, name: str, data: bytes) -> Path:
 
 @cache
 def _weights() -> tuple[tempfile.TemporaryDirectory, str]:
-    """A checkpoint of the narrow network."""
+    """A checkpoint of the narrow network, with a head."""
     folder = tempfile.TemporaryDirectory()
     model = build(VGG11, arrays_from_torch(VGG11, random_weights()))
+    model = flaxvgg.with_gap(model, 3, rngs=nnx.Rngs(0))
     flaxvgg.save(model, f"{folder.name}/narrow.safetensors")
     return folder, f"{folder.name}/narrow.safetensors"
 
@@ -149,9 +151,11 @@ def _written(name: str, out: Path) -> list[str]:
         case "sparsity":
             text = (out / "sparsity.json").read_text("utf-8")
             return json.loads(text.encode("utf-8"))["photos"]
-    maps = json.loads((out / "cam.json").read_text("utf-8"))["maps"]
-    assert all((out / row["picture"]).is_file() for row in maps)
-    return [row["photo"] for row in maps]
+        case _:
+            rows = "photos" if name == "attribute" else "maps"
+            found = json.loads((out / f"{name}.json").read_text("utf-8"))[rows]
+            assert all((out / row["picture"]).is_file() for row in found)
+            return list(dict.fromkeys(row["photo"] for row in found))  # one for each class
 
 
 def _true(data: bytes, root: Path, whole: bytes) -> Arrays:
