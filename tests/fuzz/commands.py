@@ -99,6 +99,8 @@ def _read(root: Path) -> Arrays:
     out = root.parent / _OUT.get(name, "out")
     options = ["--weights", _weights()[1], "--size", "32x32", "--out", str(out)]
     command = _CALLED.get(name, name)
+    if command == "attribute":  # by what is compiled soon
+        options += ["--method", "saliency", "--classes", "0"]
     if command == "compare":  # by what needs no network of LPIPS's size
         options += ["--metric", "psnr,ssim"]
         given = [root.parent / "reference.png", *given]

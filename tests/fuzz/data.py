@@ -1,18 +1,17 @@
-"""Tables, folders and commands on them: python -m tests.fuzzing --targets tests.fuzz.data."""
+"""Tables, folders and archives: python -m tests.fuzzing --targets tests.fuzz.data."""
 
 import tests.fuzz.narrow  # noqa: F401
 
 # isort: split
 from tests.fuzz.archives import archive_targets
 from tests.fuzz.cases import Inputs, Target
-from tests.fuzz.commands import command_targets
 from tests.fuzz.folders import folder_targets
 from tests.fuzz.tables import table_targets
 
 
 def data_targets() -> list[Target]:
     """What people have their photos in."""
-    return [*folder_targets(), *table_targets(), *archive_targets(), *command_targets()]
+    return [*folder_targets(), *table_targets(), *archive_targets()]
 
 
 def inputs(seed: int) -> Inputs:
