@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 # Two workers on two cores: threads that wait must sleep, and not spin.
 os.environ["OMP_WAIT_POLICY"] = "passive"
@@ -102,41 +103,9 @@ def compilations() -> Iterator[list[str]]:
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-# What takes ten seconds or more of a busy core, beside others that look at the same in less.
-_LONG = (
-    "test_attribution_experiment.py",
-    "test_perceptual.py::test_bad_images_are_refused_in_a_line",
-    "test_perceptual.py::test_other_poolings_keep_the_rule[average replicate]",
-    "test_perceptual_transformations.py::test_modes_of_differentiation_agree",
-    "test_perceptual_transformations.py::test_shard_map",
-    "test_perceptual_transformations.py::test_on_a_mesh_with_explicit_axes",
-    "test_perceptual_transformations.py::test_batches_that_are_spread_over_devices",
-    "test_streaming.py::test_killed_at_any_moment",
-    "test_cam_targets.py::test_a_function_is_explained_by_its_derivative[probability]",
-    "test_cam_targets.py::test_a_function_by_what_is_summed_for_all_classes[grad_cam]",
-    "test_cli.py::test_demo_names_what_is_in_photos_that_the_sample_head_knows",
-    "test_prepare.py::test_derivatives_by_images",
-    "test_prepare.py::test_every_transformation",
-    "test_lrp.py::test_vmap_export_and_no_jit[lrp]",
-    "test_lrp_by_hand.py::test_the_model_given_is_left_alone",
-    "test_lrp_peers.py::test_rules_of_ones_own[flat in the middle]",
-    "test_convert.py::test_a_failed_verification_writes_nothing",
-    "test_convert.py::test_converts_verifies_and_goes_back_bit_for_bit[weights.safetensors]",
-    "test_sharding.py::test_results_do_not_depend_on_where_they_are_computed[8 devices]",
-    "test_sharding.py::test_a_run_goes_on_on_more_devices_and_on_fewer",
-    "test_bridges.py::test_linen",
-    "test_convolution.py::test_every_mode_of_differentiation",
-    "test_attribution_peers.py::test_deep_lift_from_another_baseline",
-    "test_cam.py::test_in_bfloat16",
-    "test_cam.py::test_full_grads_terms_add_up_to_the_logit[True]",
-    "test_cam.py::test_under_jit_vmap_and_a_sharded_batch[smooth_grad_cam++]",
-    "test_model.py::test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters",
-    "test_convert_keras.py::test_the_same_network_built_in_other_ways[batch_norm_first]",
-    "test_convert_keras.py::test_the_same_network_built_in_other_ways[zero_padding]",
-    "test_convert_keras.py::test_the_same_network_built_in_other_ways[channels_first]",
-    "test_export.py::test_an_onnx_file_of_every_head[l2]",
-    "test_sparsity_parity.py::test_two_photos_give_everybodys_counts_and_eight_the_readings",
-)
+# What takes seconds of a busy core, beside others that look at the same in less: ids, or how they
+# begin, one a line. `make test PYTEST=--durations=200` says what would be next.
+_LONG = tuple(Path(__file__).with_name("long.txt").read_text("utf-8").splitlines())
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m "not slow" is looked at
