@@ -138,6 +138,15 @@ def test_derivatives_of_every_size_are_as_exact_as_pytorchs(shape, outputs, prec
         assert keeps_rule(error(one, true), error(other, true))
 
 
+@pytest.mark.parametrize(("shape", "outputs"), SHAPES)
+def test_the_transpose_is_the_convolution_by_the_kernel_turned_round(shape, outputs):
+    """To the bit, though the kernel is turned while it is transformed."""
+    _, kernel, dy = arrays(shape, outputs)
+    found = native.conv3x3_turned(dy, kernel)
+    by_hand = native.conv3x3(dy, jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
+    np.testing.assert_array_equal(found, by_hand)
+
+
 @pytest.mark.parametrize(("channels", "side"), [(64, 56), (512, 14)])
 def test_sums_over_a_batch_are_as_close_to_float64_as_pytorchs(channels, side):
     x, kernel, dy = arrays((4, side, side, channels), channels)
@@ -251,7 +260,7 @@ def results():
                       enumerate([(2, 9, 12, 40), (3, 3, 40, 37), (2, 9, 12, 5)]))
     y = convolution.conv3x3(x, kernel)
     by_kernel = [native.conv3x3_by_kernel(a, y) for a in (x, few)]
-    return np.concatenate([np.ravel(a) for a in (y, *by_kernel)])
+    return np.concatenate([np.ravel(a) for a in (y, native.conv3x3_turned(y, kernel), *by_kernel)])
 """
 _SAVED = _RESULTS + "np.save(sys.argv[1], results()); print(native.INSTRUCTIONS)"
 

@@ -311,6 +311,7 @@ def test_shapes_that_do_not_fit_are_told_when_tracing():
         lambda: conv3x3(x[0], kernel),
         lambda: conv3x3(x, kernel[:2]),
         lambda: conv3x3_block(x, kernel, jnp.ones(5), relu=True, pool=False),
+        lambda: native.conv3x3_turned(x, kernel),
         lambda: native.conv3x3_by_kernel(x, jnp.ones((1, 8, 7, 4))),
         lambda: native.linear(jnp.ones((2, 5)), jnp.ones((6, 3))),
     ]

@@ -2,9 +2,9 @@
 
 On a CPU it is `native`: Winograd's minimal filtering with sums in short chains, at every precision.
 Elsewhere it is `jax.lax.conv_general_dilated`, which on NVIDIA goes to cuDNN. It is a primitive of
-its own, so that its derivatives are of the same kind: by the input, the convolution of the
-cotangent with the kernel turned round; by the kernel, a second primitive, whose derivatives are
-convolutions again. So `jax.grad`, `jax.jvp`, `jax.vmap` and their compositions work as with XLA's.
+its own, and so are its derivatives by the input, the convolution of the cotangent with the kernel
+turned round, and by the kernel; each has the others as derivatives. So `jax.grad`, `jax.jvp`,
+`jax.vmap` and their compositions work as with XLA's.
 """
 
 import warnings
@@ -95,8 +95,12 @@ def _natively(x: Array, kernel: Array, *, precision: Precision) -> Array:
     return native.conv3x3(x, kernel)
 
 
-def _turned(kernel: Array) -> Array:
-    return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+def _turned_natively(y: Array, kernel: Array, *, precision: Precision) -> Array:
+    return native.conv3x3_turned(y, kernel)
+
+
+def _turned_xlas(y: Array, kernel: Array, *, precision: Precision) -> Array:
+    return _xlas(y, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), precision=precision)
 
 
 def _kernel_xlas(x: Array, dy: Array, *, precision: Precision) -> Array:
@@ -160,6 +164,9 @@ def _natively_fused(x, kernel, bias, *, relu: bool, pool: bool, precision: Preci
 
 
 _convolution = Operation("conv3x3", native.conv3x3_shape, _natively, _xlas, folds=True)
+_transpose = Operation(
+    "conv3x3_turned", native.conv3x3_turned_shape, _turned_natively, _turned_xlas, folds=True
+)
 _by_kernel = Operation("conv3x3_by_kernel", native.by_kernel_shape, _kernel_natively, _kernel_xlas)
 _block = Operation("conv3x3_block", native.conv3x3_shape, _natively_fused, _unfused, folds=True)
 _pack = Operation("conv3x3_pack", _pack_shape, _pack_natively, _not_packed)
@@ -171,16 +178,21 @@ _packed_block = Operation(
 )
 
 
+# All three are parts of one number, linear in an input x, a kernel k and an output y:
+# <conv(x, k), y> = <x, conv(y, k turned)> = <k, K(x, y)>.
 ad.defbilinear(
     _convolution.primitive,
-    lambda dy, _, kernel, precision, **__: conv3x3(dy, _turned(kernel), precision),
-    lambda dy, x, _, precision, **__: _by_kernel(x, dy, precision=precision),
+    lambda y, _, k, precision, **__: _transpose(y, k, precision=precision),
+    lambda y, x, _, precision, **__: _by_kernel(x, y, precision=precision),
 )
-# With a kernel k in the place of its result, the second one is linear in x and in dy alike:
-# <k, K(x, dy)> = <conv(x, k), dy> = <x, conv(dy, k turned)>.
+ad.defbilinear(
+    _transpose.primitive,
+    lambda x, _, k, precision, **__: conv3x3(x, k, precision),
+    lambda x, y, _, precision, **__: _by_kernel(x, y, precision=precision),
+)
 ad.defbilinear(
     _by_kernel.primitive,
-    lambda k, _, dy, precision, **__: conv3x3(dy, _turned(k), precision),
+    lambda k, _, y, precision, **__: _transpose(y, k, precision=precision),
     lambda k, x, _, precision, **__: conv3x3(x, k, precision),
 )
 
@@ -200,7 +212,7 @@ def _packed_jvp(primals, tangents, *, on_cpu, **settings):
 
 
 def _packed_transpose(dy, x, kernel, packed, *, on_cpu, precision):
-    return conv3x3(dy, _turned(kernel), precision), None, None
+    return _transpose(dy, kernel, precision=precision), None, None
 
 
 ad.primitive_jvps[_packed_convolution.primitive] = _packed_jvp

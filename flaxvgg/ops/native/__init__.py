@@ -38,7 +38,14 @@ if IS_AVAILABLE:
 
 def conv3x3(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w o"]:
     """A convolution with padding 1."""
-    return _conv3x3((x, kernel), (("pool", False), ("relu", False)))
+    return _conv3x3((x, kernel), _NOTHING_MORE)
+
+
+def conv3x3_turned(
+    y: Float[Array, "n h w o"], kernel: Float[Array, "3 3 c o"]
+) -> Float[Array, "n h w c"]:
+    """The transpose of a convolution by that kernel: the one by the kernel turned round."""
+    return _conv3x3_turned((y, kernel), (("pool", False), ("relu", False), ("turned", True)))
 
 
 def conv3x3_block(
@@ -49,7 +56,7 @@ def conv3x3_block(
     pool: bool,
 ) -> Float[Array, "n oh ow o"]:
     """The same and a bias, then ReLU and 2x2 max pooling where they are wanted."""
-    return _conv3x3((x, kernel, bias), (("pool", pool), ("relu", relu)))
+    return _conv3x3((x, kernel, bias), (("pool", pool), ("relu", relu), ("turned", False)))
 
 
 def packing(height: int, width: int, inputs: int, outputs: int) -> tuple[int, int, int]:
@@ -74,7 +81,7 @@ def conv3x3_packed(
     pool: bool,
 ) -> Float[Array, "n oh ow o"]:
     """`conv3x3_block` to the bit, by a kernel that was packed for maps of this size."""
-    return _packed((x, packed, bias), (("pool", pool), ("relu", relu)))
+    return _packed((x, packed, bias), (("pool", pool), ("relu", relu), ("turned", False)))
 
 
 def conv3x3_by_kernel(
@@ -90,6 +97,7 @@ def linear(x: Float[Array, "n k"], kernel: Float[Array, "k o"]) -> Float[Array, 
 
 
 Settings = tuple[tuple[str, bool | np.int64], ...]
+_NOTHING_MORE: Settings = (("pool", False), ("relu", False), ("turned", False))
 
 
 def _operation(target: str, rule: str, shape: Callable[..., tuple[int, ...]]) -> Callable:
@@ -141,6 +149,13 @@ def conv3x3_shape(x, kernel, bias=None, *, pool: bool = False, **_: Any) -> tupl
     return (n, h // 2, w // 2, kernel.shape[3]) if pool else (n, h, w, kernel.shape[3])
 
 
+def conv3x3_turned_shape(y, kernel, **_: Any) -> tuple[Any, ...]:
+    """The shape of its transpose's, likewise."""
+    if not y.ndim == kernel.ndim == 4 or kernel.shape != (3, 3, kernel.shape[2], y.shape[3]):
+        _refuse("y (n, h, w, o), kernel (3, 3, c, o)", y, kernel)
+    return *y.shape[:3], kernel.shape[2]
+
+
 def _packed_shape(x, packed, bias, *, pool: bool, **_: Any) -> tuple[int, ...]:
     n, h, w, _ = x.shape
     return (n, h // 2, w // 2, *bias.shape) if pool else (n, h, w, *bias.shape)
@@ -170,6 +185,7 @@ def _refuse(wanted: str, *given: Any) -> None:
 
 
 _conv3x3 = _operation(_TARGETS[0], "n h w c, i j c o, o -> n p q o", conv3x3_shape)
+_conv3x3_turned = _operation(_TARGETS[0], "n h w o, i j c o -> n p q c", conv3x3_turned_shape)
 _by_kernel = _operation(_TARGETS[1], "n h w c, n p q o -> i j c o", by_kernel_shape)
 _linear = _operation(_TARGETS[2], "n k, k o -> n o", linear_shape)
 _packed = _operation(_TARGETS[0], "n h w c, k l m, o -> n p q o", _packed_shape)

@@ -23,14 +23,15 @@ typedef struct {
 typedef struct {
   Loops loops;
   Images x;
-  const float *kernel;                       // (3, 3, c, o)
+  const float *kernel;                       // (3, 3, c, o); if turned, the (3, 3, o, c) of which
+                                             // this is the transpose
   const float *bias;                         // (o) or NULL
   const float *packed;                       // the kernel packed, or NULL
   float *y;                                  // (n, h, w, o), or (n, h/2, w/2, o) if pooled, or
                                              // NULL: then all that is wanted is
   float *packed_to;                          // the kernel packed
   int64_t outputs;
-  int relu, pool;
+  int relu, pool, turned;
   // What `plan` fills in.
   Tiles tiles;                               // of outputs
   int64_t depth;                             // rows of the kernel

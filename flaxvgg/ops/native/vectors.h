@@ -70,6 +70,37 @@ INLINE void store_some(float *to, Vector v, int64_t count) {
   for (int64_t i = 0; i < count; i++) to[i] = v[i];
 }
 
+// The lower and the upper halves of two vectors, their values in turns.
+#if LANES == 16
+#define LOWER 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define UPPER 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif LANES == 8
+#define LOWER 0, 8, 1, 9, 2, 10, 3, 11
+#define UPPER 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOWER 0, 4, 1, 5
+#define UPPER 2, 6, 3, 7
+#endif
+
+// Rows become columns: each time half of a value's row number becomes its column's.
+INLINE void transpose(Vector rows[LANES]) {
+#pragma GCC unroll 4
+  for (int done = 1; done < LANES; done *= 2) {
+    Vector mixed[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES / 2; i++) {
+      Vector a = rows[i], b = rows[i + LANES / 2];
+      mixed[2 * i] = __builtin_shufflevector(a, b, LOWER);
+      mixed[2 * i + 1] = __builtin_shufflevector(a, b, UPPER);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) rows[i] = mixed[i];
+  }
+}
+
+#undef LOWER
+#undef UPPER
+
 // sum (ROWS, PANEL) = left (ROWS, depth) times right (depth, PANEL), chain by chain; `row` and `step`
 // are the floats from one row of the left matrix to the next, and from one column to the next.
 // `seed` (ROWS, PANEL), where there is one, is added to the first chain. Without any depth the sum

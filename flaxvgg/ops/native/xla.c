@@ -13,6 +13,10 @@
 #include <cpuid.h>
 #endif
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "conv3x3.h"
 #include "linear.h"
 #include "xla/ffi/api/c_api.h"
@@ -169,8 +173,25 @@ static int is_question(XLA_FFI_CallFrame *frame) {
   return 1;
 }
 
+// XLA gives large results back to the system and gets them anew in every call, a page of 4 KiB at a
+// time as it is written to: up to a sixth of a forward and backward pass. Pages of 2 MiB are asked
+// for instead, where the system has them (Linux, unless it is set to "never").
+static void ask_for_large_pages(const XLA_FFI_Buffer *result) {
+#if defined(MADV_HUGEPAGE)
+  enum { PAGE = 1 << 21, LEAST = 2 };
+  uintptr_t start = (uintptr_t)result->data, size = sizeof(float);
+  for (int64_t i = 0; i < result->rank; i++) size *= (uintptr_t)result->dims[i];
+  if (size < LEAST * PAGE) return;
+  uintptr_t first = start / PAGE * PAGE, end = (start + size + PAGE - 1) / PAGE * PAGE;
+  madvise((void *)first, end - first, MADV_HUGEPAGE);  // a wish: whether it is granted is no matter
+#else
+  (void)result;
+#endif
+}
+
 static XLA_FFI_Error *compute(XLA_FFI_CallFrame *frame, const Operation *operation, Loops *call) {
   int64_t workers = threads(frame);
+  ask_for_large_pages(frame->rets.rets[0]);
   operation->plan(call, workers);
   Room *room = borrow(call->shared_floats + workers * call->worker_floats);
   int done = 0;
@@ -189,9 +210,10 @@ static int is_float32(const XLA_FFI_Buffer *buffer, int64_t rank) {
   return buffer->dtype == XLA_FFI_DataType_F32 && buffer->rank == rank;
 }
 
-static int is_kernel(const XLA_FFI_Buffer *kernel, int64_t inputs) {
+static int is_kernel(const XLA_FFI_Buffer *kernel, int64_t inputs, int64_t outputs) {
   const int64_t *dims = kernel->dims;
-  return is_float32(kernel, 4) && dims[0] == 3 && dims[1] == 3 && dims[2] == inputs;
+  return is_float32(kernel, 4) && dims[0] == 3 && dims[1] == 3 && dims[2] == inputs &&
+         dims[3] == outputs;
 }
 
 static Images images(const XLA_FFI_Buffer *x) {
@@ -219,15 +241,22 @@ static const void *scalar(const XLA_FFI_CallFrame *frame, int64_t i) {
   return ((XLA_FFI_Scalar *)frame->attrs.attrs[i])->value;
 }
 
+// Attributes of flaxvgg_conv3x3.
+static int has_pool(const XLA_FFI_CallFrame *frame) { return *(const char *)scalar(frame, 0); }
+static int has_relu(const XLA_FFI_CallFrame *frame) { return *(const char *)scalar(frame, 1); }
+static int is_turned(const XLA_FFI_CallFrame *frame) { return *(const char *)scalar(frame, 2); }
+
 // Whether the buffers are what `flaxvgg/ops/native` promises; there may be no bias.
 static int fits_conv3x3(const XLA_FFI_CallFrame *frame) {
   int64_t count = frame->args.size;
   if ((count != 2 && count != 3) || frame->rets.size != 1) return 0;
-  if (!are_scalars(frame, 2, XLA_FFI_DataType_PRED)) return 0;
+  if (!are_scalars(frame, 3, XLA_FFI_DataType_PRED)) return 0;
   const XLA_FFI_Buffer *x = frame->args.args[0], *kernel = frame->args.args[1];
   const XLA_FFI_Buffer *y = frame->rets.rets[0];
   if (!is_float32(x, 4) || !is_float32(y, 4)) return 0;
-  if (kernel->rank == 4 && (!is_kernel(kernel, x->dims[3]) || kernel->dims[3] != y->dims[3]))
+  int64_t inputs = x->dims[3], outputs = y->dims[3];
+  if (kernel->rank == 4 && !(is_turned(frame) ? is_kernel(kernel, outputs, inputs)
+                                              : is_kernel(kernel, inputs, outputs)))
     return 0;
   if (count == 3) {
     const XLA_FFI_Buffer *bias = frame->args.args[2];
@@ -246,8 +275,8 @@ EXPORT XLA_FFI_Error *flaxvgg_conv3x3(XLA_FFI_CallFrame *frame) {
     const XLA_FFI_Buffer *bias = frame->args.size == 3 ? frame->args.args[2] : NULL;
     call = (Conv3x3){
         .x = images(frame->args.args[0]), .bias = bias ? bias->data : NULL, .y = y->data,
-        .outputs = y->dims[3], .pool = *(const char *)scalar(frame, 0),
-        .relu = *(const char *)scalar(frame, 1),
+        .outputs = y->dims[3], .pool = has_pool(frame), .relu = has_relu(frame),
+        .turned = is_turned(frame),
     };
     if (kernel->rank == 4) {
       call.kernel = kernel->data;
@@ -259,7 +288,8 @@ EXPORT XLA_FFI_Error *flaxvgg_conv3x3(XLA_FFI_CallFrame *frame) {
   }
   if (fits) return compute(frame, operation, &call.loops);
   return failure(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT,
-                 "flaxvgg_conv3x3 takes float32 x (n, h, w, c), kernel (3, 3, c, o) or what "
+                 "flaxvgg_conv3x3 takes float32 x (n, h, w, c), kernel (3, 3, c, o), or "
+                 "(3, 3, o, c) if turned, or what "
                  "flaxvgg_pack makes of it for images of this size, bias (o)");
 }
 
@@ -288,7 +318,7 @@ EXPORT XLA_FFI_Error *flaxvgg_pack(XLA_FFI_CallFrame *frame) {
              are_scalars(frame, 2, XLA_FFI_DataType_S64);
   if (fits) {
     const XLA_FFI_Buffer *kernel = frame->args.args[0], *to = frame->rets.rets[0];
-    fits = is_float32(kernel, 4) && is_kernel(kernel, kernel->dims[2]);
+    fits = is_float32(kernel, 4) && is_kernel(kernel, kernel->dims[2], kernel->dims[3]);
     if (fits)
       call = packing_of(kernel->data, *(const int64_t *)scalar(frame, 0),
                         *(const int64_t *)scalar(frame, 1), kernel->dims[2], kernel->dims[3],
@@ -304,8 +334,9 @@ static int fits_by_kernel(const XLA_FFI_CallFrame *frame) {
   if (frame->args.size != 2 || frame->rets.size != 1 || frame->attrs.size != 0) return 0;
   const XLA_FFI_Buffer *x = frame->args.args[0], *dy = frame->args.args[1];
   const XLA_FFI_Buffer *dkernel = frame->rets.rets[0];
-  if (!is_float32(x, 4) || !is_float32(dy, 4) || !is_kernel(dkernel, x->dims[3])) return 0;
-  return memcmp(x->dims, dy->dims, 3 * sizeof(int64_t)) == 0 && dkernel->dims[3] == dy->dims[3];
+  if (!is_float32(x, 4) || !is_float32(dy, 4) || !is_kernel(dkernel, x->dims[3], dy->dims[3]))
+    return 0;
+  return memcmp(x->dims, dy->dims, 3 * sizeof(int64_t)) == 0;
 }
 
 EXPORT XLA_FFI_Error *flaxvgg_conv3x3_by_kernel(XLA_FFI_CallFrame *frame) {
