@@ -175,6 +175,38 @@ def test_sliders_colours_and_the_box(browser, page):
     assert not browser.evaluate("document.querySelector('.over img').classList.contains('grey')")
 
 
+@pytest.mark.parametrize("size", [PHONE, DESK])
+def test_the_photo_is_dragged_to_swipe(browser, page, size):
+    opened(browser, page, size)
+    browser.evaluate("document.querySelector('.stage').scrollIntoView()")
+    left, top, width, height = browser.evaluate(
+        "(({ left, top, width, height }) => [left, top, width, height])"
+        "(document.querySelector('.stage').getBoundingClientRect())"
+    )
+
+    def mouse(kind: str, across: float, pressed: bool) -> None:
+        browser.call(
+            "Input.dispatchMouseEvent", type=kind, x=left + across * width, y=top + height / 2,
+            button="left" if kind != "mouseMoved" else "none", buttons=int(pressed), clickCount=1,
+        )  # fmt: skip
+
+    def clip() -> str:
+        return browser.evaluate("getComputedStyle(document.querySelector('.over')).clipPath")
+
+    assert clip() == "inset(0px 0px 0px 50%)"
+    mouse("mouseMoved", 0.9, pressed=False)
+    assert clip() == "inset(0px 0px 0px 50%)"  # a pointer that passes by moves nothing
+    mouse("mousePressed", 0.2, pressed=True)
+    assert clip() == "inset(0px 0px 0px 20%)"
+    mouse("mouseMoved", 0.75, pressed=True)
+    assert clip() == "inset(0px 0px 0px 75%)"
+    mouse("mouseMoved", -0.1, pressed=True)
+    assert clip() == "inset(0px 0px 0px 0%)"
+    mouse("mouseReleased", 0.5, pressed=False)
+    mouse("mouseMoved", 0.6, pressed=False)
+    assert browser.evaluate("document.querySelector('.swipe input').value") == "0"
+
+
 def test_photos_and_classes_by_mouse_and_keyboard(browser, page):
     opened(browser, page, PHONE)
     tiles = browser.evaluate(
