@@ -229,7 +229,7 @@ times of 20.
 |---|---:|
 {opened}
 
-| window | slider | work, ms: median (most) | drawn after, ms: median (95 %) | in one frame | in two |
+| window | slider | work, ms: median (most) | until drawn, ms (95 %) | in one frame | in two |
 |---|---|---:|---:|---:|---:|
 {answered}
 
