@@ -1,5 +1,5 @@
 # make demo | docs | experiments | test | test-all | lint | types | native | requirements | clean   PYTHON=python3.12 make test
-.PHONY: demo docs experiments test test-all lint types native requirements clean
+.PHONY: demo docs experiments test test-all axe lint types native requirements clean
 
 REAL_WEIGHTS = IMAGENET1K_V1_CONVOLUTIONS
 
@@ -36,6 +36,12 @@ test: .venv/ready native
 # And what takes long: every experiment from end to end in small, other processors, sanitizers.
 test-all: .venv/ready native
 	.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST) tests
+
+# What a screen reader needs, in every page: axe-core, which npm brings, finds no serious fault.
+axe: .venv/ready native
+	mkdir -p build/axe
+	cd build/axe && npm pack --silent axe-core@4 && tar xzf axe-core-4*.tgz
+	FLAXVGG_AXE=$(CURDIR)/build/axe/package/axe.min.js .venv/bin/python -m pytest tests/test_axe.py
 
 # The site: build/docs/site/index.html. Notebooks run again where they, or the package, have changed.
 docs: .venv/ready native
