@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from experiments.bench import ratios
 from experiments.bench.layers import XLA
 from experiments.bench.ratios import Results, Row
@@ -145,7 +147,7 @@ def _tradeoff(axes: "Axes", tools: Mapping[str, Row]) -> None:
     errors = [error for _, error in points.values()]
     ends = [x for spread in spreads.values() for x in (spread.least, spread.most)]
     axes.set(xscale="log", yscale="log")
-    axes.set(xlim=(min(ends) / 1.25, max(ends) * 1.5), ylim=(min(errors) / 2, max(errors) * 2))
+    axes.set(xlim=(min(ends) / 1.25, max(ends) * 1.5), ylim=(min(errors) / 3, max(errors) * 2))
     axes.axvspan(1, axes.get_xlim()[1], color="#0b5394", alpha=0.05, zorder=0)
     own = points[EAGER][1]
     axes.axhspan(axes.get_ylim()[0], own, color="#0b5394", alpha=0.05, zorder=0)
@@ -167,11 +169,13 @@ def _tradeoff(axes: "Axes", tools: Mapping[str, Row]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-# Where a name may be, from its point: a direction, and how far in points; the nearest first.
+# Where a name may be, from its point: a direction, and how far in points; the best ones first.
+_STRAIGHT, _DIAGONAL = ((1, 0), (-1, 0), (0, 1), (0, -1)), ((1, 1), (-1, 1), (1, -1), (-1, -1))
 _PLACES = [
     (across, up, far)
-    for far in (9, 20, 32, 44)
-    for across, up in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+    for directions in (_STRAIGHT, _DIAGONAL)
+    for far in (9, 18, 30, 42)
+    for across, up in directions
 ]
 
 
@@ -194,28 +198,33 @@ def _labels(axes: "Axes", tools: Mapping[str, Row]) -> None:
     frame = axes.bbox
     taken += [Bbox([[own[0] - 1, frame.y0], [own[0] + 1, frame.y1]])]
     taken += [Bbox([[frame.x0, own[1] - 1], [frame.x1, own[1] + 1]])]
+    named: list[Bbox] = []
     for tool, point in points.items():
         text = axes.annotate(
             tool, point, xytext=(0, 0), textcoords="offset points", fontsize=9,
             color=_COLOURS[tool], weight="bold" if tool in (OURS, PREPARED) else "normal",
         )  # fmt: skip
+        at = axes.transData.transform(point)
         for across, up, far in _PLACES:
             text.set_ha({1: "left", 0: "center", -1: "right"}[across])
             text.set_va({1: "bottom", 0: "center", -1: "top"}[up])
             text.set_position((far * across, far * up))
             box = text.get_window_extent()
-            inside = box.x0 > frame.x0 and box.x1 < frame.x1
-            inside &= box.y0 > frame.y0 and box.y1 < frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
+            edge = np.clip(at[0], box.x0, box.x1), np.clip(at[1], box.y0, box.y1)
+            line = Bbox([np.minimum(at, edge), np.maximum(at, edge)])
+            inside = frame.x0 < box.x0 and box.x1 < frame.x1
+            inside &= frame.y0 < box.y0 and box.y1 < frame.y1
+            if (
+                inside
+                and not any(box.overlaps(other) for other in taken)
+                and not any(line.overlaps(other) for other in named)
+            ):
                 break
-        else:
-            far = 0
-        taken.append(text.get_window_extent())
-        if far > 20:
-            box = taken[-1]
-            edge = (box.x0 + box.x1) / 2, box.y1 if up < 0 else box.y0
-            at = axes.transData.inverted().transform(edge)
-            axes.plot(*zip(at, point, strict=True), color=_COLOURS[tool], linewidth=0.7, zorder=2)
+        taken.append(box)
+        named.append(box)
+        if far > 9:
+            ends = axes.transData.inverted().transform([edge, at])
+            axes.plot(*ends.T, color=_COLOURS[tool], linewidth=0.7, zorder=2)
 
 
 def _ticks():

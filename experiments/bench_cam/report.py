@@ -148,7 +148,7 @@ def costs_figure(results: Results) -> "Figure":
         axes.plot([], [], shape, color=colour, label=label)
     axes.axvline(1, color="black", linewidth=1)
     labels = [
-        f"{_NAMES[method]}, {classes} class{'es' if classes > 1 else ''}"
+        f"{_NAMES[method]}, {classes} class{'es' if classes > 1 else ''}".replace(", at", ",\nat")
         for method, classes in rows
     ]
     axes.set_yticks(range(len(rows)), labels, fontsize=9)

@@ -131,7 +131,7 @@ def _size(ax: "Axes", found: dict) -> str:
     reader = found["reader"]
     theirs = 100 * (1 - reader["non_zero"] / reader["values"])
     star = {"color": "black", "mec": "white", "ms": 13, "zorder": 4, "clip_on": False}
-    ax.plot(len(rows) - 1, theirs, "*", label=f"a reader's image, {theirs:.1f} %", **star)
+    ax.plot(len(rows) - 1.32, theirs, "*", label=f"a reader's image, {theirs:.1f} %", **star)
     ax.legend(fontsize=9, frameon=False, loc="lower right")
     ax.set_xticks(range(len(rows)), names)
     ax.set(ylabel="zeros in pool5, %", xlim=(-0.5, len(rows) - 0.5))
