@@ -187,8 +187,10 @@ def test_the_photo_is_dragged_to_swipe(browser, page, size):
     def mouse(kind: str, across: float, pressed: bool) -> None:
         browser.call(
             "Input.dispatchMouseEvent", type=kind, x=left + across * width, y=top + height / 2,
-            button="left" if kind != "mouseMoved" else "none", buttons=int(pressed), clickCount=1,
+            button="left" if pressed or kind == "mouseReleased" else "none", buttons=int(pressed),
+            clickCount=1,
         )  # fmt: skip
+        browser.evaluate("new Promise(requestAnimationFrame)")
 
     def clip() -> str:
         return browser.evaluate("getComputedStyle(document.querySelector('.over')).clipPath")

@@ -97,13 +97,13 @@ class _PhotosPage:
         name: str,
         pixels: UInt8[np.ndarray, "h w 3"],
         maps: Sequence[Maps],
-        labels: np.ndarray,
+        classes: np.ndarray,
         scores: Sequence[float],
         logits: Float[np.ndarray, " c"],
         **told: Any,
     ) -> None:
         self._by = self._by or _factors(maps, self._count)
-        chances = chances_of(logits, labels, self._activation)
+        chances = chances_of(logits, classes, self._activation)
         value = photo_value(
             name,
             [pixels],
