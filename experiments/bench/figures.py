@@ -1,6 +1,6 @@
 """Pictures: how fast every tool is, how fast and how exact, and how near to the machine's most."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,10 @@ from flaxvgg.plotting.figures import new_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
+
+    _Spot = tuple[Bbox, np.ndarray, np.ndarray]
 
 _COLOURS = {
     OURS: "#0b5394",
@@ -199,32 +203,40 @@ def _labels(axes: "Axes", tools: Mapping[str, Row]) -> None:
     taken += [Bbox([[own[0] - 1, frame.y0], [own[0] + 1, frame.y1]])]
     taken += [Bbox([[frame.x0, own[1] - 1], [frame.x1, own[1] + 1]])]
     named: list[Bbox] = []
+
+    def is_free(spot: "_Spot") -> bool:
+        box, edge, at = spot
+        line = Bbox([np.minimum(at, edge), np.maximum(at, edge)])
+        inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+        return (
+            inside
+            and not any(box.overlaps(other) for other in taken)
+            and not any(line.overlaps(other) for other in named)
+        )
+
     for tool, point in points.items():
         text = axes.annotate(
             tool, point, xytext=(0, 0), textcoords="offset points", fontsize=9,
             color=_COLOURS[tool], weight="bold" if tool in (OURS, PREPARED) else "normal",
         )  # fmt: skip
         at = axes.transData.transform(point)
-        for across, up, far in _PLACES:
-            text.set_ha({1: "left", 0: "center", -1: "right"}[across])
-            text.set_va({1: "bottom", 0: "center", -1: "top"}[up])
-            text.set_position((far * across, far * up))
-            box = text.get_window_extent()
-            edge = np.clip(at[0], box.x0, box.x1), np.clip(at[1], box.y0, box.y1)
-            line = Bbox([np.minimum(at, edge), np.maximum(at, edge)])
-            inside = frame.x0 < box.x0 and box.x1 < frame.x1
-            inside &= frame.y0 < box.y0 and box.y1 < frame.y1
-            if (
-                inside
-                and not any(box.overlaps(other) for other in taken)
-                and not any(line.overlaps(other) for other in named)
-            ):
-                break
+        nowhere = text.get_window_extent(), at, at
+        box, edge, _ = next(filter(is_free, _spots(text, at)), nowhere)
         taken.append(box)
         named.append(box)
-        if far > 9:
+        if np.hypot(*(edge - at)) > 18:  # pixels: beside its point it needs no line
             ends = axes.transData.inverted().transform([edge, at])
             axes.plot(*ends.T, color=_COLOURS[tool], linewidth=0.7, zorder=2)
+
+
+def _spots(text: "Annotation", at: np.ndarray) -> Iterator["_Spot"]:
+    """Every place of a name in turn, which it then has: its box, the point next to `at`, `at`."""
+    for across, up, far in _PLACES:
+        text.set_ha({1: "left", 0: "center", -1: "right"}[across])
+        text.set_va({1: "bottom", 0: "center", -1: "top"}[up])
+        text.set_position((far * across, far * up))
+        box = text.get_window_extent()
+        yield box, np.clip(at, (box.x0, box.y0), (box.x1, box.y1)), at
 
 
 def _ticks():
