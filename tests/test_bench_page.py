@@ -25,6 +25,7 @@ def test_a_small_run():
         for rows in window["sliders"].values():
             assert len(rows) == 3 * len(bench.METHODS)
             assert all(drawn > 0 for drawn, _ in rows)
+    assert 25 * results["bytes"] < 20e6
     assert "of 2 photos" in bench.readme(results)
 
 

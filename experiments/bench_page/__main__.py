@@ -224,7 +224,7 @@ times of 20.
 |---|---:|
 {opened}
 
-| window | slider | work, ms: median (most) | until drawn, ms: median (95 %) | ≤ 16.7 ms | ≤ 33.3 ms |
+| window | slider | work, ms: median (most) | until drawn: median (95 %) | ≤ 16.7 ms | ≤ 33.3 ms |
 |---|---|---:|---:|---:|---:|
 {answered}
 
