@@ -1,5 +1,5 @@
 # make demo | docs | experiments | test | test-all | lint | types | native | requirements | clean   PYTHON=python3.12 make test
-.PHONY: demo docs experiments test test-all lint types native requirements clean
+.PHONY: demo docs experiments test test-all axe lint types native requirements clean
 
 REAL_WEIGHTS = IMAGENET1K_V1_CONVOLUTIONS
 
@@ -14,7 +14,7 @@ demo: .venv-demo/ready
 # named at the end; the sample head goes into the package by hand.
 EXPERIMENTS = gap_finetune why_zeros precision_modes winograd_errors skip_zeros cam_on_vgg16 \
 	attribution_on_vgg16 gap_collapse from_pytorch lpips_parity style_transfer feature_inversion \
-	streaming bench_cam bench_training bench
+	streaming bench_page bench_cam bench_training bench
 
 experiments: .venv/ready native
 	@missed=; for name in $(EXPERIMENTS); do \
@@ -36,6 +36,12 @@ test: .venv/ready native
 # And what takes long: every experiment from end to end in small, other processors, sanitizers.
 test-all: .venv/ready native
 	.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST) tests
+
+# What a screen reader needs, in every page: axe-core, which npm brings, finds no serious fault.
+axe: .venv/ready native
+	mkdir -p build/axe
+	cd build/axe && npm pack --silent axe-core@4 && tar xzf axe-core-4*.tgz
+	FLAXVGG_AXE=$(CURDIR)/build/axe/package/axe.min.js .venv/bin/python -m pytest tests/test_axe.py
 
 # The site: build/docs/site/index.html. Notebooks run again where they, or the package, have changed.
 docs: .venv/ready native

@@ -36,7 +36,7 @@ def opened(browser: Browser, page: Path, size: tuple[int, int], scheme: str = "l
     browser.open(page, *size, scheme)
     browser.evaluate(
         """(async () => {
-        while (!document.querySelector(".viewer .told").textContent)
+        while (!document.querySelector(".viewer .name").textContent)
           await new Promise(requestAnimationFrame);
         })()"""
     )

@@ -12,10 +12,11 @@ from flax import nnx
 from PIL import Image
 
 import flaxvgg
-from flaxvgg.attribution.photos import plan_attributions
+from flaxvgg.attribution.photos import attribute_photos, plan_attributions
 from flaxvgg.files.foreign import shown
 from flaxvgg.network.provenance import Provenance
 from flaxvgg.plotting.attribution import scale_of
+from flaxvgg.plotting.maps_page import AttributionPage
 from helpers import check_refused, run_flaxvgg
 from networks import TINY_GAP, tiny_vgg
 
@@ -78,6 +79,50 @@ def test_a_broken_photo_is_named_and_the_others_are_done(tmp_path, loaded, photo
     assert len(found["problems"]) == 1
 
 
+def test_a_page_of_all_maps(tmp_path, loaded, model, photos):
+    out = tmp_path / "out"
+    result = run(photos, "--size", "32x64", "--out", out, "--classes", "4,1", "--html",
+                 "--method", "saliency,input_x_gradient", "--probability", "sigmoid")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert str(out / "attribute.html") in result.stdout.replace("\n", "")
+    page = (out / "attribute.html").read_text("utf-8")
+    assert "Probabilities are the sigmoid" in page
+    assert "2 of 2 photos" in page
+    told = json.loads(page.partition('id="data">')[2].partition("</script>")[0])["viewer"]
+    # Saliency has no sign, what gradients are multiplied by has.
+    assert [(x["name"], x["kind"]) for x in told["methods"]] == [
+        ("saliency", "zero"), ("input_x_gradient", "signed"),
+    ]  # fmt: skip
+    assert 0.01 <= told["top"] < 1
+    rows = json.loads((out / "attribute.json").read_text("utf-8"))
+    assert rows["probability"] == "sigmoid"
+    with np.load(out / "attributions.npz") as arrays:
+        for i, photo in enumerate(told["photos"]):
+            assert photo["labels"] == [NAMES[4], NAMES[1]]
+            for j, method in enumerate(("saliency", "input_x_gradient")):
+                maps = arrays[method][i]
+                expected = [[x.min(), x.max()] for x in maps]
+                np.testing.assert_allclose(photo["maps"][j][0]["ranges"], expected, rtol=1e-6)
+            chances = 1 / (1 + np.exp(-arrays["scores"][i].astype(np.float64)))
+            assert photo["probabilities"] == pytest.approx(chances)
+            found = [row["probability"] for row in rows["photos"][i]["classes"]]
+            assert found == pytest.approx(chances)
+
+
+def test_what_is_said_of_maps(model, photos):
+    plan = plan_attributions(model, ["saliency"], "0,1,2", (32, 32))
+    (found,) = attribute_photos(model, [photos / "other.png"], plan, [])
+    found.maps["saliency"][1] = 0
+    found.maps["saliency"][2, 0, 0] = np.nan
+    page = AttributionPage("softmax", 1)
+    page.add(found)
+    html = page.html("title")
+    told = json.loads(html.partition('id="data">')[2].partition("</script>")[0])["viewer"]
+    (photo,) = told["photos"]
+    assert photo["flags"] == [["", "zero everywhere", "not finite"]]
+    assert photo["maps"][0][0]["ranges"][1:] == [[0, 0], None]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -86,6 +131,7 @@ def test_a_broken_photo_is_named_and_the_others_are_done(tmp_path, loaded, photo
         (["--method", "saliency", "--samples", "3"], "--samples is of no use to saliency"),
         (["--method", "saliency", "--classes", "bird"], "no class 'bird'"),
         (["--size", "12"], "--size is HxW"),
+        (["--probability", "no"], "--probability is softmax or sigmoid"),
     ],
 )
 def test_mistakes_get_a_line(tmp_path, loaded, photos, options, words):

@@ -175,6 +175,40 @@ def test_sliders_colours_and_the_box(browser, page):
     assert not browser.evaluate("document.querySelector('.over img').classList.contains('grey')")
 
 
+@pytest.mark.parametrize("size", [PHONE, DESK])
+def test_the_photo_is_dragged_to_swipe(browser, page, size):
+    opened(browser, page, size)
+    browser.evaluate("document.querySelector('.stage').scrollIntoView()")
+    left, top, width, height = browser.evaluate(
+        "(({ left, top, width, height }) => [left, top, width, height])"
+        "(document.querySelector('.stage').getBoundingClientRect())"
+    )
+
+    def mouse(kind: str, across: float, pressed: bool) -> None:
+        browser.call(
+            "Input.dispatchMouseEvent", type=kind, x=left + across * width, y=top + height / 2,
+            button="left" if pressed or kind == "mouseReleased" else "none", buttons=int(pressed),
+            clickCount=1,
+        )  # fmt: skip
+        browser.evaluate("new Promise(requestAnimationFrame)")
+
+    def clip() -> str:
+        return browser.evaluate("getComputedStyle(document.querySelector('.over')).clipPath")
+
+    assert clip() == "inset(0px 0px 0px 50%)"
+    mouse("mouseMoved", 0.9, pressed=False)
+    assert clip() == "inset(0px 0px 0px 50%)"  # a pointer that passes by moves nothing
+    mouse("mousePressed", 0.2, pressed=True)
+    assert clip() == "inset(0px 0px 0px 20%)"
+    mouse("mouseMoved", 0.75, pressed=True)
+    assert clip() == "inset(0px 0px 0px 75%)"
+    mouse("mouseMoved", -0.1, pressed=True)
+    assert clip() == "inset(0px 0px 0px 0%)"
+    mouse("mouseReleased", 0.5, pressed=False)
+    mouse("mouseMoved", 0.6, pressed=False)
+    assert browser.evaluate("document.querySelector('.swipe input').value") == "0"
+
+
 def test_photos_and_classes_by_mouse_and_keyboard(browser, page):
     opened(browser, page, PHONE)
     tiles = browser.evaluate(
@@ -313,55 +347,3 @@ def test_exact_zeros_stay_zeros():
     assert told["data"] == packed(np.uint8([[[0, 1, 255]], [[0, 0, 0]]]))
     maps[0, 0, 1] = np.inf
     assert channels_value(maps)["largest"] == [1, None]
-
-
-@pytest.mark.slow
-def test_a_large_page_is_small_and_quick(browser, tmp_path, capsys):
-    """50 photos, 3 classes, 3 methods, one of single pixels. Times are shown, not asserted."""
-    rng = np.random.default_rng(0)
-    shape, size = (50, 3), (224, 224)
-    classes = jnp.asarray(np.tile(np.arange(3, dtype=np.int32), (50, 1)))
-    scores = jnp.asarray(rng.normal(size=shape).astype(np.float32))
-
-    def maps(method: str) -> Explanation:
-        values = jnp.asarray(rng.normal(size=(*shape, 14, 14)).astype(np.float32))
-        return Explanation((values,), classes, scores, method, ("relu5_3",), "paper", size)
-
-    values = rng.normal(size=(*shape, *size, 3)).astype(np.float32)
-    pixels = Attribution(jnp.asarray(values), classes, scores, {}, "saliency")
-    noise = rng.integers(0, 256, (50, *size, 3), np.uint8)
-    photos = (noise.astype(np.float32) / 4 + 96).astype(np.uint8)
-    path = tmp_path / "large.html"
-    beside = [maps("layer_cam"), pixels]
-    maps("grad_cam").to_html(path, photos, ["a", "b", "c"], beside=beside)
-    assert path.stat().st_size < 20e6
-    opened(browser, path, DESK)
-    assert browser.complaints == []
-    assert len(browser.evaluate("document.documentElement.viewer.photos.rows")) == 50
-    start = browser.evaluate("document.documentElement.viewer.first")
-    costs = {}
-    for left in (1, 3):  # a map of 14x14, and one of pixels
-        choose(browser, "left", left)
-        costs[left] = browser.evaluate(
-            """(async () => {
-            const { viewer } = document.documentElement;
-            const input = document.querySelector(".threshold input");
-            const found = [];
-            for (let i = 0; i < 60; i++) {
-              input.value = 20 + i;
-              const start = performance.now();
-              input.dispatchEvent(new Event("input"));
-              await viewer.frame;
-              found.push([viewer.cost, performance.now() - start]);
-            }
-            return found;
-            })()"""
-        )
-    with capsys.disabled():
-        print(f"\n{path.stat().st_size / 1e6:.1f} MB; first drawn after {start:.0f} ms")
-        for left, found in costs.items():
-            work, whole = np.array(found).T
-            print(
-                f"look {left}: a step of a slider takes {np.median(work):.1f} ms of work "
-                f"(at most {work.max():.1f}), drawn {np.median(whole):.1f} ms after it"
-            )

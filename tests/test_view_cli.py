@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,15 @@ from PIL import Image
 
 from flaxvgg.cam.photos import plan_maps
 from flaxvgg.commands.serving import is_loopback, serve
+from flaxvgg.files.foreign import plain
+from flaxvgg.network.provenance import Provenance
 from flaxvgg.plotting.store_view import StoreView
 from flaxvgg.streaming import Store, find_source, maps_job, sparsity_job, stream
+from flaxvgg.streaming.store import StoreError
 from helpers import TINY_GAP, check_refused, run_flaxvgg, tiny_vgg
 
 EVIL = "<img src=x onerror=alert(1)>&amp;'\".png"
+CLASSES = ("cat", "space shuttle", "dog", "<b onclick=alert(1)>\x1b[31m", "terrier")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def maps(folder, tmp_path_factory):
     """A store of two methods' maps."""
-    model = tiny_vgg(TINY_GAP)
+    model = tiny_vgg(TINY_GAP, provenance=Provenance("random", classes=CLASSES))
     plan = plan_maps(model, ("cam", "grad_cam"), "top2", None, "paper", (32, 48))
     path = tmp_path_factory.mktemp("stores") / "maps.zarr"
     stream(maps_job(model, plan), find_source(folder), path, size=(32, 48))
@@ -99,6 +104,7 @@ def test_rows_are_sorted_and_read_as_they_are_asked_for(served, maps):
     assert rows("count=100&text=ONERROR") == [list(maps.read("name")).index(EVIL)]
     assert rows("start=900&count=5") == rows("count=0") == []
     item = served.json(f"/item/{done[2]}")
+    assert item["labels"] == [plain(CLASSES[x]) for x in maps.read("class")[done[2]]]
     assert item["scores"] == pytest.approx(maps.read("score")[done[2]].tolist())
     raw = maps.read("grad_cam")[done[2]]
     ranges = [[x.min(), x.max()] for x in raw]
@@ -146,6 +152,30 @@ def test_zeros_by_layer(zeros, folder):
     assert f"{100 * shares[rows[0], 0]:.1f} % zero" in item["facts"][0][1]
 
 
+def test_classes_have_names_as_far_as_they_are_known(maps, folder):
+    view = StoreView(Store(maps.path), folder)
+    row, first = 0, int(maps.read("class")[0, 0])
+    (listed,) = view.listing({"count": "1"})["rows"]
+    assert listed["i"] == row
+    assert listed["keys"]["class"] == plain(CLASSES[first])
+    assert ["class", plain(CLASSES[first])] in view.item(row)["facts"]
+    assert "\x1b" not in json.dumps(view.item(row), ensure_ascii=False)
+    view.store.class_names = ()  # of a store that was made before there were names
+    assert view.item(row)["labels"][0] == f"class {first}"
+    assert view.listing({"count": "1"})["rows"][0]["keys"]["class"] == f"class {first}"
+
+
+@pytest.mark.parametrize("names", [5, [1, 2], [None]])
+def test_names_that_are_none_make_no_store(maps, tmp_path, names):
+    damaged = tmp_path / "damaged.zarr"
+    shutil.copytree(maps.path, damaged)
+    told = json.loads((damaged / "zarr.json").read_text())
+    told["attributes"]["flaxvgg"]["class_names"] = names
+    (damaged / "zarr.json").write_text(json.dumps(told))
+    with pytest.raises(StoreError, match="is no store of flaxvgg"):
+        Store(damaged)
+
+
 def test_nothing_is_written(maps, folder):
     def state() -> dict[str, float]:
         return {str(path): path.stat().st_mtime_ns for path in maps.path.rglob("*")}
@@ -169,7 +199,15 @@ def test_a_store_in_a_browser(served, tmp_path):
         assert all(url.startswith((address, "data:")) for url in browser.requests)
         assert browser.complaints == []
         assert "cam: colours from" in text(browser, ".told")
-        assert browser.evaluate("document.querySelectorAll('[onerror]').length") == 0
+        assert browser.evaluate("document.querySelectorAll('[onerror], [onclick]').length") == 0
+        labels = served.json("/item/0")["labels"]
+        assert text(browser, ".classes b") == labels[0]
+        assert (
+            browser.evaluate(
+                "[...document.querySelectorAll('.class option')].map((x) => x.textContent)"
+            )
+            == labels
+        )
         assert text(browser, ".count") == "7 photos"
         browser.evaluate(
             """(async () => {

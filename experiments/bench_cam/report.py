@@ -19,7 +19,8 @@ _FAMILY = (
     "elementwise_grad_cam",
 )
 TOOLS = ("flaxvgg", "flaxvgg default", "grad-cam", "torchcam")
-_COLOURS = ("#0b5394", "#6fa8dc", "#cc7722", "#999999")
+_COLOURS = ("#0b5394", "#6fa8dc", "#cc7722", "#777777")
+_MARKERS = "DDso"
 _NAMES = {
     "grad_cam": "Grad-CAM",
     "grad_cam++": "Grad-CAM++",
@@ -131,34 +132,38 @@ def costs_figure(results: Results) -> "Figure":
     found = {(row["method"], row["classes"], row["tool"]): row for row in results["results"]}
     rows = list(dict.fromkeys((method, classes) for method, classes, _ in found))
     tools = [tool for tool in TOOLS if any(tool == name for *_, name in found)]
-    figure = new_figure(figsize=(9, 0.62 * len(rows) + 1.6), dpi=100, layout="constrained")
+    figure = new_figure(figsize=(9, 0.36 * len(rows) + 1.4), dpi=100, layout="constrained")
     axes = figure.subplots()
-    height = 0.8 / len(tools)
+    for place in range(1, len(rows), 2):
+        axes.axhspan(place - 0.5, place + 0.5, color="0.96", zorder=0)
     for i, tool in enumerate(tools):
-        has = [(j, found[*row, tool]) for j, row in enumerate(rows) if (*row, tool) in found]
-        places = [j + (i - (len(tools) - 1) / 2) * height for j, _ in has]
-        values = [row["passes"][0] for _, row in has]
-        colour = _COLOURS[TOOLS.index(tool)]
-        label = {"flaxvgg": "flaxvgg", "flaxvgg default": 'flaxvgg, precision "default"'}
-        axes.barh(places, values, height * 0.92, color=colour, label=label.get(tool, tool), left=0)
-        for place, value in zip(places, values, strict=True):
-            axes.text(value * 1.04, place, _number(value), va="center", fontsize=7.5, color="0.25")
+        colour, shape = _COLOURS[TOOLS.index(tool)], _MARKERS[TOOLS.index(tool)]
+        for j, row in enumerate(rows):
+            if (*row, tool) in found:
+                at = j + 0.7 * ((i + 0.5) / len(tools) - 0.5)
+                middle, least, most = found[*row, tool]["passes"]
+                axes.plot([least, most], [at, at], color=colour, linewidth=1.6, alpha=0.55)
+                axes.plot(middle, at, shape, color=colour, markersize=6, zorder=3)
+        label = {"flaxvgg default": 'flaxvgg, precision "default"'}.get(tool, tool)
+        axes.plot([], [], shape, color=colour, label=label)
     axes.axvline(1, color="black", linewidth=1)
-    names = [_NAMES[method].replace(", at", ",\nat") for method, _ in rows]
     labels = [
-        f"{name}, {classes} class{'es' if classes > 1 else ''}"
-        for name, (_, classes) in zip(names, rows, strict=True)
+        f"{_NAMES[method]}, {classes} class{'es' if classes > 1 else ''}".replace(", at", ",\nat")
+        for method, classes in rows
     ]
     axes.set_yticks(range(len(rows)), labels, fontsize=9)
-    axes.invert_yaxis()
-    least = min(row["passes"][0] for row in found.values())
-    axes.set(xscale="log", xlim=(min(0.7, least * 0.8), None), ylim=(len(rows) - 0.4, -0.6))
-    axes.set_xlabel("forward passes of the same network (logarithmic; 1 is the network alone)")
-    axes.xaxis.set_major_formatter(lambda x, _: _number(x))
+    axes.set(xscale="log", ylim=(len(rows) - 0.5, -0.5))
+    most = max(row["passes"][2] for row in found.values())
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if tick < 2 * most]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(
+        "forward passes of the same network (line at 1: the network alone)\n"
+        f"median of {results['rounds']} rounds, line from least to most: further left is cheaper"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
-    axes.set_title(f"What a class activation map costs: {results['arch']}, {results['size']} px")
+    figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=len(tools))
     return figure
 
 

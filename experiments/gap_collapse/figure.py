@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Told apart by the colour-blind too (Okabe and Ito).
-_COLOURS = ("#d55e00", "#e69f00", "#009e73", "#0072b2")
+_COLOURS = ("#d55e00", "#cc79a7", "#009e73", "#0072b2")
+_LINES = ("-", "--", "-", "-")  # the first two lie on each other
 
 
 def draw(results: dict[str, Any]) -> "Figure":
@@ -42,9 +43,9 @@ def draw(results: dict[str, Any]) -> "Figure":
 
 
 def _steps(ax: "Axes", cases: list[dict[str, Any]]) -> None:
-    for case, colour in zip(cases, _COLOURS, strict=True):
+    for case, colour, line in zip(cases, _COLOURS, _LINES, strict=True):
         label = f"{case['head']}, learning rate {case['rate']:g}"
-        ax.plot([step["loss"] for step in case["ours"]], color=colour, label=label)
+        ax.plot([step["loss"] for step in case["ours"]], line, color=colour, label=label)
         ax.plot([step["loss"] for step in case["pytorch"]], "o", color=colour, mfc="none", ms=8)
     ax.plot([], [], "o", color="0.4", mfc="none", ms=8, label="PyTorch's")
     ax.axhline(math.log(2), color="black", linestyle=":", linewidth=1)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _TITLES = ("scene", "CAM, linear layer fitted", "CAM, conv5 trained as well", EIGEN)
 _COLOURS = ("#ffd23f", "#4cc9f0")  # of the two objects of a scene
-_RIGHT, _WRONG = "#38e038", "#ff4040"
+_RIGHT, _WRONG = "white", "#ff4fd8"  # told apart by shape, and by those who see no green or red
 
 
 def draw(seen: Seen, scenes: int = 6, missed: int = 2) -> "Figure":
@@ -43,7 +43,7 @@ def draw(seen: Seen, scenes: int = 6, missed: int = 2) -> "Figure":
     for column, title in zip((0, 1.5, 3.5, 5), _TITLES, strict=True):
         x = 0.004 + (column + 0.5) / 6 * 0.992
         figure.text(x, 1 - 0.12 / height, title, ha="center", va="center", fontsize=10)
-    note = "frame: where the object is; peak of each map: green circle on it, red cross beside it"
+    note = "frame: where the object is; peak of each map: circle on it, cross beside it"
     if missed:
         note += "; the last rows are chosen for a miss"
     figure.text(0.5, 0.12 / height, note, ha="center", va="center", fontsize=9)

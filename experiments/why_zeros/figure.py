@@ -114,7 +114,8 @@ def _detail(ax: "Axes", found: dict) -> str:
     ticks = (0, 1, 3, 10, 30, 100)
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.set(xlabel="detail: mean step between pixels, of 255", ylabel="zeros in pool5, %")
-    ax.set_ylim(top=100)
+    lowest = 100 * min(min(row["zeros"]) for row in found["kinds"])
+    ax.set_ylim(lowest - 11, 100)  # with room for the legend
     ax.minorticks_off()
     ax.legend(fontsize=9, frameon=False, loc="lower left")
     least = min(min(row["zeros"]) for row in found["kinds"])
@@ -129,12 +130,9 @@ def _size(ax: "Axes", found: dict) -> str:
     _photo_dots(ax, [row["zeros"] for row in rows])
     reader = found["reader"]
     theirs = 100 * (1 - reader["non_zero"] / reader["values"])
-    ax.plot(len(rows) - 1, theirs, "*", color="black", ms=14, zorder=4)
-    ax.annotate(
-        f"a reader's image:\n{theirs:.1f} %", (len(rows) - 1, theirs), xytext=(-14, -52),
-        textcoords="offset points", ha="center", arrowprops={"arrowstyle": "-", "color": "0.5"},
-        **_TEXT,
-    )  # fmt: skip
+    star = {"color": "black", "mec": "white", "ms": 13, "zorder": 4, "clip_on": False}
+    ax.plot(len(rows) - 1.32, theirs, "*", label=f"a reader's image, {theirs:.1f} %", **star)
+    ax.legend(fontsize=9, frameon=False, loc="lower right")
     ax.set_xticks(range(len(rows)), names)
     ax.set(ylabel="zeros in pool5, %", xlim=(-0.5, len(rows) - 0.5))
     enlarged = " and ".join(f"{100 * row['pool5']['mean']:.0f}" for row in larger)
@@ -144,6 +142,7 @@ def _size(ax: "Axes", found: dict) -> str:
 def _preprocessing(ax: "Axes", found: dict) -> str:
     rows = found["recipes"]
     _photo_dots(ax, [row["zeros"] for row in rows])
+    ax.legend(fontsize=9, frameon=False, loc="lower right")
     names = [row["recipe"].replace(" subtracted", "").replace(", ", ",\n") for row in rows]
     names = [name.replace(" for ", "\nfor ").replace(" means", "\nmeans") for name in names]
     ax.set_xticks(range(len(rows)), names, fontsize=8.5)
@@ -159,11 +158,15 @@ def _photo_dots(ax: "Axes", columns: list[list[float]]) -> None:
     """A dot for each photo in each column, the same photo joined by a line, and the means."""
     percent = 100 * np.array(columns)
     ax.plot(percent, color=_TRAINED, lw=0.8, alpha=0.45, marker="o", ms=4)
+    ax.plot([], [], color=_TRAINED, lw=0.8, alpha=0.6, marker="o", ms=4, label="a photo")
     for i, mean in enumerate(percent.mean(axis=1)):
-        ax.plot([i - 0.25, i + 0.25], [mean, mean], color="black", lw=2.5, zorder=3)
+        label = "mean of the photos" if not i else None
+        ax.plot([i - 0.2, i + 0.2], [mean, mean], color="black", lw=2.5, zorder=3, label=label)
+        # On the lines between two columns, which it interrupts.
         ax.annotate(
-            f"{mean:.0f}", (i + 0.27, mean), va="center", fontsize=10, fontweight="bold", zorder=5
-        )
+            f"{mean:.0f}", (i + 0.24, mean), va="center", fontsize=10, fontweight="bold", zorder=5,
+            bbox={"facecolor": "white", "linewidth": 0, "pad": 0.8, "alpha": 0.85},
+        )  # fmt: skip
     ax.set_ylim(min(65, percent.min() - 2), 100)
 
 
@@ -184,7 +187,7 @@ def _pooling(ax: "Axes", found: dict) -> str:
         ax.text(i - 0.2, before[i] + 1, f"{before[i]:.0f}", ha="center", **_TEXT)
         ax.text(i + 0.2, after[i] + 1, f"{after[i]:.0f}", ha="center", **_TEXT)
     ax.set_xticks(x, [row["pool"] for row in rows])
-    ax.set(ylabel="zeros, %", ylim=(0, 100))
+    ax.set(ylabel="zeros, % of the values of all photos", ylim=(0, 100))
     ax.legend(fontsize=9, frameon=False, loc="upper left")
     last = rows[-1]
     return f"it removes some: {100 * last['before']:.0f} % falls to {100 * last['after']:.0f} %"

@@ -29,12 +29,19 @@ def errors(results: dict[str, Any]) -> "Figure":
         axes.set_title(_TITLES[kind], fontsize=11)
     every[0].set_yticks(range(len(labels)), labels, fontsize=9)
     every[0].set(ylim=(len(labels) - 0.5, -0.5))
-    for name, colour in _COLOURS.items():
-        every[0].plot([], [], "o", color=colour, label=name)
-    for layer, shape in zip(rows[0]["before_relu"], _MARKERS, strict=False):
-        every[0].plot([], [], shape, color="black", markersize=5, label=layer)
-    figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=4)
-    figure.supxlabel("error of one layer in PyTorch's own (line at 1): further left is better")
+    lines = [
+        every[0].plot([], [], color=colour, linewidth=4, label=name)[0]
+        for name, colour in _COLOURS.items()
+    ]
+    shapes = [
+        every[0].plot([], [], shape, color="black", markersize=5, label=layer)[0]
+        for layer, shape in zip(rows[0]["before_relu"], _MARKERS, strict=False)
+    ]
+    style = {"frameon": False, "fontsize": 9}
+    figure.legend(handles=lines, loc="outside upper center", ncols=len(lines), **style)
+    figure.legend(handles=shapes, loc="outside lower center", ncols=len(shapes), **style)
+    for axes in every:
+        axes.set_xlabel("error of one layer in PyTorch's own (line at 1)", fontsize=10)
     return figure
 
 
@@ -64,16 +71,24 @@ def scan(results: dict[str, Any]) -> "Figure":
         values = np.array(tile["errors"], float)
         shown = np.ma.masked_invalid(values)
         grid = axes.pcolormesh(found["b"], found["a"], shown, cmap="viridis_r", norm="log")
-        figure.colorbar(grid, ax=axes, label="error in PyTorch's own")
+        bar = figure.colorbar(grid, ax=axes, label="error in PyTorch's own; frame: the least")
+        ticks = [
+            x for x in (1, 1.5, 2, 3, 5, 10, 20) if np.nanmin(values) <= x <= np.nanmax(values)
+        ]
+        bar.set_ticks(ticks, labels=[f"{x:g}" for x in ticks], minor=False)
+        bar.ax.minorticks_off()
         row, column = np.unravel_index(np.nanargmin(values), values.shape)
         for i, j in np.ndindex(values.shape):
             if np.isfinite(values[i, j]):
                 best = (i, j) == (row, column)
                 text = f"{values[i, j]:.2f}"
-                weight, colour = ("bold", "red") if best else ("normal", "black")
-                colour = "white" if values[i, j] > 6 else colour
+                colour = "white" if values[i, j] > 6 else "black"
                 at = found["b"][j], found["a"][i]
-                axes.text(*at, text, ha="center", va="center", fontsize=7, weight=weight, c=colour)
+                frame = {"facecolor": "none", "edgecolor": "black", "linewidth": 1.5, "pad": 2.5}
+                axes.text(
+                    *at, text, ha="center", va="center", fontsize=7, c=colour,
+                    weight="bold" if best else "normal", bbox=frame if best else None,
+                )  # fmt: skip
         axes.set_title(f"{tile['algorithm']}: {tile['points']}, {found['layer']}", fontsize=11)
         axes.set(xlabel="b", ylabel="a")
     return figure

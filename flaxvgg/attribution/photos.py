@@ -36,8 +36,8 @@ class Plan:
 class AttributedPhoto:
     """A photo as the network was given it, and its attributions to K classes.
 
-    `labels` are the classes and `scores` their logits (K,); `maps` are the sums over colours
-    (K, H, W), signed, by the names of `Plan.methods`.
+    `labels` are the classes and `scores` their logits (K,), `logits` those of all classes; `maps`
+    are the sums over colours (K, H, W), signed, by the names of `Plan.methods`.
     """
 
     photo: Path
@@ -45,6 +45,7 @@ class AttributedPhoto:
     labels: tuple[int, ...]
     names: tuple[str, ...]
     scores: tuple[float, ...]
+    logits: Float[np.ndarray, " c"]
     maps: dict[str, Float[np.ndarray, "k h w"]]
 
 
@@ -141,5 +142,6 @@ def attribute_photos(
                 classes,
                 tuple(model.classes[x] if model.classes else f"class {x}" for x in classes),
                 tuple(float(scores[0, x]) for x in classes),
+                np.asarray(scores[0]),
                 {row: np.asarray(x.values[0]).sum(axis=-1) for row, x in found.items()},
             )

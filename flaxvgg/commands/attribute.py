@@ -7,19 +7,20 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from flaxvgg.commands import options
 from flaxvgg.commands.console import Shown, clear_errors, finish, say_where, show
-from flaxvgg.commands.options import load_model, parse_size
+from flaxvgg.commands.options import load_model, one_of, parse_size
 
 if TYPE_CHECKING:
     from flaxvgg.attribution.photos import AttributedPhoto, Plan
     from flaxvgg.network.model import VGG
+    from flaxvgg.plotting.cam import Activation
 
 
 def attribute(
@@ -45,6 +46,11 @@ def attribute(
     out: Annotated[
         Path, typer.Option(help="The folder for pictures, attributions.npz, attribute.json.")
     ] = Path("attribution"),
+    probability: options.Probability = "softmax",
+    html: Annotated[
+        bool,
+        typer.Option("--html", help="Also attribute.html, one page to look through all maps."),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show which pixels of photos speak for a class: LRP, gradients, occlusion, RISE.
@@ -56,9 +62,11 @@ def attribute(
         from flaxvgg.attribution.photos import parse_methods, plan_attributions
         from flaxvgg.files.folders import check_apart, check_folder
         from flaxvgg.images.loading import find_images
+        from flaxvgg.plotting.cam import Activation
         from flaxvgg.plotting.figures import check_drawing
 
         hw, methods = parse_size(size), parse_methods(method)
+        activation = one_of("--probability", probability, get_args(Activation))
         composites = composite.split(",") if composite else ()
         check_drawing()
         check_folder(out)
@@ -68,9 +76,10 @@ def attribute(
         plan = plan_attributions(
             model, methods, classes, hw, composites=composites, samples=samples, seed=seed
         )
-        written = _write(model, paths, plan, out)
-        show(lambda: _table(written.done, plan), _json(model, plan, written), as_json=as_json)
-        say_where(next(iter(written.done)) if len(written.done) == 1 else out)
+        written = _write(model, paths, plan, out, activation, html)
+        show(lambda: _table(written.done, plan), written.record, as_json=as_json)
+        best = next(iter(written.done)) if len(written.done) == 1 else out
+        say_where(out / "attribute.html" if html else best)
         left = f"{written.left} of {len(paths)} photos were not looked at" if written.left else ""
         finish(written.problems, left)
 
@@ -82,10 +91,21 @@ class _Written:
     done: dict[Path, "AttributedPhoto"]
     problems: list[str]
     left: int
+    record: dict[str, Any]  # attribute.json
 
 
-def _write(model: "VGG", photos: Sequence[Path], plan: "Plan", out: Path) -> _Written:
-    """A picture of each photo as soon as it is done, then attributions.npz and attribute.json."""
+def _write(
+    model: "VGG",
+    photos: Sequence[Path],
+    plan: "Plan",
+    out: Path,
+    activation: "Activation",
+    html: bool,
+) -> _Written:
+    """A picture of each photo as soon as it is done, then attributions.npz and attribute.json.
+
+    For a page also attribute.html, of the first 500 photos.
+    """
     import numpy as np
 
     from flaxvgg.attribution.photos import attribute_photos
@@ -94,25 +114,29 @@ def _write(model: "VGG", photos: Sequence[Path], plan: "Plan", out: Path) -> _Wr
     from flaxvgg.images.loading import ImageError
     from flaxvgg.plotting.attribution import photo_figure
     from flaxvgg.plotting.figures import png
+    from flaxvgg.plotting.maps_page import MOST_PHOTOS, AttributionPage
 
     problems: list[str] = []
     done: dict[Path, AttributedPhoto] = {}
     names = Names(".png")
     title = f"{model.config.arch}, {model.provenance.source}"
+    page = AttributionPage(activation, min(len(photos), MOST_PHOTOS))
     try:
         with contextlib.closing(
             attribute_photos(model, photos, plan, problems, Shown())
         ) as attributed:
             for found in attributed:
                 picture = out / names(found.photo)
-                write_bytes(picture, png(photo_figure(found, title)))
+                write_bytes(picture, png(photo_figure(found, title, activation)))
+                if html and len(done) < MOST_PHOTOS:
+                    page.add(found)
                 done[picture] = found
     except KeyboardInterrupt:
         if not done:
             raise
     if not done:
         raise ImageError(*problems)
-    written = _Written(done, problems, len(photos) - len(done) - len(problems))
+    left = len(photos) - len(done) - len(problems)
     every = list(done.values())
     maps = {row: np.stack([x.maps[row] for x in every]) for row in plan.methods}
     about = {
@@ -121,13 +145,27 @@ def _write(model: "VGG", photos: Sequence[Path], plan: "Plan", out: Path) -> _Wr
         "scores": np.array([x.scores for x in every], np.float32),
     }
     save_npz(out / "attributions.npz", maps | about)
-    text = json.dumps(_json(model, plan, written), indent=1)
-    write_bytes(out / "attribute.json", text.encode())
-    return written
+    record = _json(model, plan, done, problems, left, activation)
+    write_bytes(out / "attribute.json", json.dumps(record, indent=1).encode())
+    if html:
+        shown_of = f"{min(len(done), MOST_PHOTOS)} of {len(photos)} photos"
+        write_bytes(out / "attribute.html", page.html(f"{title}: {shown_of}").encode())
+    return _Written(done, problems, left, record)
 
 
-def _json(model: "VGG", plan: "Plan", written: _Written) -> dict[str, Any]:
+def _json(
+    model: "VGG",
+    plan: "Plan",
+    done: Mapping[Path, "AttributedPhoto"],
+    problems: Sequence[str],
+    left: int,
+    activation: "Activation",
+) -> dict[str, Any]:
+    import numpy as np
+
     from flaxvgg.files.foreign import plain, shown
+    from flaxvgg.plotting.cam import chances_of
+    from flaxvgg.plotting.page.viewing import finite
 
     return {
         "architecture": model.config.arch,
@@ -135,20 +173,30 @@ def _json(model: "VGG", plan: "Plan", written: _Written) -> dict[str, Any]:
         "sha256": model.provenance.sha256,
         "size": list(plan.size),
         "methods": list(plan.methods),
-        "photos_not_looked_at": written.left,
-        "problems": list(map(plain, written.problems)),
+        "probability": activation,
+        "photos_not_looked_at": left,
+        "problems": list(map(plain, problems)),
         "photos": [
             {
                 "photo": shown(found.photo),
                 "picture": picture.name,
                 "classes": [
-                    {"class": label, "name": plain(name), "score": score}
-                    for label, name, score in zip(
-                        found.labels, found.names, found.scores, strict=True
+                    {
+                        "class": label,
+                        "name": plain(name),
+                        "score": finite(score),
+                        "probability": finite(float(chance)),
+                    }
+                    for label, name, score, chance in zip(
+                        found.labels,
+                        found.names,
+                        found.scores,
+                        chances_of(found.logits, np.array(found.labels), activation),
+                        strict=True,
                     )
                 ],
             }
-            for picture, found in written.done.items()
+            for picture, found in done.items()
         ],
     }
 

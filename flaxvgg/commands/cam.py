@@ -56,10 +56,7 @@ def cam(
             "own (map)."
         ),
     ] = "photo",
-    probability: Annotated[
-        str,
-        typer.Option(help="What logits become: softmax, or sigmoid for heads of several labels."),
-    ] = "softmax",
+    probability: options.Probability = "softmax",
     html: Annotated[
         bool, typer.Option("--html", help="Also cam.html, one page to look through all maps.")
     ] = False,

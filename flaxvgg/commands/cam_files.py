@@ -12,6 +12,7 @@ import numpy as np
 
 from flaxvgg.cam.photos import ExplainedPhoto, PhotoMap, Plan, explain_photos, probabilities
 from flaxvgg.commands.console import Shown
+from flaxvgg.commands.options import one_of
 from flaxvgg.files.arrays import save_npz
 from flaxvgg.files.folders import Names, write_bytes
 from flaxvgg.files.foreign import plain, shown
@@ -19,9 +20,7 @@ from flaxvgg.images.loading import ImageError
 from flaxvgg.network.model import VGG
 from flaxvgg.plotting.cam import Activation, Scale, cam_figure
 from flaxvgg.plotting.figures import png
-from flaxvgg.plotting.maps_page import CamPage
-
-_PAGE = 500  # photos in a page
+from flaxvgg.plotting.maps_page import MOST_PHOTOS, CamPage
 
 
 class Drawing(NamedTuple):
@@ -34,13 +33,11 @@ class Drawing(NamedTuple):
     @classmethod
     def of(cls, scale: str, activation: str, html: bool) -> "Drawing":
         """What is meant. Raises ValueError for an unknown scale or activation."""
-        for name, value, known in (
-            ("--scale", scale, get_args(Scale)),
-            ("--probability", activation, get_args(Activation)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is {' or '.join(known)}, not {value!r}")
-        return cls(scale, activation, html)
+        return cls(
+            one_of("--scale", scale, get_args(Scale)),
+            one_of("--probability", activation, get_args(Activation)),
+            html,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +68,7 @@ def write_cams(
     done: dict[Path, ExplainedPhoto] = {}  # by picture
     names = Names(".png")
     title = f"{model.config.arch}, {model.provenance.source}, convention {plan.convention!r}"
-    page = CamPage(plan.convention, drawing.activation, min(len(photos), _PAGE))
+    page = CamPage(plan.convention, drawing.activation, min(len(photos), MOST_PHOTOS))
     try:
         with contextlib.closing(
             explain_photos(model, photos, plan, problems, Shown())
@@ -80,7 +77,7 @@ def write_cams(
                 picture = out / names(found.photo)
                 figure = cam_figure(found, title, drawing.scale, drawing.activation)
                 write_bytes(picture, png(figure))
-                if drawing.html and len(done) < _PAGE:
+                if drawing.html and len(done) < MOST_PHOTOS:
                     page.add(found)
                 # What is large is in the picture.
                 done[picture] = dataclasses.replace(
@@ -98,7 +95,7 @@ def write_cams(
     save_npz(out / "maps.npz", _arrays(list(done.values()), plan))
     write_bytes(out / "cam.json", json.dumps(record, indent=1).encode())
     if drawing.html:
-        shown_of = f"{min(len(done), _PAGE)} of {len(photos)} photos"
+        shown_of = f"{min(len(done), MOST_PHOTOS)} of {len(photos)} photos"
         write_bytes(out / "cam.html", page.html(f"{title}: {shown_of}").encode())
     return Written(maps, pictures, problems, left, record)
 

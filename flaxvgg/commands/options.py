@@ -1,5 +1,6 @@
 """What commands share: their options, and how these are read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +61,18 @@ Distributed = Annotated[
         "a cluster, or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).",
     ),
 ]
+
+
+Probability = Annotated[
+    str, typer.Option(help="What logits become: softmax, or sigmoid for heads of several labels.")
+]
+
+
+def one_of(option: str, value: str, known: Sequence[str]) -> Any:
+    """The value of an option that is one of the `known`. Raises ValueError for another."""
+    if value not in known:
+        raise ValueError(f"{option} is {' or '.join(known)}, not {value!r}")
+    return value
 
 
 def is_store(

@@ -10,6 +10,7 @@ from flaxvgg.attribution.attribution import Attribution
 from flaxvgg.attribution.photos import AttributedPhoto
 from flaxvgg.files.foreign import plain
 from flaxvgg.network.model import AnyArray
+from flaxvgg.plotting.cam import Activation, chances_of, told_score
 from flaxvgg.plotting.figures import literal, new_figure, same_images
 
 if TYPE_CHECKING:
@@ -27,15 +28,19 @@ def scale_of(maps: Float[np.ndarray, "k h w"]) -> float:
     return float(np.percentile(finite, _CLIPPED)) if finite.size and finite.any() else 1.0
 
 
-def photo_figure(found: AttributedPhoto, title: str) -> "Figure":
+def photo_figure(
+    found: AttributedPhoto, title: str, activation: Activation = "softmax"
+) -> "Figure":
     """A row for each method and a column for each class, beside the photo.
 
     The classes of one method share a scale, from minus to plus the 99.5th percentile of its
-    magnitudes: what a class has little of looks like little.
+    magnitudes: what a class has little of looks like little. `activation` is that of the
+    probabilities.
     """
+    chances = chances_of(found.logits, np.array(found.labels), activation)
     heads = [
-        f"{plain(name)}\nscore {score:.3g}"
-        for name, score in zip(found.names, found.scores, strict=True)
+        f"{plain(name)}\n{told_score(score, chance)}"
+        for name, score, chance in zip(found.names, found.scores, chances, strict=True)
     ]
     return _grid(found.pixels, found.maps, heads, f"{plain(found.photo.name)}\n{title}")
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from flaxvgg.attribution.attribution import Attribution
+from flaxvgg.attribution.photos import AttributedPhoto
 from flaxvgg.cam.conventions import Convention
 from flaxvgg.cam.explanation import Explanation, Flag
 from flaxvgg.cam.photos import FLAG_WORDS, ExplainedPhoto
@@ -17,6 +18,7 @@ from flaxvgg.plotting.page.packing import factors
 from flaxvgg.plotting.page.shell import page, viewer
 from flaxvgg.plotting.page.viewing import Kind, Method, Sort, photo_value, viewer_value
 
+MOST_PHOTOS = 500  # in a page
 _MOST = 0.998  # of single pixels that are not yet of the last colour at first
 Maps = Sequence[Float[np.ndarray, "k _ _"]]  # of one photo and method, by layer
 _SORTS = (
@@ -81,15 +83,47 @@ def maps_page(
     return _page(methods, values, by, title, activation if logits is not None else "", top)
 
 
-class CamPage:
+class _PhotosPage:
+    """A page of photos with maps, which are added one after the other and packed at once."""
+
+    def __init__(self, activation: Activation, count: int):
+        self._activation, self._count = activation, count
+        self._methods: list[Method] = []
+        self._by: list[list[int]] = []
+        self._photos: list[dict[str, Any]] = []
+
+    def _add(
+        self,
+        name: str,
+        pixels: UInt8[np.ndarray, "h w 3"],
+        maps: Sequence[Maps],
+        classes: np.ndarray,
+        scores: Sequence[float],
+        logits: Float[np.ndarray, " c"],
+        **told: Any,
+    ) -> None:
+        self._by = self._by or _factors(maps, self._count)
+        chances = chances_of(logits, classes, self._activation)
+        value = photo_value(
+            name,
+            [pixels],
+            maps,
+            self._by,
+            scores=list(scores),
+            probabilities=chances,
+            keys={"score": scores[0], "chance": chances[0]},
+            **told,
+        )
+        self._photos.append(value)
+
+
+class CamPage(_PhotosPage):
     """The page of explained photos, which are added one after the other."""
 
     def __init__(self, convention: str, activation: Activation, count: int):
         """For at most `count` photos."""
-        self._convention, self._activation, self._count = convention, activation, count
-        self._methods: list[Method] = []
-        self._by: list[list[int]] = []
-        self._photos: list[dict[str, Any]] = []
+        super().__init__(activation, count)
+        self._convention = convention
 
     def add(self, found: ExplainedPhoto) -> None:
         """Pack a photo and its maps; nothing else of it is kept."""
@@ -104,30 +138,59 @@ class CamPage:
             else:
                 self._methods.append(Method(method, kind, layers or ("whole network",)))
                 maps.append([found.raw[method]])
-        self._by = self._by or _factors(maps, self._count)
         first = next(iter(found.maps.values()))
-        labels = np.array([-1 if one.label is None else one.label for one in first])
-        chances = chances_of(found.logits, labels, self._activation)
-        words = [
-            [FLAG_WORDS.get(one.flag, "") for one in of_method] for of_method in found.maps.values()
-        ]
-        self._photos.append(
-            photo_value(
-                found.photo.name,
-                [found.pixels],
-                maps,
-                self._by,
-                labels=[one.name or "no class" for one in first],
-                scores=[one.score for one in first],
-                probabilities=chances,
-                flags=words,
-                keys={"score": first[0].score, "chance": chances[0]},
-            )
+        self._add(
+            found.photo.name,
+            found.pixels,
+            maps,
+            np.array([-1 if one.label is None else one.label for one in first]),
+            [one.score for one in first],
+            found.logits,
+            labels=[one.name or "no class" for one in first],
+            flags=[
+                [FLAG_WORDS.get(one.flag, "") for one in of_method]
+                for of_method in found.maps.values()
+            ],
         )
 
     def html(self, title: str) -> str:
         """The page of all that was added."""
         return _page(self._methods, self._photos, self._by, title, self._activation)
+
+
+class AttributionPage(_PhotosPage):
+    """The page of attributed photos, which are added one after the other."""
+
+    def __init__(self, activation: Activation, count: int):
+        """For at most `count` photos."""
+        super().__init__(activation, count)
+        self._signed: dict[str, bool] = {}
+        self._tops: dict[str, list[float]] = {}
+
+    def add(self, found: AttributedPhoto) -> None:
+        """Pack a photo and its maps; nothing else of it is kept."""
+        for name, maps in found.maps.items():
+            self._signed[name] = self._signed.get(name, False) or bool((maps < 0).any())
+            self._tops.setdefault(name, []).append(_top(maps))
+        self._add(
+            found.photo.name,
+            found.pixels,
+            [[maps] for maps in found.maps.values()],
+            np.array(found.labels),
+            found.scores,
+            found.logits,
+            labels=list(found.names),
+            flags=[_attribution_flags(maps) for maps in found.maps.values()],
+        )
+
+    def html(self, title: str) -> str:
+        """The page of all that was added."""
+        methods = [
+            Method(name, "signed" if signed else "zero", ("pixels",))
+            for name, signed in self._signed.items()
+        ]
+        top = min(float(np.median(tops)) for tops in self._tops.values())
+        return _page(methods, self._photos, self._by, title, self._activation, top)
 
 
 def _page(
@@ -197,10 +260,17 @@ def _kind(method: str, convention: str) -> Kind:
 
 def _flags(result: Explanation | Attribution) -> list[list[str]]:
     if isinstance(result, Attribution):
-        finite = np.isfinite(np.asarray(result.values)).all(axis=(-3, -2, -1))
-        words = np.where(finite, "", FLAG_WORDS[Flag.NOT_FINITE])
-        return [list(map(str, row)) for row in np.atleast_2d(words)]
+        return [_attribution_flags(maps) for maps in np.asarray(result.values.sum(axis=-1))]
     return [[FLAG_WORDS.get(Flag(x), "") for x in row] for row in np.asarray(result.flags).tolist()]
+
+
+def _attribution_flags(maps: Float[np.ndarray, "k h w"]) -> list[str]:
+    """What is to be said of signed maps: of those that are not finite, or zero."""
+    finite, zeros = (x.all(axis=(1, 2)) for x in (np.isfinite(maps), maps == 0))
+    return [
+        FLAG_WORDS[Flag.ZERO] if zero else "" if fine else FLAG_WORDS[Flag.NOT_FINITE]
+        for fine, zero in zip(finite, zeros, strict=True)
+    ]
 
 
 def _size(result: Explanation | Attribution) -> tuple[int, int]:

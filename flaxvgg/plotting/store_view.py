@@ -94,7 +94,7 @@ class StoreView:
             packed = iter([maps_value(x, factor) for x, factor in zip(maps, by, strict=True)])
             classes = self.store.row("class", row).tolist()
             value |= {
-                "labels": [f"class {label}" if label >= 0 else "no class" for label in classes],
+                "labels": list(map(self._class_name, classes)),
                 "scores": self.store.row("score", row),
                 "flags": [
                     [FLAG_WORDS.get(Flag(x), "") for x in self.store.row(f"{m.name}_flag", row)]
@@ -126,13 +126,21 @@ class StoreView:
         image.save(file, "JPEG", quality=80 if small else 90)
         return file.getvalue()
 
+    def _class_name(self, label: int) -> str:
+        if label < 0:
+            return "no class"
+        names = self.store.class_names  # which a store of others may have too few of
+        return names[label] if label < len(names) else f"class {label}"
+
     def _check(self, row: int) -> None:
         at = int(np.searchsorted(self._rows, row))
         if at >= len(self._rows) or self._rows[at] != row:
             raise StoreError(f"no image {row} is done")
 
     def _listed(self, row: int) -> dict[str, Any]:
-        keys = {name: values[row] for name, values in self._keys.items()}
+        keys: dict[str, Any] = {name: values[row] for name, values in self._keys.items()}
+        if "class" in keys:
+            keys["class"] = self._class_name(int(keys["class"]))
         return {
             "i": row,
             "name": self._names[row],
@@ -211,4 +219,7 @@ class StoreView:
                 shape = "x".join(map(str, x.shape))
                 found.append([name, f"{shape}, {percent(float((x == 0).mean()))} zero"])
             return found
-        return [[key, f"{values[row]:.4g}"] for key, values in self._keys.items()]
+        return [
+            [key, self._class_name(int(values[row])) if key == "class" else f"{values[row]:.4g}"]
+            for key, values in self._keys.items()
+        ]

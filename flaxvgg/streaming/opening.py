@@ -52,6 +52,7 @@ def open_store(
     unit: int,
     note: Note,
     held: contextlib.ExitStack,
+    class_names: Sequence[str] = (),
 ) -> Store:
     """The store, made by the first process where there is none; locked until `held` is closed.
 
@@ -67,7 +68,7 @@ def open_store(
             if path.exists():
                 Store(path).sweep(held=is_locked)
             else:
-                Store.create(path, source, settings, unit, held=is_locked)
+                Store.create(path, source, settings, unit, class_names=class_names, held=is_locked)
         except (StoreError, LockedError) as error:
             refused = error
     if _total(refused is not None):

@@ -121,7 +121,8 @@ def stream(
     settings = _settings(job, source, size, batch)
     with contextlib.ExitStack() as held:
         unit_size = _unit(job, size, batch)
-        store = open_store(Path(path), source, settings, unit_size, note, held)
+        names = job.model.classes
+        store = open_store(Path(path), source, settings, unit_size, note, held, names)
         mine = range(jax.process_index(), store.units, jax.process_count())
         compare(store, source, mine, note)
         status = store.status

@@ -30,7 +30,7 @@ import zarr
 from jaxtyping import UInt8, UInt64
 from zarr.errors import GroupNotFoundError
 
-from flaxvgg.files.foreign import shown
+from flaxvgg.files.foreign import plain, shown
 from flaxvgg.files.locking import alone
 from flaxvgg.files.records import first_line
 from flaxvgg.streaming.source import Source
@@ -51,6 +51,7 @@ class Store:
     """The rows of N images in units, which are written one by one.
 
     `settings` is what the store was made with, `units` how many there are, `unit` the rows of each.
+    `class_names` are those of the weights' classes, where they are known.
     """
 
     def __init__(self, path: Path):
@@ -64,6 +65,7 @@ class Store:
                     f"{path} has format {told['format']}; this flaxvgg reads {_FORMAT}"
                 )
             self.settings, self.unit, self.images = told["settings"], told["unit"], told["images"]
+            self.class_names = tuple(map(_text, told.get("class_names", ())))
         except (
             GroupNotFoundError,
             KeyError,
@@ -82,6 +84,7 @@ class Store:
         settings: Mapping[str, Any],
         unit: int,
         *,
+        class_names: Sequence[str] = (),
         held: bool = False,
     ) -> "Store":
         """A new store without rows. Raises StoreError where it cannot be written.
@@ -94,6 +97,7 @@ class Store:
                 shutil.rmtree(left, ignore_errors=True)
         new = path.with_name(f".{path.name}.new-{os.getpid()}")
         told = {"format": _FORMAT, "images": len(source), "unit": unit, "settings": settings}
+        told |= {"class_names": list(map(plain, class_names))} if class_names else {}
         try:
             group = zarr.create_group(new, attributes={_ATTRIBUTE: told})
             texts = {"name": source.names, **source.texts}
@@ -332,6 +336,12 @@ class Store:
             spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": metadata}
             self._arrays[path] = ts.open(spec, create=True, open=True).result()
         return self._arrays[path]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} for a name")
+    return value
 
 
 def nothing(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

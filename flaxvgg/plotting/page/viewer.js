@@ -66,9 +66,23 @@ class Viewer {
     this.find(".depth").hidden = !isSlider;
     this.find(".depth input").max = Math.max(layers.length - 1, 0);
     slide("depth", state.layer, (value) => this.setLayer(value), (x) => this.layers[x] ?? "");
-    const swipe = (value) => this.find(".stage").style.setProperty("--swipe", `${value}%`);
+    const stage = this.find(".stage");
+    const swipe = (value) => stage.style.setProperty("--swipe", `${value}%`);
     slide("swipe", told.swipe, swipe);
     swipe(told.swipe);
+    const drag = (event) => {
+      if (told.looks.length < 2 || !(event.buttons & 1)) return;
+      const { left, width } = stage.getBoundingClientRect();
+      const value = Math.min(Math.max(Math.round((100 * (event.clientX - left)) / width), 0), 100);
+      this.find(".swipe input").value = value;
+      swipe(value);
+    };
+    stage.addEventListener("pointerdown", (event) => {
+      stage.setPointerCapture(event.pointerId); // it goes on where the pointer leaves the photo
+      drag(event);
+    });
+    stage.addEventListener("pointermove", drag);
+    stage.classList.toggle("swiped", told.looks.length > 1);
     this.root.addEventListener("keydown", (event) => this.key(event));
     for (const name of ["swipe", "divider", "left-name", "right-name"]) {
       this.find(`.${name}`).hidden = told.looks.length < 2; // nothing to compare
