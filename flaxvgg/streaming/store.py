@@ -31,7 +31,7 @@ from jaxtyping import UInt8, UInt64
 from zarr.errors import GroupNotFoundError
 
 from flaxvgg.files.foreign import shown
-from flaxvgg.files.locking import alone
+from flaxvgg.files.locking import alone_beside
 from flaxvgg.files.records import first_line
 from flaxvgg.streaming.source import Source
 
@@ -115,8 +115,7 @@ class Store:
     @staticmethod
     def lock(path: Path) -> contextlib.AbstractContextManager[bool]:
         """The lock of a store, for one run at a time: `flaxvgg.files.locking.alone`, beside it."""
-        path = path.absolute()
-        return alone(path, path.with_name(f".{path.name}.lock"))
+        return alone_beside(path.absolute())
 
     @property
     def units(self) -> int:
