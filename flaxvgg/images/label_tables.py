@@ -69,7 +69,7 @@ def label_table(source: AnyPath, table: TableFile) -> LabelTable:
 
     Raises DatasetError with everything that is wrong with it.
     """
-    given = table.inside.names if table.inside else table.columns["image"]
+    given = table.columns["image"] if table.inside is None else table.inside.names
     problems = [] if given else ["no images in it: one line for each"]
     problems += [f"{table.where(i)}: no image" for i, name in enumerate(given) if not name]
     with_boxes = [name for name in BOX if name in table.columns]

@@ -16,7 +16,7 @@ from flaxvgg.images.table_files import DatasetError
 
 _SHARDS = (".parquet", ".tar")
 _MOST = 10**6  # shards: what a larger number says is not how many there are
-_NUMBERED = re.compile(r"(?P<set>.*?)[-_.]?(?P<number>\d+)(-of-(?P<count>\d+)(-[0-9a-f]{16})?)?")
+_NUMBERED = re.compile(r"(?P<set>.*?)(?P<number>\d+)(-of-(?P<count>\d+)(-[0-9a-f]{16})?)?")
 
 
 def written_out(paths: Sequence[Path]) -> list[Path]:
