@@ -1,4 +1,4 @@
-"""Parquet shards and data sets of Hugging Face: every image once, read group by group."""
+"""Parquet shards: every image once, read group by group, and what does not go together refused."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
-from streaming_jobs import means_job
+from streaming_jobs import means_job, on_device
 from test_archives import image, tar
 
 from flaxvgg.images.datasets import DatasetError
@@ -111,7 +111,7 @@ def test_the_store_of_shards_is_that_of_the_files_and_notices_others(shards, tmp
     for i in range(COUNT):
         (tmp_path / "files" / "x").mkdir(parents=True, exist_ok=True)
         (tmp_path / "files" / "x" / f"n{i}.png").write_bytes(image(i))
-    job, out = means_job(), tmp_path / "shards.zarr"
+    job, out = on_device(means_job()), tmp_path / "shards.zarr"
 
     def run(given, out=out):
         return stream(job, find_source(given), out, size=(32, 32))
@@ -181,7 +181,7 @@ def test_a_damaged_shard_is_named_and_what_is_whole_is_kept(shards, tmp_path):
     data = bytearray(path.read_bytes())
     data[data.index(b"IHDR") + 5] ^= 1
     path.write_bytes(data)
-    done = stream(means_job(), find_source(shards), tmp_path / "d.zarr", size=(32, 32))
+    done = stream(on_device(means_job()), find_source(shards), tmp_path / "d.zarr", size=(32, 32))
     assert list(done.problems) == [f"{path.name}/n3.png"]
     says = f"rows 1 to 1 of {path.name} are damaged ("
     assert done.problems[f"{path.name}/n3.png"].startswith(says)
@@ -247,83 +247,3 @@ def test_names_of_shards(tmp_path):
         (tmp_path / name).touch()
     assert [path.name for path in shards_below(tmp_path)] == ["0000.parquet", "0001.parquet"]
     assert list(find_source(tmp_path).names) == ["a.png"]
-
-
-class Features(dict):
-    """What `datasets.Features` is to us."""
-
-    def to_dict(self) -> dict:
-        return dict(self)
-
-
-class Dataset:
-    """As much of `datasets.Dataset` as is used, over a table of Arrow."""
-
-    def __init__(self, table: pyarrow.Table, features: dict):
-        self._table, self.features = table, Features(features)
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def select_columns(self, names: list[str]) -> "Dataset":
-        return Dataset(self._table.select(names), {x: self.features[x] for x in names})
-
-    def with_format(self, kind: str) -> "Dataset":
-        assert kind == "arrow"
-        return self
-
-    def __getitem__(self, row: int | slice) -> pyarrow.Table:
-        return self._table[row] if isinstance(row, slice) else self._table.slice(row, 1)
-
-
-IMAGE = {"image": {"_type": "Image"}}
-
-
-def hub_dataset(count: int = COUNT) -> Dataset:
-    labels = [x for labels in ROWS for x in labels]
-    parts = [slice(0, 4), slice(4, count)]
-    tables = [pyarrow.table({"image": cells(0, count)[x], "label": labels[x]}) for x in parts]
-    return Dataset(pyarrow.concat_tables(tables), IMAGE | CLASSES)
-
-
-def test_a_data_set_of_hugging_face(tmp_path):
-    source = Source.of_hugging_face(hub_dataset())
-    check(source, [f"n{i}.png" for i in range(COUNT)])
-    job, out = means_job(), tmp_path / "h.zarr"
-    assert stream(job, source, out, size=(32, 32)).now == COUNT
-    assert stream(job, Source.of_hugging_face(hub_dataset()), out, size=(32, 32)).now == 0
-    with pytest.raises(StoreError, match=r"1 removed \(n8.png\)"):
-        stream(job, Source.of_hugging_face(hub_dataset(8)), out, size=(32, 32))
-    (tmp_path / "on disk.png").write_bytes(image(3))
-    table = pyarrow.table(
-        {"image": [{"bytes": None, "path": str(tmp_path / "on disk.png")}], "other": [1]}
-    )
-    source = Source.of_hugging_face(Dataset(table, IMAGE | {"other": {"_type": "Value"}}))
-    assert not source.read(0, None, RECIPE).problem
-    assert source.labels is None
-    table = pyarrow.table({"image": [image(0), image(1)], "labels": [["a"], ["b", "a"]]})
-    source = Source.of_hugging_face(Dataset(table, IMAGE | {"labels": {"_type": "List"}}))
-    assert source.names == ["0", "1"]
-    assert source.labels.tolist() == [[True, False], [True, True]]
-
-
-class IterableDataset:
-    features = Features(IMAGE)
-
-    def select_columns(self, names):
-        return self
-
-
-def test_what_is_no_data_set_of_hugging_face():
-    for given, says in [
-        ({"train": hub_dataset(), "test": hub_dataset()}, "choose of train, test"),
-        (IterableDataset(), "IterableDataset has no rows by number: load it without streaming"),
-        ([1, 2], "list has no rows by number: pass a datasets.Dataset"),
-        (Dataset(pyarrow.table({"a": [1]}), {"a": {"_type": "Value"}}), "no column `image` in it"),
-        (Dataset(pyarrow.table({"image": ["a.png"]}), IMAGE), "holds paths, and no images"),
-        (Dataset(pyarrow.table({"image": [1]}), IMAGE), "the column image is int64"),
-        (Dataset(hub_dataset()._table[:0], IMAGE | CLASSES), "no images in it"),
-    ]:
-        with pytest.raises(DatasetError) as error:
-            Source.of_hugging_face(given)
-        assert says in str(error.value)

@@ -6,12 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from streaming_jobs import Drawn, means_job
+from streaming_jobs import Drawn, means_job, on_device
 from test_streaming import same_files
 
 from flaxvgg.cam.photos import plan_maps
@@ -35,8 +34,7 @@ COUNT, UNIT = 40, 32
 
 @pytest.fixture(scope="module")
 def job():
-    job = means_job()
-    return dataclasses.replace(job, model=jax.tree.map(jnp.asarray, job.model))
+    return on_device(means_job())
 
 
 @pytest.fixture
