@@ -27,6 +27,7 @@ import flaxvgg.cam.photos
 import flaxvgg.evaluation.localisation
 import flaxvgg.sparsity.counting
 import flaxvgg.training.run  # noqa: F401
+from flaxvgg.streaming.units import Unfinished
 from tests.networks import TINY_GAP, coloured_photos, tiny_vgg
 from tests.streaming_jobs import Drawn, means_job
 
@@ -48,16 +49,26 @@ class Trial(NamedTuple):
 
 def stream_child(out: Path, started: int) -> None:
     """Stream, and say when it begins."""
-    from flaxvgg.streaming import Source, stream
+    from flaxvgg.streaming import Source, run, stream
 
+    run._SAVE_EVERY = (0.0, 1.0)[os.getpid() % 2]
     source = Source.of_grain(Drawn(_IMAGES, 32))
     begun = partial(os.write, started, b"x")
     stream(means_job(), source, out, size=(32, 32), batch=1, advance=lambda *_: begun())
 
 
 def images_done(out: Path) -> int:
-    """The images that a store has; it is there whole or not at all."""
-    return int((zarr.open_group(out)["status"][:] != 0).sum()) if out.exists() else 0
+    """The images that a store has, and those saved of units that it has not.
+
+    It is there whole or not at all.
+    """
+    if not out.exists():
+        return 0
+    group = zarr.open_group(out)
+    status, unit = group["status"][:], group.attrs["flaxvgg"]["unit"]
+    units = Unfinished(out / "status" / "unfinished")
+    begun = [number for number in units.numbers() if not status[number * unit]]
+    return int((status != 0).sum()) + units.images(begun)
 
 
 def train_child(photos: Path, out: Path, started: int) -> None:

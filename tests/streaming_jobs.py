@@ -1,5 +1,7 @@
 """What is streamed by processes that must start quickly: no PyTorch, devices only when needed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,11 @@ def means_job():
         return Looked(rows, {"positive": positive})
 
     return Job("means", small_model(), {}, look)
+
+
+def on_device(job):
+    """A job with its model as arrays of JAX, as what checks shapes wants it."""
+    return dataclasses.replace(job, model=jax.tree.map(jnp.asarray, job.model))
 
 
 class Drawn:

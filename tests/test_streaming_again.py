@@ -6,18 +6,26 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from streaming_jobs import means_job
+from streaming_jobs import Drawn, means_job, on_device
 from test_streaming import same_files
 
 from flaxvgg.cam.photos import plan_maps
 from flaxvgg.files.locking import LockedError
 from flaxvgg.images.loading import ImageError
-from flaxvgg.streaming import Source, Store, StoreError, find_source, localisation_job, stream
+from flaxvgg.streaming import (
+    Looked,
+    Source,
+    Store,
+    StoreError,
+    find_source,
+    localisation_job,
+    stream,
+)
+from flaxvgg.streaming import run as streaming
 from flaxvgg.streaming import source as reading
 from networks import TINY_GAP, tiny_vgg
 
@@ -26,8 +34,7 @@ COUNT, UNIT = 40, 32
 
 @pytest.fixture(scope="module")
 def job():
-    job = means_job()
-    return dataclasses.replace(job, model=jax.tree.map(jnp.asarray, job.model))
+    return on_device(means_job())
 
 
 @pytest.fixture
@@ -196,5 +203,141 @@ def test_one_run_at_a_time_and_its_files_stay(job, photos, tmp_path):
     assert left.exists()
     run(job, source, out)
     assert not left.exists()
+    assert not (store.path / "status" / "unfinished").exists()
     names = {x.name for x in tmp_path.iterdir()}
     assert names == {"photos", "s.zarr", ".s.zarr.new-mine"}
+
+
+def mixed_job(job):
+    """A job whose rows tell which images were in a batch with them, and in which place."""
+
+    def look(model, images, valid, asked) -> Looked:
+        place = jnp.arange(1, len(images) + 1)
+        of_batch = (images.sum(axis=(1, 2, 3)) * place.astype(images.dtype)).sum()
+        rows = {"batch": jnp.broadcast_to(of_batch, (len(images),)), "place": place}
+        return Looked(rows, {"sum": jnp.where(valid, place, 0).sum()[None]})
+
+    return dataclasses.replace(job, name="mixed", look=look)
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_after(images: int):
+    """An `advance` that ends the run, as nobody expects it, once so many images are done."""
+    told = []
+
+    def advance(done: int, broken: int) -> None:
+        told.append(done)
+        if len(told) > 1 and sum(told[1:]) >= images:
+            raise Crash
+
+    return advance
+
+
+MIXED = Drawn(71, 32)  # of two sizes; every seventh is broken
+STEP = 2 * 2  # images: two devices with a batch each
+
+
+def of_mixed(job, out, monkeypatch, advance=lambda *_: None, steps=1000, images=MIXED):
+    """A run in units of sixteen batches, of images at their own sizes."""
+    monkeypatch.setattr(streaming, "_UNIT_BATCHES", 16)
+    monkeypatch.setattr(streaming, "_SAVE_EVERY", 0.0)
+    asked = iter(range(1000))
+    options = {"size": None, "batch": 2, "stop": lambda: next(asked) >= steps}
+    source = Source.of_grain(images)
+    return stream(mixed_job(job), source, out, advance=advance, note=pytest.fail, **options)
+
+
+@pytest.fixture
+def undisturbed(job, tmp_path, monkeypatch):
+    store = of_mixed(job, tmp_path / "whole.zarr", monkeypatch).store
+    assert store.unit == 32
+    assert not (store.path / "status" / "unfinished").exists()
+    return store
+
+
+def test_a_stop_loses_nothing(job, tmp_path, monkeypatch, undisturbed):
+    """Every batch that was begun is kept, and those behind it are what they would have been."""
+    out, runs = tmp_path / "stopped.zarr", 0
+    left = len(MIXED)
+    while left:
+        told: list[tuple[int, int]] = []
+        tell = lambda *counts, told=told: told.append(counts)  # noqa: E731
+        done = of_mixed(job, out, monkeypatch, tell, steps=runs + 1)
+        assert told[0][0] == len(MIXED) - left
+        assert sum(x for x, _ in told[1:]) == done.now >= min(left, runs + 1)
+        assert done.left == left - done.now == done.store.left()
+        left, runs = done.left, runs + 1
+    assert runs > 4
+    assert same_files(undisturbed.path, out)
+
+
+@pytest.mark.parametrize("images", [1, 23, 40])
+def test_a_crash_loses_what_the_devices_had(job, tmp_path, monkeypatch, undisturbed, images):
+    out = tmp_path / "crashed.zarr"
+    with pytest.raises(Crash):
+        of_mixed(job, out, monkeypatch, crash_after(images))
+    kept = len(MIXED) - Store(out).left()
+    assert images - 3 * STEP <= kept <= images + STEP
+    again = of_mixed(job, out, monkeypatch)
+    assert (again.now, again.left) == (len(MIXED) - kept, 0)
+    assert same_files(undisturbed.path, out)
+
+
+def stopped(job, tmp_path, monkeypatch) -> Path:
+    """A store with one unit, and a second that is begun."""
+    out = tmp_path / "stopped.zarr"
+    store = of_mixed(job, out, monkeypatch, steps=14).store
+    assert [store.status[i] for i in (0, 31, 32)] == [2 if i % 7 == 3 else 1 for i in (0, 31)] + [0]
+    assert store.unfinished.numbers() == [1]
+    assert len(list((out / "status" / "unfinished").iterdir())) > 1
+    return out
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "other arrays", "half-written"])
+def test_what_is_damaged_of_an_unfinished_unit_is_done_again(
+    job, tmp_path, monkeypatch, undisturbed, damage
+):
+    out = stopped(job, tmp_path, monkeypatch)
+    before = Store(out).left()
+    part = out / "status" / "unfinished" / "1-1.npz"
+    match damage:
+        case "cut":
+            part.write_bytes(part.read_bytes()[:-30])
+        case "missing":
+            part.unlink()
+        case "other arrays":
+            np.savez(part, at=np.array([1000]), status=np.array([1]), problem=np.array([""]))
+        case "half-written":
+            part.with_name("1-9.npz.partial").write_bytes(b"half")
+    again = of_mixed(job, out, monkeypatch)
+    assert (again.now > before) == (damage != "half-written")
+    assert same_files(undisturbed.path, out)
+
+
+@pytest.mark.parametrize("row", [33, 38])
+def test_an_unfinished_unit_of_other_images_is_begun_anew(job, tmp_path, monkeypatch, row):
+    """One that was done, and one that was broken: nothing of before is mixed in."""
+    out = stopped(job, tmp_path, monkeypatch)
+    assert isinstance(MIXED[row]["image"], bytes) == (row == 38)
+
+    class Changed(Drawn):
+        def __getitem__(self, i: int) -> dict:
+            return super().__getitem__(1 if i == row else i) | {"label": i % 5}
+
+    changed = Changed(len(MIXED), 32)
+    again = of_mixed(job, out, monkeypatch, images=changed)
+    assert again.now == len(MIXED) - 32
+    whole = of_mixed(job, tmp_path / "changed.zarr", monkeypatch, images=changed)
+    assert same_files(whole.store.path, out)
+
+
+def test_a_unit_that_takes_no_second_is_written_at_once(job, photos, tmp_path, monkeypatch):
+    """No part of it is saved: on a fast device nothing is written twice."""
+    monkeypatch.setattr(streaming, "_SAVE_EVERY", 1e9)
+    saved = []
+    monkeypatch.setattr(Store, "save", lambda *given: saved.append(given))
+    run(job, find_source(photos / "list.csv"), tmp_path / "a.zarr")
+    assert not saved

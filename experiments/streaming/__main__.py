@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from experiments.running import Program, write_results
-from experiments.streaming.report import readme, table
-from experiments.streaming.study import Plan, disk, memory_of, speed
+from experiments.streaming.report import readme, sources_table, table
+from experiments.streaming.study import Plan, disk, memory_of, sources, speed
 from flaxvgg.commands.console import clear_errors, console, step
 
 app = Program()
@@ -44,14 +44,15 @@ def main(
         load = [round(os.getloadavg()[0], 2)]
         found = {"weights": Path(weights).name, "images": images, "rounds": rounds, "size": size}
         with tempfile.TemporaryDirectory() as folder:
-            for kind, measure in ("speed", speed), ("disk", disk):
+            for kind, measure in ("speed", speed), ("disk", disk), ("sources", sources):
                 with step(kind):
                     found[kind] = measure(plan, Path(folder))
             with step("memory"):
                 found["memory"] = [_memory(plan, n, Path(folder)) for n in (most // 4, most)]
         found["load"] = [*load, round(os.getloadavg()[0], 2)]
         write_results(out, found, readme, packages=("tensorstore", "zarr", "grain"))
-    console.print(table(found), highlight=False, markup=False, soft_wrap=True)
+    for lines in table(found), sources_table(found):
+        console.print(lines, highlight=False, markup=False, soft_wrap=True)
 
 
 def _memory(plan: Plan, images: int, folder: Path) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 import resource
 import shutil
 import statistics
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 import flaxvgg
+from experiments.streaming.sources import compare, light_job
 from flaxvgg.images.loading import find_images, load_pixels, normalise, open_image
 from flaxvgg.images.samples import sample_photos
 from flaxvgg.network.outputs import outputs
@@ -21,6 +23,7 @@ from flaxvgg.streaming import features_job, find_source, maps_job, sparsity_job,
 
 BATCH = 8
 LAYERS = ("pool5", "gap")
+_ROUNDS = 9  # of sources: a round takes seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,19 @@ def speed(plan: Plan, folder: Path) -> dict[str, Any]:
         "ratios": [round(x, 3) for x in ratios],
         "decoded_by_one_thread": round(decoded, 1),
     }
+
+
+def sources(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Kinds of sources, of a tenth of the photos."""
+    load = [round(os.getloadavg()[0], 2)]
+    count = max(1, plan.images // 10)
+    made = folder / "packed"
+    made.mkdir()
+    job = light_job(flaxvgg.load(plan.weights))
+    kinds = compare(job, photos(count, folder / "some"), made, plan.hw, _ROUNDS)
+    load.append(round(os.getloadavg()[0], 2))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"images": count, "rounds": _ROUNDS, "cores": cores, "load": load, "kinds": kinds}
 
 
 def disk(plan: Plan, folder: Path) -> dict[str, float]:

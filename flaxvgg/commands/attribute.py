@@ -61,6 +61,7 @@ def attribute(
     with clear_errors("nothing was written"):
         from flaxvgg.attribution.photos import parse_methods, plan_attributions
         from flaxvgg.files.folders import check_apart, check_folder
+        from flaxvgg.files.locking import alone_in
         from flaxvgg.images.loading import find_images
         from flaxvgg.plotting.cam import Activation
         from flaxvgg.plotting.figures import check_drawing
@@ -72,11 +73,12 @@ def attribute(
         check_folder(out)
         paths = find_images(photos)
         check_apart(out, paths)
-        model = load_model(weights, arch)
-        plan = plan_attributions(
-            model, methods, classes, hw, composites=composites, samples=samples, seed=seed
-        )
-        written = _write(model, paths, plan, out, activation, html)
+        with alone_in(out):
+            model = load_model(weights, arch)
+            plan = plan_attributions(
+                model, methods, classes, hw, composites=composites, samples=samples, seed=seed
+            )
+            written = _write(model, paths, plan, out, activation, html)
         show(lambda: _table(written.done, plan), written.record, as_json=as_json)
         best = next(iter(written.done)) if len(written.done) == 1 else out
         say_where(out / "attribute.html" if html else best)

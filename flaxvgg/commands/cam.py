@@ -103,6 +103,7 @@ def cam(
         from flaxvgg.commands.cam_files import Drawing, write_cams
         from flaxvgg.commands.tables import cam_table
         from flaxvgg.files.folders import check_apart, check_folder
+        from flaxvgg.files.locking import alone_in
         from flaxvgg.images.loading import find_images
         from flaxvgg.plotting.figures import check_drawing
 
@@ -114,12 +115,13 @@ def cam(
         check_folder(out)
         paths = find_images(photos)
         check_apart(out, paths)
-        model = load_model(weights, arch)
-        plan = plan_maps(model, methods, classes, layers, convention, hw)
-        if not model.config.head:
-            without = ", ".join(plan.methods)
-            console.print(f"{without} alone, without classes: {model.config.no_head_because}")
-        written = write_cams(model, paths, plan, out, drawing)
+        with alone_in(out):
+            model = load_model(weights, arch)
+            plan = plan_maps(model, methods, classes, layers, convention, hw)
+            if not model.config.head:
+                without = ", ".join(plan.methods)
+                console.print(f"{without} alone, without classes: {model.config.no_head_because}")
+            written = write_cams(model, paths, plan, out, drawing)
         show(lambda: cam_table(written.maps, plan), written.record, as_json=as_json)
         best = next(iter(written.pictures)) if len(written.pictures) == 1 else out
         best = out / "cam.html" if html else best

@@ -3,6 +3,7 @@
 `perceptual.photos.compare_photos` compares; here is what is shown and written of it.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -66,6 +67,7 @@ def compare(
     with clear_errors(f"{out} is as it was" if out else "nothing was written"):
         from flaxvgg.commands.tables import compare_table
         from flaxvgg.files.folders import check_apart, check_folder
+        from flaxvgg.files.locking import alone_beside, alone_in
         from flaxvgg.images.loading import ImageError, find_images
         from flaxvgg.perceptual.photos import (
             compare_photos,
@@ -108,24 +110,27 @@ def compare(
             check_folder(out)
         if out is not None:
             check_apart(out, [path for pair in pairs for path in pair])
-        model = load_model(weights, "vgg16")
         problems: list[str] = []
-        where = in_folder and (html or not is_table)
-        found = list(
-            compare_photos(model, pairs, metrics, hw, problems, where=where, watch=Shown())
-        )
-        if not found:
-            raise ImageError(*problems)
-        found = nearest_first(found, metrics[0])
-        source = model.provenance.source
-        told = _told(found, metrics, hw, source, problems)
-        show(lambda: compare_table(found, source), told, as_json=as_json)
-        if out is not None:
-            _write(out, found, metrics, hw, told, where and not is_table)
-            if html:
-                _write_page(out, found, metrics, hw)
-            best = "compare.html" if html else "compare.png" if where else ""
-            say_where(out / best)
+        with contextlib.ExitStack() as held:
+            if out is not None:
+                held.enter_context(alone_in(out) if in_folder else alone_beside(out))
+            model = load_model(weights, "vgg16")
+            where = in_folder and (html or not is_table)
+            found = list(
+                compare_photos(model, pairs, metrics, hw, problems, where=where, watch=Shown())
+            )
+            if not found:
+                raise ImageError(*problems)
+            found = nearest_first(found, metrics[0])
+            source = model.provenance.source
+            told = _told(found, metrics, hw, source, problems)
+            show(lambda: compare_table(found, source), told, as_json=as_json)
+            if out is not None:
+                _write(out, found, metrics, hw, told, where and not is_table)
+                if html:
+                    _write_page(out, found, metrics, hw)
+                best = "compare.html" if html else "compare.png" if where else ""
+                say_where(out / best)
         finish(problems)
 
 

@@ -17,6 +17,7 @@ from flaxvgg.commands.console import Shown, say_where, show, step
 from flaxvgg.commands.tables import sizes_table, sparsity_table
 from flaxvgg.files.arrays import save_npz
 from flaxvgg.files.folders import Names, check_apart, check_folder, make_folder, write_bytes
+from flaxvgg.files.locking import alone_in
 from flaxvgg.heads.sample_head import with_sample_head
 from flaxvgg.images.batches import map_readable
 from flaxvgg.images.loading import find_images, load_pixels, normalise
@@ -43,7 +44,8 @@ def run_demo(
     """Write features.npz, zeros.json and demo.png of the photos into the folder `out`.
 
     Gives a line for each photo that cannot be read and was left out. Raises ImageError where none
-    can, ValueError where there are no photos, `out` is no folder, or matplotlib is missing.
+    can, LockedError while another run writes there, ValueError where there are no photos, `out` is
+    no folder, or matplotlib is missing.
     """
     paths = find_images(photos) if photos else sample_photos()
     if not paths:
@@ -51,6 +53,18 @@ def run_demo(
     check_drawing()
     check_folder(out)
     check_apart(out, paths)
+    with alone_in(out):
+        return _run(load, paths, size, out, as_json)
+
+
+def _run(
+    load: Callable[[], VGG],
+    paths: list[Path],
+    size: tuple[int, int],
+    out: Path,
+    as_json: bool,
+) -> list[str]:
+    """The files of `run_demo`, of photos that are there, in a folder that nobody else writes to."""
     model = load()
     headed = None if model.config.head else _with_sample_head(model)
     sampled = headed is not None

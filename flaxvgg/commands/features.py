@@ -50,16 +50,18 @@ def features(
             return
         from flaxvgg.commands.tables import features_json, features_table
         from flaxvgg.files.arrays import check_npz, save_npz
+        from flaxvgg.files.locking import alone_beside
         from flaxvgg.images.batches import extract
         from flaxvgg.images.loading import find_images
 
         hw = parse_size(size)
         check_npz(out)
         paths = find_images(photos)
-        model = load_model(weights, arch)
         problems: list[str] = []
-        arrays = extract(model, paths, layers.split(","), hw, problems, Shown())
-        save_npz(out, arrays)
+        with alone_beside(out):
+            model = load_model(weights, arch)
+            arrays = extract(model, paths, layers.split(","), hw, problems, Shown())
+            save_npz(out, arrays)
         value = features_json(model, arrays, out)
         show(lambda: features_table(model, arrays), value, as_json=as_json)
         console.print(f"written: {plain(str(out))}", highlight=False)

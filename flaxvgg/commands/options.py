@@ -46,8 +46,8 @@ Photos = Annotated[
     list[Path],
     typer.Argument(
         help="Photos, or folders of photos; for a .zarr store also a manifest (.csv, .tsv, "
-        ".parquet), archives (.tar, .tar.gz, .zip; train-{000..146}.tar), or a folder of Pascal "
-        "VOC."
+        ".parquet), archives (.tar, .tar.gz, .zip), shards ('train-*.parquet', "
+        "train-{000..146}.tar, or their folder), or a folder of Pascal VOC."
     ),
 ]
 Batch = Annotated[

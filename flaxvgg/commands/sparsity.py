@@ -1,5 +1,6 @@
 """flaxvgg sparsity: what is zero in photos, and why."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +66,7 @@ def sparsity(
         from flaxvgg.commands.sparsity_files import write_survey
         from flaxvgg.commands.tables import sparsity_table
         from flaxvgg.files.folders import check_apart, check_folder
+        from flaxvgg.files.locking import alone_in
         from flaxvgg.images.loading import find_images
         from flaxvgg.plotting.figures import check_drawing
         from flaxvgg.plotting.webpage import Looks
@@ -79,22 +81,23 @@ def sparsity(
             check_drawing()
             check_folder(out)
             check_apart(out, paths)
-        model = load_model(weights, arch)
-        looks = Looks() if html else None
-        each = looks.add if looks else lambda example: None
-        with stoppable() as stop:
-            survey = survey_photos(model, paths, names, hw, stop.is_set, Shown(), each)
-        show(
-            lambda: sparsity_table(survey.report, survey.zeros, survey.title),
-            survey.to_json(),
-            as_json=as_json,
-        )
-        for sentence in explanation(survey.report):
-            console.print(sentence, highlight=False)
-        if out is not None:
-            with step("writing") as written:
-                written += write_survey(survey, out, looks)
-            best = out / ("sparsity.html" if html else "sparsity.png")
-            say_where(best)
+        with alone_in(out) if out is not None else contextlib.nullcontext():
+            model = load_model(weights, arch)
+            looks = Looks() if html else None
+            each = looks.add if looks else lambda example: None
+            with stoppable() as stop:
+                survey = survey_photos(model, paths, names, hw, stop.is_set, Shown(), each)
+            show(
+                lambda: sparsity_table(survey.report, survey.zeros, survey.title),
+                survey.to_json(),
+                as_json=as_json,
+            )
+            for sentence in explanation(survey.report):
+                console.print(sentence, highlight=False)
+            if out is not None:
+                with step("writing") as written:
+                    written += write_survey(survey, out, looks)
+                best = out / ("sparsity.html" if html else "sparsity.png")
+                say_where(best)
         left = f"{survey.left} of the photos were not looked at" if survey.partial else ""
         finish(survey.problems, left)

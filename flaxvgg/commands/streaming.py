@@ -154,10 +154,13 @@ def store_facts(store: Store) -> dict[str, str | list[str]]:
     told, status = store.settings, store.status
     done, broken = int((status == DONE).sum()), int((status == BROKEN).sum())
     size = "x".join(map(str, told["size"])) if told["size"] else "their own sizes"
+    left = store.left()
+    saved = store.images - done - broken - left
+    told_left = f"{left} left" + (f", {saved} saved until their unit is whole" if saved else "")
     arrays = [f"{name} {shape}" for name, shape in store.arrays().items()]
     return {
         "store": str(store.path),
-        "images": f"{done} done, {broken} broken, {store.images - done - broken} left, at {size}",
+        "images": f"{done} done, {broken} broken, {told_left}, at {size}",
         "job": f"{told['job']} of {told['config']['arch']}, {told['weights']['source']}",
         "arrays": arrays,
     }

@@ -2,22 +2,39 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+from flaxvgg.files.replacing import followed
 
 try:
     import fcntl
 except ImportError:  # Windows, where nothing is locked
     fcntl = None
 
+_LONGEST = 240  # bytes of a name: with what goes around it, a file system allows 255
 # What a file system answers that knows no locks, or a folder that cannot be written to.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class LockedError(ValueError):
     """Another run is writing the same output; the message is one line that says which."""
+
+
+def alone_in(folder: Path) -> contextlib.AbstractContextManager[bool]:
+    """`alone` for a folder of results, with the lock in it."""
+    return alone(folder, followed(folder) / ".lock")
+
+
+def alone_beside(output: Path) -> contextlib.AbstractContextManager[bool]:
+    """`alone` for a file or a store, with the lock beside it."""
+    name = output.name
+    if len(os.fsencode(name)) > _LONGEST:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return alone(output, output.with_name(f".{name}.lock"))
 
 
 @contextlib.contextmanager

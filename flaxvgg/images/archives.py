@@ -16,11 +16,11 @@ import threading
 import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from flaxvgg.images.finding import SUFFIXES, ImageError, is_archive, is_hidden
+from flaxvgg.images.finding import SUFFIXES, ImageError, is_hidden
 from flaxvgg.images.table_files import DatasetError
 
 # What a damaged archive, or a member under a password, comes to: zipfile has no error of its own
@@ -194,15 +194,3 @@ def _number(data: bytes) -> int:
     if not re.fullmatch(rb"\s*\d{1,9}\s*", data):
         raise ValueError(repr(data[:20]))
     return int(data)
-
-
-def shards(paths: Sequence[Path]) -> Iterator[Path]:
-    """The paths, those of archives like `name-{000..012}.tar` written out, as WebDataset does."""
-    for path in paths:
-        found = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", str(path))
-        if found is None or not is_archive(path):
-            yield path
-            continue
-        before, first, last, after = found.groups()
-        for i in range(int(first), int(last) + 1):
-            yield Path(f"{before}{i:0{len(first)}}{after}")

@@ -168,12 +168,12 @@ def label_file(path: AnyPath, classes: Sequence[str] | None = None) -> LabelledI
     problems = []
     for i, (image, found) in enumerate(zip(table.images, table.labels, strict=True)):
         if not os.path.isfile(path.parent / image):  # False also for what can be no name
-            problems.append(f"{table.first_lines[i]}: {image} is missing")
+            problems.append(f"{table.where(i)}: {image} is missing")
         for name in (table.classes[number] for number in found):
             if name in columns:
                 labels[i, columns[name]] = 1
             else:
-                problems.append(f"{table.first_lines[i]}: {_unknown_class(name, names)}")
+                problems.append(f"{table.where(i)}: {_unknown_class(name, names)}")
     if problems:
         raise DatasetError(path, problems)
     return LabelledImages(tuple(path.parent / x for x in table.images), labels, names)

@@ -143,6 +143,12 @@ def images_below(folder: Path) -> Found:
     return found
 
 
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files in a folder and in all below it whose names end so, sorted; none hidden."""
+    found = [Path(x.path) for x in _files(os.fspath(folder), (), []) if x.name.endswith(suffixes)]
+    return sorted(found)
+
+
 def class_folders(folder: Path) -> list[Path]:
     """The folders in a folder, sorted, without the hidden ones."""
     return sorted(p for p in folder.iterdir() if not is_hidden(p.name) and p.is_dir())

@@ -12,11 +12,14 @@ is empty, or -1, has no label. Names are numbered in alphabetical order.
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flaxvgg.images.table_files import BOX, DatasetError, ImagesInside, TableFile, read_table_file
+from flaxvgg.files.foreign import AnyPath
+from flaxvgg.images.hugging_face import DatasetImages
+from flaxvgg.images.parquet_files import ImagesInside, read_parquet
+from flaxvgg.images.table_files import BOX, DatasetError, TableFile, read_csv
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
 
@@ -29,25 +32,44 @@ class LabelTable:
 
     `images` are paths relative to the table's folder or, where they are `inside` the table, names.
     `labels` are the class numbers of each image, `boxes` the boxes of each class. `classes` are the
-    classes' names, empty for numbers too large to be columns. `first_lines` says where the table
-    names an image for the first time.
+    classes' names, empty for numbers too large to be columns. `where` says where the table names an
+    image for the first time.
     """
 
     images: tuple[str, ...]
     labels: tuple[tuple[int, ...], ...] | None
     classes: tuple[str, ...]
     boxes: tuple[Mapping[int, tuple[Box, ...]], ...] | None
-    first_lines: Sequence[str]
-    inside: ImagesInside | None = None
+    where: Callable[[int], str]
+    inside: ImagesInside | DatasetImages | None = None
 
 
-def read_label_table(path: Path) -> LabelTable:
-    """The images that a table lists. Whether they exist is seen when they are read.
+def read_label_table(*paths: Path) -> LabelTable:
+    """The images that a table lists, or Parquet files that are shards of one.
 
-    Raises DatasetError with everything that is wrong with the table.
+    Whether they exist is seen when they are read. Raises DatasetError with everything that is wrong
+    with the table.
     """
-    table = read_table_file(path)
-    given = table.inside.names if table.inside else _paths(path, table)
+    path = paths[0]
+    if len(paths) > 1:
+        return label_table(f"{path} and {len(paths) - 1} more", read_parquet(*paths))
+    table = read_parquet(path) if _is_parquet(path) else read_csv(path)
+    if table.inside is None:
+        table = dataclasses.replace(table, columns={**table.columns, "image": _paths(path, table)})
+    return label_table(path, table)
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1" or path.suffix.lower() == ".parquet"
+
+
+def label_table(source: AnyPath, table: TableFile) -> LabelTable:
+    """What a table says of its images; `source` is its name in what is wrong.
+
+    Raises DatasetError with everything that is wrong with it.
+    """
+    given = table.columns["image"] if table.inside is None else table.inside.names
     problems = [] if given else ["no images in it: one line for each"]
     problems += [f"{table.where(i)}: no image" for i, name in enumerate(given) if not name]
     with_boxes = [name for name in BOX if name in table.columns]
@@ -59,19 +81,22 @@ def read_label_table(path: Path) -> LabelTable:
             problems.append(f"{table.where(i)}: {name} for the second time")
         first.setdefault(name, i)
     if problems:
-        raise DatasetError(path, problems)
+        raise DatasetError(source, problems)
     rows = {name: row for row, name in enumerate(first)}
     row_of = [rows[name] for name in given]
-    numbers, classes = _numbered(path, table)
+    numbers, classes = _numbered(source, table)
     labels = None
     if numbers is not None:
         by_row: list[dict[int, None]] = [{} for _ in rows]
         for row, found in zip(row_of, numbers, strict=True):
             by_row[row] |= dict.fromkeys(found)
         labels = tuple(map(tuple, by_row))
-    boxes = _boxes(path, table, row_of, numbers, len(rows)) if with_boxes else None
-    lines = [table.where(i) for i in first.values()]
-    return LabelTable(tuple(first), labels, classes, boxes, lines, table.inside)
+    boxes = _boxes(source, table, row_of, numbers, len(rows)) if with_boxes else None
+    firsts = list(first.values())
+    names = tuple(first)
+    return LabelTable(
+        names, labels, classes, boxes, lambda row: table.where(firsts[row]), table.inside
+    )
 
 
 def _paths(path: Path, table: TableFile) -> list[str]:
@@ -88,7 +113,9 @@ def _paths(path: Path, table: TableFile) -> list[str]:
     return [as_path(name) for name in table.columns["image"]]
 
 
-def _numbered(path: Path, table: TableFile) -> tuple[list[tuple[int, ...]] | None, tuple[str, ...]]:
+def _numbered(
+    source: AnyPath, table: TableFile
+) -> tuple[list[tuple[int, ...]] | None, tuple[str, ...]]:
     """The class numbers of every line, and the classes' names."""
     column = next((table.columns[x] for x in ("labels", "label") if x in table.columns), None)
     if column is None:
@@ -109,12 +136,12 @@ def _numbered(path: Path, table: TableFile) -> tuple[list[tuple[int, ...]] | Non
         elif number >= 2**31:
             problems.append(too_large(label))
     if problems:
-        raise DatasetError(path, sorted(problems))
+        raise DatasetError(source, sorted(problems))
     whole = {label: int(number) for label, number in number_of.items()}
     largest = max(whole.values(), default=-1)
     names = table.classes or tuple(map(str, range(largest + 1 if largest < MOST_CLASSES else 0)))
     if table.classes and largest >= len(names):
-        raise DatasetError(path, [f"class {largest}: the table names {len(names)} classes"])
+        raise DatasetError(source, [f"class {largest}: the table names {len(names)} classes"])
     return [tuple(whole[x] for x in labels if whole[x] >= 0) for labels in found], names
 
 
@@ -157,7 +184,7 @@ def _number(label: Any) -> int | float | None:
 
 
 def _boxes(
-    path: Path,
+    source: AnyPath,
     table: TableFile,
     row_of: list[int],
     numbers: list[tuple[int, ...]] | None,
@@ -183,7 +210,7 @@ def _boxes(
             label = labels[0]
             boxes[row][label] = (*boxes[row].get(label, ()), (left, top, right, bottom))
     if problems:
-        raise DatasetError(path, problems)
+        raise DatasetError(source, problems)
     return tuple(boxes)
 
 

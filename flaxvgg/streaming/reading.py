@@ -11,7 +11,7 @@ from flaxvgg.streaming.source import Item, Source
 
 def read_ahead(
     source: Source,
-    rows: Sequence[range],
+    rows: Sequence[Sequence[int]],
     size: tuple[int, int] | None,
     recipe: Preprocessing,
     ahead: int,

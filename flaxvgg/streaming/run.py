@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from flaxvgg.images.fingerprint import UNKNOWN, model_digest
+from flaxvgg.images.fingerprint import model_digest
 from flaxvgg.images.loading import AnyPath, normalise
 from flaxvgg.network.model import VGG
 from flaxvgg.network.prepared import prepare
@@ -30,17 +30,17 @@ from flaxvgg.network.sharding import data_mesh, place
 from flaxvgg.streaming.opening import compare, image_settings, meet, open_store
 from flaxvgg.streaming.reading import read_ahead, steps
 from flaxvgg.streaming.source import Item, Source
-from flaxvgg.streaming.store import BROKEN, DONE, TODO, Store, axes, nothing
+from flaxvgg.streaming.store import BROKEN, TODO, Store, axes
+from flaxvgg.streaming.units import Rows, Unit
 from flaxvgg.versions import versions
 
 _STEPS_AHEAD = 2  # given to the devices before the oldest result is asked for
 _UNITS_WRITING = 2  # at once, so that memory stays bounded
+_SAVE_EVERY = 1.0  # seconds of work that are on no disk: a unit may take a minute
 _UNIT_BYTES = 64 * 2**20
 _UNIT_BATCHES = 32  # at most
 _PROGRAMS = 32  # compiled ones that are kept, one for each size of image: 2 to 4 MB each
 _TRACES = 256  # programs after which JAX forgets what else it keeps of each
-
-Rows = dict[str, np.ndarray]
 
 
 class Looked(NamedTuple):
@@ -107,9 +107,10 @@ def stream(
     that can be read by now, or have been replaced, are done again. In several processes of
     `jax.distributed`, which see the same files, each takes its share of the units. `size` None
     leaves images at their own sizes. `batch` is the number of images that a device takes at once:
-    by default 8, on a GPU 64. `stop` is asked after each step; `advance` is told how many images
-    are done, and how many of them broken: first those that were, then the others by batches; `note`
-    what cannot be checked.
+    by default 8, on a GPU 64. `stop` is asked after each step, and what is done by then is kept, as
+    it is every second for a run that is killed; `advance` is told how many images are done, and how
+    many of them broken: first those that were, then the others by batches; `note` what cannot be
+    checked.
     Raises StoreError for a store of another job or of other images, and where there is no room,
     LockedError while another run writes it.
     """
@@ -126,18 +127,23 @@ def stream(
         mine = range(jax.process_index(), store.units, jax.process_count())
         compare(store, source, mine, note)
         status = store.status
-        advance(int((status != TODO).sum()), int((status == BROKEN).sum()))
-        units = [unit for unit in mine if status[store.rows(unit).start] == TODO]
+        units = _Units(store, source, [x for x in mine if status[store.rows(x).start] == TODO])
+        begun = np.concatenate([status, *(unit.status for unit in units.begun.values())])
+        advance(int((begun != TODO).sum()), int((begun == BROKEN).sum()))
         start, counted = time.perf_counter(), 0
+
+        def told(done: int, broken: int) -> None:
+            nonlocal counted
+            counted += done
+            advance(done, broken)
+
         program = _Program(job, batch, devices, size)
         with _Writer(store, job.axes) as writer:
-            for unit in _finished_units(program, store, source, units, size, stop, advance):
+            for unit in _finished_units(program, units, size, stop, told, writer.save):
                 writer.put(unit)
-                counted += len(unit.here)
         seconds = time.perf_counter() - start
         meet("flaxvgg: all units are written")
-    left = int((store.status == TODO).sum())
-    return Streamed(store, store.problems(), left, counted, seconds)
+    return Streamed(store, store.problems(), store.left(), counted, seconds)
 
 
 class _Program:
@@ -215,63 +221,46 @@ class _Program:
                 yield batch, *self.job.judge(of_batch, batch)
 
 
-class _Unit:
-    """The rows of one unit while they come in."""
+class _Units:
+    """The units of a store that are still to be done, those that were begun with what is done."""
 
-    def __init__(self, number: int, here: range, label: tuple[int, ...] | None):
-        self.number, self.here, self.left = number, here, len(here)
-        self.status = np.full(len(here), DONE, np.uint8)
-        self.problems: dict[int, str] = {}
-        self.rows: dict[str, Rows] = {
-            "": {
-                "size": nothing((len(here), 2), np.dtype(np.int32)),
-                "content": np.full(len(here), UNKNOWN, np.uint64),
-            }
+    def __init__(self, store: Store, source: Source, numbers: Sequence[int]):
+        self._store, self.source, self._numbers = store, source, numbers
+        self._label = source.label_shape
+        saved = set(store.unfinished.numbers())
+        self.begun = {
+            x: store.unfinished.begin(x, store.rows(x), self._label, source)
+            for x in numbers
+            if x in saved
         }
-        if label is not None:
-            dtype = np.dtype(bool if label else np.int32)
-            self.rows[""]["label"] = nothing((len(here), *label), dtype)
-        self.sums: Rows = {}
 
-    def take(self, item: Item) -> None:
-        """Note what is known of an image before anybody has looked at it."""
-        row = item.row - self.here.start
-        self.rows[""]["content"][row] = item.content
-        if item.label is not None:
-            self.rows[""]["label"][row] = item.label
-        if item.problem:
-            self.status[row], self.problems[item.row] = BROKEN, item.problem
-            self.left -= 1
-        else:
-            self.rows[""]["size"][row] = item.size
+    def __iter__(self) -> Iterator[Unit]:
+        for x in self._numbers:
+            yield self.begun.get(x) or Unit(x, self._store.rows(x), self._label)
 
-    def put(self, items: Sequence[Item], group: str, rows: Rows, sums: Rows, add) -> None:
-        """Note what was made of some images."""
-        at = [item.row - self.here.start for item in items]
-        arrays = self.rows.setdefault(group, {})
-        for name, values in rows.items():
-            if name not in arrays:
-                arrays[name] = nothing((len(self.here), *values.shape[1:]), values.dtype)
-            arrays[name][at] = values
-        for name, value in sums.items():
-            self.sums[name] = add(name, self.sums[name], value) if name in self.sums else value
-        self.left -= len(items)
+    def rows(self) -> list[Sequence[int]]:
+        """The images of each unit that are not done."""
+        return [
+            self.begun[x].todo if x in self.begun else self._store.rows(x) for x in self._numbers
+        ]
 
 
 def _finished_units(
     program: _Program,
-    store: Store,
-    source: Source,
-    units: Sequence[int],
+    units: _Units,
     size: tuple[int, int] | None,
     stop: Callable[[], bool],
     advance: Callable[[int, int], None],
-) -> Iterator[_Unit]:
-    """The units, in order, each when all its images are done; until `stop` says so."""
-    running: collections.deque[tuple[Looked, _Unit, list[list[Item]]]] = collections.deque()
-    open_units: collections.deque[_Unit] = collections.deque()
+    save: Callable[[Unit], None],
+) -> Iterator[Unit]:
+    """The units, in order, each when all its images are done; until `stop` says so.
 
-    def settle_until(most: int) -> Iterator[_Unit]:
+    What is done of the others is saved, every second and in the end.
+    """
+    running: collections.deque[tuple[Looked, Unit, list[list[Item]]]] = collections.deque()
+    open_units: collections.deque[Unit] = collections.deque()
+
+    def settle_until(most: int) -> Iterator[Unit]:
         while len(running) > most:
             looked, unit, batches = running.popleft()
             for items, rows, sums in program.settle(looked, batches):
@@ -282,25 +271,33 @@ def _finished_units(
         while open_units and not open_units[0].left:
             yield open_units.popleft()
 
-    label = source.label_shape
     ahead = 2 * program.batch * program.devices
-    items = read_ahead(source, [store.rows(unit) for unit in units], size, program.recipe, ahead)
-    for number in units:
-        unit = _Unit(number, store.rows(number), label)
+    rows = units.rows()
+    items = read_ahead(units.source, rows, size, program.recipe, ahead)
+    saved = time.perf_counter()
+    for unit, todo in zip(units, rows, strict=True):
         open_units.append(unit)
-        for batches in steps(_taken(items, unit, advance), program.batch, program.devices):
+        taken = _taken(items, unit, len(todo), advance)
+        for batches in steps(taken, program.batch, program.devices):
             if stop():
+                yield from settle_until(0)
+                for begun in open_units:
+                    save(begun)
                 return
             running.append((program(batches), unit, batches))
             yield from settle_until(_STEPS_AHEAD)
+            if time.perf_counter() - saved >= _SAVE_EVERY:
+                for begun in open_units:
+                    save(begun)
+                saved = time.perf_counter()
     yield from settle_until(0)
 
 
 def _taken(
-    items: Iterator[Item], unit: _Unit, advance: Callable[[int, int], None]
+    items: Iterator[Item], unit: Unit, count: int, advance: Callable[[int, int], None]
 ) -> Iterator[Item]:
-    """The images of a unit that could be read."""
-    for _ in unit.here:
+    """The images of a unit that could be read, of so many that are not done."""
+    for _ in range(count):
         item = next(items)
         unit.take(item)
         if item.problem:
@@ -317,11 +314,22 @@ class _Writer:
         self._thread = ThreadPoolExecutor(1)
         self._writing: collections.deque[Future] = collections.deque()
 
-    def put(self, unit: _Unit) -> None:
+    def put(self, unit: Unit) -> None:
+        """Write a unit that is done."""
+        of_unit = unit.number, unit.status, unit.problems, unit.rows, unit.sums, self._axes
+        self._submit(self._store.write, *of_unit)
+
+    def save(self, unit: Unit) -> None:
+        """Save what is new of a unit that is not done."""
+        part = unit.parts
+        rows = unit.unsaved()
+        if rows:
+            self._submit(self._store.save, unit.number, part, rows)
+
+    def _submit(self, write: Callable[..., None], *of_unit: Any) -> None:
         while len(self._writing) >= _UNITS_WRITING:
             self._writing.popleft().result()
-        of_unit = unit.number, unit.status, unit.problems, unit.rows, unit.sums, self._axes
-        self._writing.append(self._thread.submit(self._store.write, *of_unit))
+        self._writing.append(self._thread.submit(write, *of_unit))
 
     def __enter__(self) -> "_Writer":
         return self

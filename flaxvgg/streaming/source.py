@@ -1,4 +1,4 @@
-"""What streams: N images with names and labels, from folders, manifests, archives or Grain."""
+"""What streams: N images with names and labels, from folders, tables, archives and data sets."""
 
 import dataclasses
 import os
@@ -10,15 +10,18 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
-from flaxvgg.images.archives import Archives, shards
+from flaxvgg.images.archives import Archives
 from flaxvgg.images.datasets import Box, is_pascal_voc, pascal_voc
-from flaxvgg.images.finding import TABLES, is_archive
+from flaxvgg.images.finding import TABLES, images_below, is_archive
 from flaxvgg.images.fingerprint import UNKNOWN, content_of, content_of_file
+from flaxvgg.images.hugging_face import SOURCE, read_dataset
+from flaxvgg.images.label_tables import label_table
 from flaxvgg.images.loading import AnyPath, ImageError, find_images, fit_image, open_turned, upright
 from flaxvgg.images.orientation import orientation, upright_boxes
+from flaxvgg.images.shards import shards_below, written_out
 from flaxvgg.images.table_files import DatasetError
 from flaxvgg.network.provenance import Preprocessing
-from flaxvgg.streaming.manifest import labels_of, read_manifest
+from flaxvgg.streaming.manifest import Manifest, labels_of, manifest_of, read_manifest
 
 Labels = Int[np.ndarray, " n"] | Bool[np.ndarray, "n k"]
 
@@ -95,6 +98,17 @@ class Source:
             raise ValueError(f"names must be unique, and one for each of {len(dataset)} images")
         return cls(dataset, found, classes=tuple(classes))
 
+    @classmethod
+    def of_hugging_face(cls, dataset: Any) -> "Source":
+        """A `datasets.Dataset`: its images as they are in files, labels and names of classes.
+
+        The image is in the column `image`, or the only one of that type; the label in `label` or
+        `labels`, or the only `ClassLabel`. Names are the paths that the data set has of its images,
+        or numbers. Raises DatasetError for what is none, such as all splits at once.
+        """
+        table = label_table(SOURCE, read_dataset(dataset))
+        return _listed(manifest_of(SOURCE, table), Path.cwd())
+
     @property
     def label_shape(self) -> tuple[int, ...] | None:
         """() for one class an image, (K,) for any of K classes, None for no labels."""
@@ -163,19 +177,25 @@ def find_source(paths: AnyPath | Sequence[AnyPath]) -> Source:
 
     A folder of folders gives labels: those at the top name the classes. A folder that has
     `Annotations` and `JPEGImages` is Pascal VOC's (trainval), with boxes. A manifest is a .csv,
-    .tsv or .parquet file (`flaxvgg.images.label_tables`), which may hold the images itself. An
-    archive is a .tar, .tar.gz or .zip file (`flaxvgg.images.archives`), or several, also as
-    `train-{000..146}.tar`: folders in it name classes as well, or .cls files give their numbers.
-    Raises ImageError where there are no images, DatasetError for a manifest or an archive that
-    cannot be used.
+    .tsv or .parquet file (`flaxvgg.images.label_tables`). Parquet files may hold the images
+    themselves, in one file or in several. An archive is a .tar, .tar.gz or .zip file
+    (`flaxvgg.images.archives`), or several: folders in it name classes as well, or .cls files give
+    their numbers. Shards are given one by one, as `train-*.parquet` or `train-{000..146}.tar`, or
+    by their folder. Raises ImageError where there are no images, DatasetError for a manifest, a
+    shard or an archive that cannot be used.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(p) for p in paths]
-    if given and any(map(is_archive, given)):
-        return _archives(list(shards(given)))
-    if len(given) > 1 or not given or given[0].suffix.lower() not in TABLES:
-        return _photos(given)
-    manifest = read_manifest(given[0])
-    root = given[0].absolute().parent
+    given = written_out(given)
+    if any(map(is_archive, given)):
+        return _archives(given)
+    suffixes = {"/" if path.is_dir() else path.suffix.lower() for path in given}
+    if suffixes == {".parquet"} or (len(given) == 1 and suffixes <= TABLES):
+        return _listed(read_manifest(*given), given[0].absolute().parent)
+    return _photos(given)
+
+
+def _listed(manifest: Manifest, root: Path) -> Source:
+    """What a table lists; where the images are not inside it, they are below `root`."""
     names = list(manifest.images)
     told = manifest.labels, manifest.classes, manifest.boxes
     if manifest.inside is not None:
@@ -193,7 +213,13 @@ def _photos(given: list[Path]) -> Source:
         names = [path.name for path in voc.paths]
         told = voc.labels.astype(bool), voc.classes, voc.boxes, voc.sizes
         return Source(names, names, root / "JPEGImages", *told)
-    names = [path.relative_to(root).as_posix() for path in find_images(root)]
+    try:
+        names = [path.relative_to(root).as_posix() for path in find_images(root)]
+    except ImageError:
+        shards = [] if images_below(root).paths else shards_below(root)
+        if not shards:
+            raise
+        return find_source(shards)
     return Source(names, names, root, *_by_folder(names))
 
 

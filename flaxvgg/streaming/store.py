@@ -12,11 +12,12 @@
 
 zarr-python makes the groups and writes texts, TensorStore writes numbers. Both put a chunk under a
 temporary name and move it, so a chunk is whole or missing. The chunk of `status` is a unit's last:
-what has none is done again, to the same bytes.
+what has none is done again, to the same bytes, but for what is `unfinished` (`streaming.units`).
 """
 
 import contextlib
 import glob
+import itertools
 import json
 import os
 import shutil
@@ -31,11 +32,14 @@ from jaxtyping import UInt8, UInt64
 from zarr.errors import GroupNotFoundError
 
 from flaxvgg.files.foreign import plain, shown
-from flaxvgg.files.locking import alone
+from flaxvgg.files.locking import alone_beside
 from flaxvgg.files.records import first_line
 from flaxvgg.streaming.source import Source
+from flaxvgg.streaming.units import BROKEN as BROKEN
+from flaxvgg.streaming.units import DONE as DONE
+from flaxvgg.streaming.units import TODO as TODO
+from flaxvgg.streaming.units import Unfinished, fill
 
-TODO, DONE, BROKEN = range(3)
 _ATTRIBUTE = "flaxvgg"
 _FORMAT = 1
 _NAMES = 2**16  # texts in a chunk
@@ -75,6 +79,7 @@ class Store:
         ) as error:
             raise StoreError(f"{path} is no store of flaxvgg: {first_line(error)}") from None
         self._arrays: dict[str, ts.TensorStore] = {}
+        self.unfinished = Unfinished(self.path / "status" / "unfinished")
 
     @classmethod
     def create(
@@ -119,8 +124,7 @@ class Store:
     @staticmethod
     def lock(path: Path) -> contextlib.AbstractContextManager[bool]:
         """The lock of a store, for one run at a time: `flaxvgg.files.locking.alone`, beside it."""
-        path = path.absolute()
-        return alone(path, path.with_name(f".{path.name}.lock"))
+        return alone_beside(path.absolute())
 
     @property
     def units(self) -> int:
@@ -138,6 +142,19 @@ class Store:
             return np.asarray(self._status().read().result())
         except ValueError as error:
             raise StoreError(f"{self.path} is damaged: {first_line(error)}") from None
+
+    def left(self) -> int:
+        """How many images are not done; those that are saved of an unfinished unit are."""
+        todo = np.flatnonzero(self.status == TODO)
+        units = set(self.unfinished.numbers()) & set((todo // self.unit).tolist())
+        return len(todo) - self.unfinished.images(units)
+
+    def save(self, unit: int, part: int, rows: Mapping[str, np.ndarray]) -> None:
+        """Save what is done of a unit. Raises StoreError where there is no room."""
+        try:
+            self.unfinished.save(unit, part, rows)
+        except OSError as error:
+            raise self._no_room(error) from None
 
     def contents(self) -> UInt64[np.ndarray, " n"]:
         """The content of every image when it was read; 0 where that is not known."""
@@ -228,6 +245,9 @@ class Store:
             for pattern in ("*.partial", "*.__lock"):
                 for path in self.path.rglob(pattern):
                     path.unlink(missing_ok=True)
+            status = self.status
+            written = [status[self.rows(x).start] != TODO for x in self.unfinished.numbers()]
+            self.unfinished.forget(itertools.compress(self.unfinished.numbers(), written))
             with contextlib.suppress(
                 OSError
             ):  # of images that are broken no longer, if it is empty
@@ -265,10 +285,14 @@ class Store:
             self._group["problem"][place] = texts
             self._status()[place].write(status).result()
         except (OSError, ValueError) as error:
-            raise StoreError(
-                f"{self.path} cannot be written ({first_line(error)}): what is in it is whole; "
-                "make room, and run the same again to go on"
-            ) from None
+            raise self._no_room(error) from None
+        self.unfinished.forget([unit])
+
+    def _no_room(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"{self.path} cannot be written ({first_line(error)}): what is in it is whole; make "
+            "room, and run the same again to go on"
+        )
 
     def _rows(
         self, group: str, name: str, values: np.ndarray, axes: Callable[[str, int], Sequence[str]]
@@ -328,7 +352,7 @@ class Store:
                 "shape": shape,
                 "data_type": dtype.name,
                 "chunk_grid": grid,
-                "fill_value": "NaN" if dtype.kind == "f" else _fill(dtype),
+                "fill_value": "NaN" if dtype.kind == "f" else fill(dtype),
                 "codecs": codecs,
                 "dimension_names": dimensions,
             }
@@ -342,15 +366,6 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} for a name")
     return value
-
-
-def nothing(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """What is in rows without an image: NaN, -1 or False."""
-    return np.full(shape, _fill(dtype), dtype)
-
-
-def _fill(dtype: np.dtype) -> float | int | bool:
-    return {"f": float("nan"), "i": -1, "u": 0, "b": False}[dtype.kind]
 
 
 def axes(name: str, count: int) -> list[str]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from flaxvgg.evaluation.classification import accuracy
 from flaxvgg.files.folders import check_folder, write_bytes
-from flaxvgg.files.locking import alone
+from flaxvgg.files.locking import alone_in
 from flaxvgg.images.datasets import LabelledImages, is_pascal_voc, read_labelled
 from flaxvgg.images.fingerprint import model_digest
 from flaxvgg.images.loading import normalise
@@ -130,7 +130,7 @@ def train(
     if out.is_dir():  # what is in the way is said now, and not behind the last step
         check_target(out / "model")
     images, validation = read_images(run)
-    with alone(out, out / ".lock"):
+    with alone_in(out):
         return _train(load, run, out, stop, mesh, images, validation, watch)
 
 

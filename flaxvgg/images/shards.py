@@ -1,0 +1,84 @@
+"""Which files are the shards of one data set: by a pattern, by numbers in braces, or in a folder.
+
+Shards are Parquet files or archives. Where their names say how many there are, as the Hugging Face
+hub's do (`train-00003-of-00294.parquet`), one that is missing is noticed.
+"""
+
+import collections
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flaxvgg.images.finding import files_below, is_archive
+from flaxvgg.images.table_files import DatasetError
+
+_SHARDS = (".parquet", ".tar")
+_MOST = 10**6  # shards: what a larger number says is not how many there are
+_NUMBERED = re.compile(r"(?P<set>.*?)(?P<number>\d+)(-of-(?P<count>\d+)(-[0-9a-f]{16})?)?")
+
+
+def written_out(paths: Sequence[Path]) -> list[Path]:
+    """The paths, with those of shards written out that are given as one.
+
+    `name-{000..012}.tar` is thirteen, as WebDataset has it; `train-*.parquet` all files that are
+    called so, sorted. Raises DatasetError where no file is, and where one of a number is missing.
+    """
+    return [path for given in paths for path in _written_out(given)]
+
+
+def _written_out(path: Path) -> Iterator[Path]:
+    if not (is_archive(path) or path.suffix.lower() == ".parquet") or path.exists():
+        yield path
+        return
+    braces = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", str(path))
+    if braces:
+        before, first, last, after = braces.groups()
+        for i in range(int(first), int(last) + 1):
+            yield Path(f"{before}{i:0{len(first)}}{after}")
+    elif glob.has_magic(str(path)):
+        found = sorted(map(Path, glob.glob(str(path))))
+        if not found:
+            raise DatasetError(path, ["no file is called so: check the pattern"])
+        _check_whole(path, found)
+        yield from found
+    else:
+        yield path
+
+
+def shards_below(folder: Path) -> list[Path]:
+    """The shards in a folder that has no images, and in those below it, sorted; [] without any.
+
+    Raises DatasetError where they are of several sets, and where one of a number is missing.
+    """
+    found = files_below(folder, _SHARDS)
+    sets: dict[tuple[Path, str, str], list[Path]] = collections.defaultdict(list)
+    for path in found:
+        numbered = _NUMBERED.fullmatch(path.stem)
+        sets[path.parent, numbered["set"] if numbered else path.stem, path.suffix].append(path)
+    if len(sets) > 1:
+        patterns = [
+            os.path.join(parent, f"{name}*{suffix}" if len(paths) > 1 else paths[0].name)
+            for (parent, name, suffix), paths in sets.items()
+        ]
+        shown = ", ".join(patterns[:5]) + (", ..." if len(patterns) > 5 else "")
+        raise DatasetError(folder, [f"shards of {len(sets)} sets in it: name one of {shown}"])
+    if found:
+        _check_whole(folder, found)
+    return found
+
+
+def _check_whole(source: Path, found: Sequence[Path]) -> None:
+    """Raise DatasetError where the names tell of shards that are not there."""
+    numbered = [_NUMBERED.fullmatch(path.stem) for path in found]
+    counts = {match["count"] for match in numbered if match}
+    if len(counts) != 1 or None in counts or not all(numbered):
+        return
+    count = int(counts.pop())
+    there = {int(match["number"]) for match in numbered if match}
+    if len({match["set"] for match in numbered if match}) == 1 and len(there) < count <= _MOST:
+        missing = [str(i) for i in range(count) if i not in there]
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        told = f"{len(there)} of {count} shards are there, and not {shown}"
+        raise DatasetError(source, [f"{told}: get them, or name the others one by one"])
