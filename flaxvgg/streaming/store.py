@@ -263,7 +263,7 @@ class Store:
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"{self.path} cannot be written ({first_line(error)}): what is in it is whole; "
-                "make room, and run the same again to go on"
+                "make room, and rerun the command to resume"
             ) from None
 
     def _rows(
