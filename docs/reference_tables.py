@@ -19,6 +19,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import flaxvgg
+from flaxvgg.attribution.methods import OPTIONS as ATTRIBUTION_OPTIONS
+from flaxvgg.cam.options import OPTIONS as CAM_OPTIONS
 from flaxvgg.commands.cli import app as command_line
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.training import settings
@@ -47,6 +49,32 @@ def toml_options(name: str) -> str:
     return table(("option", "value", "default"), rows) + f"\n\n{text}\n"
 
 
+def method_options(of: str) -> str:
+    """The options of every method of `explain` ("cam") or `attribute` ("attribution")."""
+    options = {"cam": CAM_OPTIONS, "attribution": ATTRIBUTION_OPTIONS}[of]
+    methods: dict[type, list[str]] = {}
+    for method, kind in options.items():
+        methods.setdefault(kind, []).append(method)
+    parts = []
+    for kind, names in methods.items():
+        hints = typing.get_type_hints(kind)
+        rows = [
+            (f"`{field.name}`", _choices(hints[field.name]), _default(field))
+            for field in dataclasses.fields(kind)
+        ]
+        if rows:
+            heads = table(("option", "choices", "default"), rows)
+            parts.append(f"### {', '.join(names)}\n\n{heads}\n\n{inspect.cleandoc(kind.__doc__)}")
+    return "\n\n".join(parts)
+
+
+def _choices(hint: Any) -> str:
+    """The words that a hint, or one of a union, leaves to choose from."""
+    kinds = (hint, *get_args(hint))
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    return ", ".join(f'`"{word}"`' for word in words)
+
+
 def _values(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return ", ".join(f'`"{value}"`' for value in get_args(hint))
@@ -61,7 +89,7 @@ def _default(field: dataclasses.Field) -> str:
     value = field.default
     if value is dataclasses.MISSING:
         return "has to be given"
-    if value is None:
+    if value is None or value == ():
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
@@ -84,19 +112,19 @@ def _command(name: str, command: Any) -> str:
         if param.name != "help":
             name_shown = " ".join(param.opts) if param not in arguments else param.name.upper()
             told = (getattr(param, "help", "") or "").replace("*", "\\*")
-            rows.append((f"`{name_shown}`", told, _shown_default(param)))
+            rows.append((f"`{name_shown}`", f"{told}{_shown_default(param)}"))
     text = inspect.cleandoc(command.help or "")
-    heads = table(("", "", "default"), rows)
+    heads = table(("", ""), rows)
     return f"## flaxvgg {name}\n\n```sh\nflaxvgg {shown} [OPTIONS]\n```\n\n{text}\n\n{heads}"
 
 
 def _shown_default(param: Any) -> str:
     if param.required:
-        return "has to be given"
+        return " *Has to be given.*"
     if param.default is None or param.default is False or callable(param.default):
         return ""
     values = param.default if isinstance(param.default, list | tuple) else [param.default]
-    return " ".join(f"`{getattr(x, 'value', x)}`" for x in values)
+    return f" *Default:* {' '.join(f'`{x}`' for x in values)}"
 
 
 def layer_names(arch: str) -> str:
@@ -238,7 +266,7 @@ def _directive(text_of: Callable[[str], str]) -> type[SphinxDirective]:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    for text_of in (toml_options, commands, layer_names, recipes, module_text):
+    for text_of in (toml_options, method_options, commands, layer_names, recipes, module_text):
         app.add_directive(text_of.__name__.replace("_", "-"), _directive(text_of))
     for handler in (literal_blocks, shorter_architectures, constants):
         app.connect("autodoc-process-docstring", handler)

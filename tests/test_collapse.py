@@ -1,5 +1,6 @@
 """`flaxvgg.diagnose`: each state provoked on a small network, and named with its layer and cure."""
 
+import inspect
 import math
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_dropout_is_left_out():
 )
 def test_bad_input_is_named(arguments: tuple, message: str):
     with pytest.raises(ValueError, match=message):
-        flaxvgg.diagnose(score_map(), *arguments)
+        inspect.unwrap(flaxvgg.diagnose)(score_map(), *arguments)
 
 
 def test_a_model_without_scores_is_refused():

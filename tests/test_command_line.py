@@ -68,7 +68,7 @@ def test_the_layers_of_an_architecture_and_of_a_file(folder):
     shown = run_flaxvgg("layers", folder / "gap.safetensors", "--size", "64x96").stdout
     assert "2x3x512" in shown
     assert f"{512 * 3 + 3:,}" in shown
-    check_refused(run_flaxvgg("layers", "vgg61"), "no published weights 'vgg61'")
+    check_refused(run_flaxvgg("layers", "vgg61"), "did you mean vgg16?")
     check_refused(run_flaxvgg("layers", "gone.pth"), "gone.pth does not exist")
 
 
@@ -192,7 +192,8 @@ def test_only_what_is_missing_is_named(module, words, capsys):
 
 
 def test_misspelt_words_are_answered_with_the_nearest():
-    assert choose("vgg61", ["vgg11", "vgg16"]) == "did you mean vgg16? choose from vgg11, vgg16"
+    told = "did you mean vgg16? choose from vgg11, vgg16, vgg19"
+    assert choose("vgg61", ["vgg11", "vgg16", "vgg19"]) == told
     assert choose("resnet", ["vgg11"]) == "choose from vgg11"
     check_refused(run_flaxvgg("cam", "x.png", "--convention", "grad_cam"), "did you mean grad-cam?")
     check_refused(run_flaxvgg("features", "x.png", "--arch", "vgg_16"), "x.png")

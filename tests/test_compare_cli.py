@@ -106,7 +106,8 @@ def test_what_cannot_be_compared_is_named(folder: Path):
 
 def test_bad_requests_get_a_line(folder: Path):
     photo, others = folder / "photo.png", folder / "others"
-    check_refused(run_flaxvgg("compare", photo), "compare it with what?")
+    check_refused(run_flaxvgg("compare", photo), "no photos to compare it with")
+    check_refused(run_flaxvgg("compare", photo.with_name("no.csv")), "no such file: check the path")
     check_refused(run_flaxvgg("compare", photo, others, "--metric", "mse"), "no metric 'mse'")
     check_refused(run_flaxvgg("compare", photo, others, "--size", "big"), "--size is HxW")
     check_refused(run_flaxvgg("compare", photo, folder / "none.png"), "no such file")

@@ -441,7 +441,7 @@ def test_external_data_must_be_there(exported: Path, tmp_path: Path):
     for name, array in read_onnx(exported).state_dict.items():
         np.testing.assert_array_equal(weights[name], array)
     (tmp_path / "weights.bin").unlink()
-    with pytest.raises(SourceError, match="second file, which must lie beside it"):
+    with pytest.raises(SourceError, match="second file, which must be beside it"):
         read_onnx(path)
 
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import jax
 import pytest
+import torch
 import typer
 from browser import Browser, find_browser
 
@@ -20,6 +21,8 @@ import flaxvgg
 from flaxvgg.commands.cli import app
 from flaxvgg.images.samples import sample_photos
 from flaxvgg.training.settings import read_run
+from helpers import run_flaxvgg
+from networks import random_model
 
 ROOT = Path(__file__).parents[1]
 _PATTERNS = ("*.md", "docs/**/*.md", "experiments/*/*.md", "flaxvgg/**/*.md")
@@ -177,6 +180,13 @@ def test_the_site_is_whole_and_needs_no_network(site):
         assert 'class="cell_output' in _text(page), f"{page.name} was not executed"
 
 
+# The texts of cells that are too narrow for the words in them.
+_THIN = """
+[...document.querySelectorAll("td p")]
+    .filter(p => p.textContent.length > 30 && p.clientWidth < 60).map(p => p.textContent)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium")
 def test_the_site_fits_a_phone_and_a_desk(site, tmp_path):
@@ -188,6 +198,8 @@ def test_the_site_fits_a_phone_and_a_desk(site, tmp_path):
                 browser.open(built, width, 900)
                 wide = browser.evaluate("document.documentElement.scrollWidth")
                 assert wide <= width, f"{_name(page)} scrolls sideways at {width} px: {wide}"
+                thin = browser.evaluate(_THIN)
+                assert not thin, f"{_name(page)} at {width} px has columns of a few letters: {thin}"
                 assert all(x.startswith(("file:", "data:")) for x in browser.requests), page
 
 
@@ -203,3 +215,28 @@ def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for code in _blocks(ROOT / page, "python"):
             exec(compile(code, page, "exec"), names)
+
+
+@pytest.mark.slow
+def test_the_first_steps_are_what_they_say(tmp_path, monkeypatch):
+    """Commands and code of the page in order, in a folder with a user's files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for photo in sample_photos(3):
+        flaxvgg.open_image(photo).save(tmp_path / "photos" / f"{photo.stem}.jpg")
+    flaxvgg.open_image(sample_photos()[1]).save("my_photo.jpg")
+    own = random_model(flaxvgg.VGGConfig.gap("vgg16", num_classes=5))
+    state_dict = {f"module.{k}": torch.from_numpy(x) for k, x in flaxvgg.to_torch(own).items()}
+    torch.save({"epoch": 3, "model": state_dict}, "my_vgg.pth")
+    names: dict[str, object] = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for _, _, kind, body in _FENCE.findall(_text(ROOT / "docs" / "first_steps.md")):
+            if kind == "python":
+                exec(compile(body, "first_steps", "exec"), names)
+            for line in body.splitlines() if kind == "sh" else ():
+                if line.startswith("flaxvgg "):
+                    done = run_flaxvgg(*shlex.split(line, comments=True)[1:])
+                    assert done.exit_code == 0, f"{line}: {done.output}"
+    for made in ("demo/demo.png", "cat_map.png", "cam/my_photo.png", "my_vgg.safetensors"):
+        assert (tmp_path / made).is_file(), made
+    assert names["features"]["gap"].shape == (3, 512)

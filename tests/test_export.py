@@ -1,5 +1,6 @@
 """Models that others run: as programs of JAX without flaxvgg, and as files of ONNX."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -79,7 +80,7 @@ def test_lpips_as_a_program():
 def test_what_cannot_be_exported():
     model = tiny_vgg(TINY_GAP)
     with pytest.raises(ValueError, match=r"did you mean features\?"):
-        flaxvgg.to_jax_export(model, "feature")
+        inspect.unwrap(flaxvgg.to_jax_export)(model, "feature")
     with pytest.raises(ValueError, match="takes no options"):
         flaxvgg.to_jax_export(model, "logits", method="cam")
 
@@ -103,6 +104,9 @@ def test_wrong_words_for_the_command(tmp_path):
     out = ["--out", tmp_path / "m.jaxexport"]
     check_refused(run_flaxvgg("export", *out, "--method", "cam"), "--method is for --what explain")
     check_refused(run_flaxvgg("export", *out, "--what", "lpips"), "needs --value-range")
+    check_refused(run_flaxvgg("export", *out, "--what", "logit"), "did you mean logits?")
+    onnx_out = ["--out", tmp_path / "m.onnx"]
+    check_refused(run_flaxvgg("export", *onnx_out, "--what", "gap"), "--what gap is for .jaxexport")
     wrong = run_flaxvgg("export", *out, "--what", "explain", "--classes", "cat")
     check_refused(wrong, "--classes is numbers")
 
@@ -155,7 +159,7 @@ def test_a_classifier_of_larger_images():
     with pytest.raises(ValueError, match="is not written as ONNX"):
         flaxvgg.to_onnx(windows)
     with pytest.raises(ValueError, match=r"no output 'logit': did you mean logits\?"):
-        flaxvgg.to_onnx(model, "logit")
+        inspect.unwrap(flaxvgg.to_onnx)(model, "logit")
 
 
 @pytest.mark.parametrize("name", quickly(("gap", "gap with conv6", "classifier"), "gap"))

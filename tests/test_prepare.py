@@ -151,7 +151,9 @@ def test_derivatives_by_images(model):
 def test_what_it_cannot_is_said(model, tmp_path):
     images = random_images(1, 64, 64)
     fast = flaxvgg.prepare(model, (64, 64))
-    with pytest.raises(ValueError, match="no derivatives by its kernels: train the model that"):
+    with pytest.raises(
+        ValueError, match="no derivatives with respect to its kernels: train the model that"
+    ):
         jax.grad(lambda model: model.features(images).sum())(fast)
     with pytest.raises(ValueError, match="is not trained: train the model that"):
         fast.train()

@@ -12,6 +12,7 @@ chaotic. At 0.1 it is 0.97 to 1.09 times for every head.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -372,7 +373,8 @@ def test_with_score_map_is_pytorchs_network_of_the_same_names():
     }
     names = [name for name in flaxvgg.to_torch(found) if name in head]
     assert names == list(head)
+    of_score_map = inspect.unwrap(VGGConfig.score_map.__func__)
     with pytest.raises(ValueError, match="no activation 'tanh': choose from relu"):
-        flaxvgg.with_score_map(model, 3, last="tanh", rngs=nnx.Rngs(0))
+        of_score_map(VGGConfig, "vgg11", num_classes=3, last="tanh")
     with pytest.raises(ValueError, match="at least 1, not 0 and 8"):
         flaxvgg.with_score_map(model, 0, channels=8, rngs=nnx.Rngs(0))

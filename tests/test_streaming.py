@@ -572,7 +572,7 @@ print("went on with", run("full.zarr").now, run("whole.zarr").now)
 def test_no_room_stops_it_with_a_store_that_is_whole(tmp_path):
     """A unit's file is larger than files may be here, which is to it as if the disk were full."""
     told = finished(start("-c", _FULL, tmp_path))
-    assert "make room, and run the same again" in told
+    assert "make room, and rerun the command" in told
     assert "went on with 70 70" in told
     assert same_files(tmp_path / "full.zarr", tmp_path / "whole.zarr")
 

@@ -214,7 +214,7 @@ def test_a_killed_run_ends_in_the_same_bits(undisturbed, photos, weights, tmp_pa
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     # The last checkpoint that was finished: it is written while training goes on.
-    assert re.search(r"going on behind step [67] of 14", result.output)
+    assert re.search(r"resuming after step [67] of 14", result.output)
     expected, found = arrays(undisturbed[0] / "model"), arrays(tmp_path / "run" / "model")
     assert all((expected[name] == found[name]).all() for name in expected)
     assert read_rows(undisturbed[0] / "metrics.csv") == read_rows(tmp_path / "run" / "metrics.csv")
@@ -256,7 +256,7 @@ def test_ctrl_c_keeps_the_step(photos, weights, tiny, tmp_path, monkeypatch):
     command = ["train", "--config", str(config), "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 130
-    assert "stopped behind step 3 of 14: run it again" in result.output
+    assert "stopped after step 3 of 14: run it again" in result.output
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
     assert not (tmp_path / "run" / "model").exists()
 

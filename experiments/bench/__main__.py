@@ -31,7 +31,7 @@ def main(
 ) -> None:
     """Time flaxvgg beside PyTorch, ONNX Runtime, OpenVINO, ncnn, MNN, Keras, grad-cam, torchcam.
 
-    Writes results.json and README.md, anew behind every section, and pictures. The machine should
+    Writes results.json and README.md, anew after every section, and pictures. The machine should
     have nothing else to do.
     """
     # Before anything is imported that starts threads: as many as the process may use cores.

@@ -1,4 +1,4 @@
-"""The whole run: sections one after the other, and what is written behind each of them."""
+"""The whole run: sections one after the other, and what is written after each of them."""
 
 import dataclasses
 import importlib.metadata
@@ -67,7 +67,7 @@ def cores() -> int:
 
 
 def run(plan: Plan, sections: Sequence[str] | None, out: Path, command: str) -> dict[str, Any]:
-    """Measure the sections (all, for None), and write what was found behind each of them.
+    """Measure the sections (all, for None), and write what was found after each of them.
 
     Raises ValueError for names that are none.
     """

@@ -192,7 +192,7 @@ python -m experiments.bench_cam          # on a machine with nothing else to do
 The unit is one forward pass of the same network in the same tool: flaxvgg's own for flaxvgg, in
 either precision, and PyTorch's eager one for the packages grad-cam and torchcam. {arch} with random
 weights, the same on both sides; one image of {size} px, float32, maps at the last ReLU. Every call
-is timed right behind a forward pass, all tools in turn, in {rounds} rounds: median, and least to
+is timed right after a forward pass, all tools in turn, in {rounds} rounds: median, and least to
 most. Compilation is not in it.
 
 {aims}

@@ -162,7 +162,7 @@ python -m experiments.bench_training          # on a machine with nothing else t
 
 {results["arch"]} with a GAP head for {CLASSES} classes, plain SGD, multilabel soft margin loss,
 float32, precision "default"; the same weights and images in PyTorch, eager. Every step is timed
-right behind PyTorch's, in {results["rounds"]} rounds: the ratio's median, and least to most.
+right after PyTorch's, in {results["rounds"]} rounds: the ratio's median, and least to most.
 
 {table(results)}
 

@@ -108,10 +108,10 @@ both objects of a scene.
 _BOTH_FITTED = """\
 ImageNet's classifier cannot be had everywhere. The figures above come from real convolutions
 ({weights}) with two heads that were fitted here in minutes:
-a logistic regression behind GAP, and fc6, fc7 and fc8 of torchvision's shape, from its
+a logistic regression on GAP, and fc6, fc7 and fc8 of torchvision's shape, from its
 initialisation, by {steps} steps of Adam. """
 _GAP_FITTED = """\
-The classifier is the one of {weights}. Only the linear layer behind GAP was
+The classifier is the one of {weights}. Only the linear layer on GAP was
 fitted here, by logistic regression. """
 _TEST = """\
 The data is small: each of {count} classes is **one thing in one photo**

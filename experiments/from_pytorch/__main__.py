@@ -1,4 +1,4 @@
-"""python -m experiments.from_pytorch: a DataLoader before flaxvgg, PyTorch and more behind it."""
+"""python -m experiments.from_pytorch: a DataLoader before flaxvgg, PyTorch and more after it."""
 
 import sys
 from pathlib import Path

@@ -36,7 +36,7 @@ class Pixels(Dataset[Sample]):
 
 
 class Normalised(Pixels):
-    """The same behind a transform of torchvision's: float32 (3, H, W)."""
+    """The same after a transform of torchvision's: float32 (3, H, W)."""
 
     def __init__(self, paths: Sequence[Path], labels: np.ndarray, transform: Transform):
         super().__init__(paths, labels)

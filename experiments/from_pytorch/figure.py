@@ -16,7 +16,7 @@ _OURS, _THEIRS, _GREY = "#2a6fbb", "#d1495b", "0.6"
 
 
 def draw(results: dict[str, Any]) -> "Figure":
-    """Above: the way of a batch. Left: scores of both classifiers. Right: images a second."""
+    """Above: the path of a batch. Left: scores of both classifiers. Right: images a second."""
     figure = new_figure(figsize=(11, 6.4), dpi=100, layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=[1, 2.3])
     _way(figure.add_subplot(grid[0, :]), results)

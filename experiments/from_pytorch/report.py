@@ -52,7 +52,7 @@ JAX array, and the features of {features} at one address as a JAX array and as a
 `copy=False` makes anything that would take a copy an error. Of {asked} answers that classifiers
 gave on held-out images, {differ}.
 
-![The way of a batch, scores of both classifiers, images a second](from_pytorch.png)
+![The path of a batch, scores of both classifiers, images a second](from_pytorch.png)
 
 | classifier | features | accuracy | images right | mean average precision | answers that differ |
 | --- | --- | ---: | ---: | ---: | ---: |

@@ -19,7 +19,7 @@ Report = Callable[[str, float], None]  # told what is done, and how much of it
 
 @dataclasses.dataclass(frozen=True)
 class Cure:
-    """One way to end the network: what stands behind the last convolution, and how it starts.
+    """One way to end the network: what follows the last convolution, and how it starts.
 
     With `prior`, the biases of the last convolution start at the logit of the labels' mean.
     """

@@ -93,7 +93,7 @@ def _listed(crops) -> str:
 _CARD = """\
 # The sample head
 
-A linear layer behind global average pooling, for {count} classes: {classes}.
+A linear layer on global average pooling, for {count} classes: {classes}.
 It shows class activation maps of real features without a network connection:
 `flaxvgg.with_sample_head(model)`, and the CAM in `flaxvgg demo`.
 

@@ -67,7 +67,7 @@ def _machine(results: Results) -> str:
 
 
 _PARITY = """\
-Errors are root mean squares relative to the truth's, in units of PyTorch's own error in the same
+Errors are root mean squares relative to float64's, in units of PyTorch's own error in the same
 arithmetic: geometric mean over all layers, and the worst layer. A flip is an activation that is
 zero on one side only; it is explained where the true pre-activation is within 16 spacings of the
 mode's numbers times sum |w||x| + |b|. Coarse arithmetic carries errors on from layer to layer, so

@@ -29,7 +29,7 @@ def run(
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Fill `results` and `write` it behind every step.
+    """Fill `results` and `write` it after every step.
 
     It gets "sections" (rows, seconds and limit by name), "cut" (what was not begun for want of
     time) and "failed" (what raised, and what it said).

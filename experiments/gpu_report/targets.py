@@ -54,7 +54,7 @@ def _fidelity(rows: Mapping[str, list[dict[str, Any]]]) -> Iterator[Target]:
     yield _target("highest: worst layer's error, in PyTorch's own", limit(), worst, ok)
     for what, name in (
         ("flips that rounding does not explain", "unexplained"),
-        ("negative values behind a ReLU", "negatives"),
+        ("negative values after a ReLU", "negatives"),
     ):
         count = sum(row[name] for row in exact) if exact else None
         yield _target(f"highest: {what}", "0", count, not count)

@@ -2,7 +2,7 @@
 
 They take a torchvision network, images (N, 3, H, W) and classes (each for every image), and give
 raw maps (N, K, h, w): what `flaxvgg.explain` gives with convention "paper". They run in whatever
-type the network has, so that float64 gives the truth.
+type the network has, so that float64 gives the reference.
 """
 
 from collections.abc import Callable, Sequence
@@ -76,7 +76,7 @@ def _shapley_cam(network, images: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 def _before_pooling(network, images: Tensor) -> Tensor:
-    """The output of the last ReLU, in front of pool5."""
+    """The output of the last ReLU, before pool5."""
     return network.features[:-1](images)
 
 

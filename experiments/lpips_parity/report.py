@@ -20,9 +20,9 @@ def readme(results: dict[str, Any]) -> str:
         "against that distance, the others against `lpips` 0.1.",
         _table(("", "median", "largest"), values["errors"]),
         "## Gradients",
-        f"By the first image, of {gradients['pairs']} pairs of photos: the norm of the difference "
-        "from float64, relative. A ReLU or a pooling that rounding decides moves a gradient by up "
-        "to a percent, in every package.",
+        f"With respect to the first image, of {gradients['pairs']} pairs of photos: the norm of "
+        "the difference from float64, relative. Where rounding decides a ReLU or a max pooling, a "
+        "gradient changes by up to a percent, in every package.",
         _table(("", "median", "largest"), gradients["errors"]),
         "At equal images, where it is zero, the largest value of the gradient is: "
         + ", ".join(f"{name} {value:.2g}" for name, value in gradients["equal"].items())
@@ -64,8 +64,9 @@ def _nan(noise: dict[str, Any]) -> str:
     if broken:
         return f"NaN ends the run of {', '.join(broken)}."
     return (
-        "None meets NaN on this network: the gradient by a feature vector that is zero is NaN in "
-        f"all but {OURS}, and the ReLU behind it, as PyTorch and JAX have it today, selects zero."
+        "None meets NaN on this network: the gradient with respect to a feature vector that is "
+        f"zero is NaN in all but {OURS}, and the ReLU after it, as PyTorch and JAX have it today, "
+        "selects zero."
     )
 
 

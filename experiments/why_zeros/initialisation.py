@@ -114,7 +114,7 @@ def measure(subject: Subject) -> dict:
 def verdict(found: dict) -> str:
     """One sentence."""
     networks = {row["network"]: row for row in found["networks"]}
-    relu = len(found["layers"]) - 2  # in front of pool5
+    relu = len(found["layers"]) - 2  # before pool5
     trained, he_, pytorch = (networks[name] for name in (TRAINED, HE, PYTORCH))
     untrained = max(he_["pool5"]["max"], pytorch["pool5"]["max"])
     learned = trained["pool5"]["mean"] > untrained

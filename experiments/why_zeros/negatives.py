@@ -18,7 +18,7 @@ EDGES = np.linspace(-5, 5, 81)  # of the histograms, in standard deviations; zer
 
 
 def measure(subject: Subject) -> dict:
-    """Exact counts in front of and behind each ReLU, and histograms of what is in front."""
+    """Exact counts before and after each ReLU, and histograms of what is before."""
     config = subject.model.config
     before = {b.name: a.name for a, b in itertools.pairwise(config.conv_stack) if b.kind == "relu"}
     after_pool = {relu: zeros(subject.counts, pool) for pool, relu in subject.before_pools.items()}

@@ -67,18 +67,18 @@ class Subject:
 
     @property
     def before_pools(self) -> dict[str, str]:
-        """The ReLU in front of each max pooling, by the pooling's name."""
+        """The ReLU before each max pooling, by the pooling's name."""
         pairs = itertools.pairwise(self.model.config.conv_stack)
         return {b.name: a.name for a, b in pairs if b.kind == "max_pool"}
 
     @property
     def last_relu(self) -> str:
-        """The ReLU in front of pool5."""
+        """The ReLU before pool5."""
         return self.before_pools["pool5"]
 
     @property
     def last_conv(self) -> str:
-        """The convolution in front of that."""
+        """The convolution before that."""
         return self.last_relu.replace("relu", "conv")
 
 

@@ -111,7 +111,7 @@ def _pool5(model: VGG, image: np.ndarray, plan: Plan) -> np.ndarray:
 
 
 def without_structure(channels: int = 64, side: int = 40, seed: int = 0) -> dict[str, float]:
-    """The error of one layer in PyTorch's own on normal values behind a ReLU, by algorithm.
+    """The error of one layer in PyTorch's own on normal values after a ReLU, by algorithm.
 
     Neighbours there have nothing to do with each other, and a tile's transforms cancel nothing.
     """

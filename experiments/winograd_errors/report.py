@@ -123,7 +123,7 @@ def _findings(results: dict[str, Any]) -> str:
     )
     errs = ", ".join(f"{value:.2f} by {name}" for name, value in noise.items())
     return f"""- **flaxvgg takes F(2x4)** on large maps and F(2x2) on small ones. On maps without
-  structure (normal values behind a ReLU, 64 channels) the error in PyTorch's is {errs}:
+  structure (normal values after a ReLU, 64 channels) the error in PyTorch's is {errs}:
   flaxvgg allows itself 1.5 anywhere.
 - **Best points** by the mean over layers, with {COMPENSATED.name}: {said}.
 - **A compensated float32 sum** beyond groups of 32 products errs {100 * np.mean(extra):.1f} %

@@ -8,7 +8,7 @@ as max pooling, goes the way of gradients. The named ones are those of the packa
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import get_args
+from typing import Literal, get_args
 
 from flaxvgg.attribution.relevance import (
     AlphaBeta,
@@ -21,9 +21,18 @@ from flaxvgg.attribution.relevance import (
 )
 from flaxvgg.attribution.routing import DeconvolutionReLU, Gradient, GuidedReLU, Norm, Pass
 from flaxvgg.attribution.rules import ACTIVATIONS, AVERAGES, ROUTES, WEIGHTED, Number, Rule
+from flaxvgg.files.choices import choose
 from flaxvgg.network.config import Kind, Layer, VGGConfig
 
 Rules = Mapping[str, Rule | str]
+Composite = Literal[
+    "epsilon_plus_flat",
+    "epsilon_plus",
+    "epsilon_gamma_box",
+    "epsilon_alpha2_beta1",
+    "epsilon_alpha2_beta1_flat",
+    "excitation_backprop",
+]
 
 FIRST = "conv1_1"  # the first layer of all VGGs
 
@@ -204,5 +213,5 @@ def _spelt(name: str, names: Mapping[str, object], what: str) -> str:
     found = {known.replace("_", ""): known for known in names}
     found |= {also: known for also, known in _ALSO.items() if known in names}
     if wanted not in found:
-        raise ValueError(f"no {what} {name!r}: choose from {', '.join(names)}")
+        raise ValueError(f"no {what} {name!r}: {choose(name, names)}")
     return found[wanted]

@@ -43,7 +43,7 @@ class DeepLift:
     """
 
     baseline: Any = None
-    convention: str = "paper"
+    convention: Convention = "paper"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "baseline", given(self.baseline))

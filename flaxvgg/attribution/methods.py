@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,30 @@ _METHODS: Mapping[str, Method] = {
     **occlusion.METHODS,
     **rise.METHODS,
 }
-ATTRIBUTIONS = tuple(_METHODS)
+MethodName = Literal[
+    "lrp",
+    "guided_backprop",
+    "deconvolution",
+    "guided_grad_cam",
+    "saliency",
+    "input_x_gradient",
+    "integrated_gradients",
+    "smooth_grad",
+    "var_grad",
+    "deep_lift",
+    "occlusion",
+    "rise",
+]
+ATTRIBUTIONS: tuple[str, ...] = get_args(MethodName)
+OPTIONS: dict[str, type] = {name: method.options for name, method in _METHODS.items()}
 
 
 def attribute(
-    model: VGG, images: Images, classes: Classes = None, method: str = "lrp", **options: Any
+    model: VGG,
+    images: Images,
+    classes: Classes = None,
+    method: MethodName | str = "lrp",
+    **options: Any,
 ) -> Attribution:
     """What every pixel of the images (N, H, W, 3) contributed to the scores of classes.
 
@@ -98,8 +117,8 @@ def option_names(method: str) -> tuple[str, ...]:
     >>> flaxvgg.attribution.methods.option_names("saliency")
     ('signed',)
     """
-    options = _METHODS[find_name(method, ATTRIBUTIONS)].options
-    return tuple(field.name for field in dataclasses.fields(options))
+    fields = dataclasses.fields(OPTIONS[find_name(method, ATTRIBUTIONS)])
+    return tuple(field.name for field in fields)
 
 
 @partial(jax.jit, static_argnames=("config", "method"))

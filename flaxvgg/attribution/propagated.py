@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from flaxvgg.attribution import composites
 from flaxvgg.attribution.backward import Forward
-from flaxvgg.attribution.composites import Rules, rules_of
+from flaxvgg.attribution.composites import Composite, Rules, rules_of
 from flaxvgg.attribution.merging import merged_into
 from flaxvgg.attribution.method import Found, Method
 from flaxvgg.attribution.rules import Rule
@@ -43,7 +43,7 @@ class LRP:
     where any is lost.
     """
 
-    composite: str | Rules = "epsilon_plus_flat"
+    composite: Composite | str | Rules = "epsilon_plus_flat"
     layers: Iterable[str] = ()
     sums: bool = False
 

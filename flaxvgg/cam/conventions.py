@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flaxvgg.files.choices import choose
-from flaxvgg.images.resizing import resize
+from flaxvgg.images.resizing import Interpolation, resize
+
+ConventionName = Literal["paper", "grad-cam", "torchcam"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Convention:
     those of other layers, and, where `rescale` says so, scaled again.
     """
 
-    name: str
+    name: ConventionName
     plus_plus_alpha: Literal["paper", "none"] = "paper"
     plus_plus_eps: float = 0.0
     xgrad_eps: float = 0.0
@@ -58,7 +60,7 @@ class Convention:
         layer_maps: Sequence[Float[Array, "n k _ _"]],
         method: str,
         size: tuple[int, int],
-        interpolation: str = "linear",
+        interpolation: Interpolation = "linear",
         *,
         shared: bool = False,
     ) -> Float[Array, "n k H W"]:
@@ -116,7 +118,7 @@ def scale(maps: Float[Array, "... h w"], eps: float, axes: tuple[int, ...] = (-2
     return risen / jnp.where(top == 0, 1, top)
 
 
-CONVENTIONS = {
+CONVENTIONS: dict[str, Convention] = {
     convention.name: convention
     for convention in (
         # The papers' formulas, without eps. Zhou's CAM is not clamped; LayerCAM joins by eqs. 8, 9.

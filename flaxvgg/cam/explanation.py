@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from flaxvgg.cam.conventions import Convention
 from flaxvgg.drawn import Drawn, results, shape_of
+from flaxvgg.images.resizing import Interpolation
 from flaxvgg.network.model import AnyArray
 
 
@@ -93,7 +94,7 @@ class Explanation(Drawn):
     def heatmaps(
         self,
         size: tuple[int, int] | None = None,
-        interpolation: str = "linear",
+        interpolation: Interpolation = "linear",
         *,
         shared: bool = False,
     ) -> Float[Array, "n k H W"]:

@@ -1,14 +1,14 @@
 """`explain`: what is asked for is checked, and the maps are computed in one program."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
-from flaxvgg.cam.conventions import Convention
+from flaxvgg.cam.conventions import Convention, ConventionName
 from flaxvgg.cam.explanation import Explanation
-from flaxvgg.cam.formulas import FEATURE_METHODS, GRADIENT_METHODS
+from flaxvgg.cam.formulas import FEATURE_METHODS
 from flaxvgg.cam.maps import layer_maps, maps_of_scores
 from flaxvgg.cam.names import find_name
 from flaxvgg.cam.options import OPTIONS, NoOptions, options_of
@@ -18,9 +18,15 @@ from flaxvgg.network.config import VGGConfig, listed
 from flaxvgg.network.inputs import check_images
 from flaxvgg.network.model import VGG, Images
 
-METHODS = (
+MethodName = Literal[
     "cam",
-    *GRADIENT_METHODS,
+    "grad_cam",
+    "grad_cam++",
+    "xgrad_cam",
+    "hires_cam",
+    "layer_cam",
+    "elementwise_grad_cam",
+    "eigen_grad_cam",
     "finer_cam",
     "shapley_cam",
     "refine_cam",
@@ -29,11 +35,14 @@ METHODS = (
     "ss_cam",
     "is_cam",
     "ablation_cam",
-    *FEATURE_METHODS,
+    "eigen_cam",
+    "fem",
+    "kpca_cam",
     "deep_feature_factorisation",
     "full_grad",
     "fully_convolutional",
-)
+]
+METHODS: tuple[str, ...] = get_args(MethodName)
 # Other names that methods have; case, hyphens, underscores and spaces do not matter.
 ALIASES = {
     "gradcampp": "grad_cam++",
@@ -53,9 +62,9 @@ def explain(
     model: VGG,
     images: Images,
     classes: Classes = None,
-    method: str = "grad_cam",
+    method: MethodName | str = "grad_cam",
     layer: str | Sequence[str] | None = None,
-    convention: str = "paper",
+    convention: ConventionName = "paper",
     **options: Any,
 ) -> Explanation:
     """Class activation maps: where in the images (N, H, W, 3) the evidence for a class is.
@@ -132,7 +141,7 @@ def _layers(config: VGGConfig, method: str, layer: str | Sequence[str] | None) -
         kinds = [x.kind for x in layers[pooled:] if x.kind != "softmax"]
         if kinds not in (["global_avg_pool", "flatten", "linear"], ["global_avg_pool", "flatten"]):
             raise ValueError(
-                '"cam" needs global average pooling and one linear layer or none behind it: '
+                '"cam" needs global average pooling and one linear layer or none after it: '
                 "flaxvgg.with_gap(model, num_classes, rngs=rngs)"
             )
         default = choices = [maps[-1].name]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flaxvgg.files.foreign import plain
 
+_FEW = 20  # classes whose names are listed in a message
+
 
 def find_name(text: str, choices: Sequence[str], aliases: Mapping[str, str] | None = None) -> str:
     """The choice that is meant, whatever its case, hyphens, underscores and spaces.
@@ -45,7 +47,8 @@ def find_class(text: str, names: Sequence[str], count: int) -> int:
     if close:
         hint = f"did you mean {_listed(close)}?"
     elif names:
-        hint = f"pass a name, or a number from 0 to {count - 1}"
+        few = f": {_listed(names)}" if len(names) <= _FEW else ""
+        hint = f"pass a name, or a number from 0 to {count - 1}{few}"
     else:
         hint = f"the weights have no class names: pass numbers from 0 to {count - 1}"
     raise ValueError(f"no class {plain(text)!r}: {hint}")

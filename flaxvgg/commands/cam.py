@@ -78,19 +78,23 @@ def cam(
     resume. Exit code 1 says that some photos could not be read.
     """
     with clear_errors("nothing was written"):
+        from flaxvgg.cam.conventions import Convention
+        from flaxvgg.cam.photos import parse_methods, plan_maps
+
+        methods = parse_methods(method)
+        Convention.named(convention)
+        layers = tuple(layer.split(",")) if layer is not None else None
         if is_store(out, batch, distributed, localise):
-            from flaxvgg.cam.photos import parse_methods, plan_maps
             from flaxvgg.commands.streaming import Setting, end, into_store, show_localisation
             from flaxvgg.streaming.jobs import localisation_job, maps_job
 
             if html:
                 raise ValueError("--html needs a folder for the page: flaxvgg view shows a store")
             setting = Setting(out, batch, distributed)
-            wanted = tuple(layer.split(",")) if layer is not None else None
 
             def job(model: "VGG", source: "Source", hw: tuple[int, int] | None) -> "Job":
                 at = hw or (224, 224)
-                plan = plan_maps(model, parse_methods(method), classes, wanted, convention, at)
+                plan = plan_maps(model, methods, classes, layers, convention, at)
                 return (
                     localisation_job(model, source, plan, hw) if localise else maps_job(model, plan)
                 )
@@ -98,8 +102,6 @@ def cam(
             streamed = into_store(job, photos, weights, arch, size, setting)
             end(streamed, as_json, show_localisation(streamed.store) if localise else {})
             return
-        from flaxvgg.cam.conventions import Convention
-        from flaxvgg.cam.photos import parse_methods, plan_maps
         from flaxvgg.commands.cam_files import Drawing, write_cams
         from flaxvgg.commands.tables import cam_table
         from flaxvgg.files.folders import check_apart, check_folder
@@ -107,9 +109,7 @@ def cam(
         from flaxvgg.images.loading import find_images
         from flaxvgg.plotting.figures import check_drawing
 
-        hw, methods = parse_size(size), parse_methods(method)
-        layers = tuple(layer.split(",")) if layer is not None else None
-        Convention.named(convention)
+        hw = parse_size(size)
         drawing = Drawing.of(scale, probability, html)
         check_drawing()
         check_folder(out)

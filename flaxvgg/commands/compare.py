@@ -83,7 +83,7 @@ def compare(
         if is_table and photos:
             raise ValueError("a table names the photos itself: leave the others out")
         if not is_table and not photos:
-            raise ValueError("compare it with what? Name photos, or folders of photos, behind it")
+            raise ValueError("no photos to compare it with: name some, or folders, after it")
         pairs = (
             read_pairs(reference)
             if is_table

@@ -8,6 +8,7 @@ import typer
 from flaxvgg.commands import options
 from flaxvgg.commands.console import clear_errors, console, step
 from flaxvgg.commands.options import load_model, parse_size
+from flaxvgg.files.choices import choose
 from flaxvgg.files.foreign import plain
 
 
@@ -50,6 +51,7 @@ def export(
 
         if out.suffix not in (".jaxexport", ".onnx"):
             raise ValueError(f"--out is FILE.jaxexport or FILE.onnx, not {out}")
+        _check_what(what, out)
         hw, given = parse_size(size), _options(what, method, classes, value_range)
         model = load_model(weights, arch)
         what = what or ("logits" if model.config.head else "features")
@@ -67,6 +69,18 @@ def export(
             write_bytes(out, data)
             found.append(f"{len(data) / 1e6:.0f} MB")
         console.print(f"written: {plain(str(out))}", highlight=False)
+
+
+def _check_what(what: str | None, out: Path) -> None:
+    """Raise ValueError for what there is no program of, before any weights are read."""
+    from flaxvgg.conversion.jax_export import WHATS
+    from flaxvgg.conversion.onnx_export import OUTPUTS
+
+    if what is None or what in (OUTPUTS if out.suffix == ".onnx" else WHATS):
+        return
+    if what in WHATS:
+        raise ValueError(f"--what {what} is for .jaxexport: an .onnx has {' or '.join(OUTPUTS)}")
+    raise ValueError(f"no function {what!r}: {choose(what, WHATS)}")
 
 
 def _options(

@@ -8,7 +8,7 @@ import typer
 from flaxvgg.commands import options
 from flaxvgg.commands.console import clear_errors, show
 from flaxvgg.commands.options import parse_size
-from flaxvgg.network.config import ARCHITECTURES, VGGConfig
+from flaxvgg.network.config import ARCHITECTURES, VGGConfig, check_arch
 
 if TYPE_CHECKING:
     from flaxvgg.network.summary import LayerRow
@@ -45,6 +45,8 @@ def layers(
 def _config_of(network: str) -> VGGConfig:
     if network in ARCHITECTURES and not Path(network).exists():
         return VGGConfig.classifier(network)
+    if network.startswith("vgg") and "." not in network and not Path(network).exists():
+        check_arch(network)
     from flaxvgg.weights.checkpoint import is_checkpoint, load
 
     if is_checkpoint(Path(network)):

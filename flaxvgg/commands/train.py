@@ -47,5 +47,5 @@ def train(
         write_bytes(out / "curves.png", png(curves_figure(trained.rows, trained.metric)))
         say_where(out / "curves.png")
         if trained.steps < trained.of:
-            errors.print(f"stopped behind step {trained.steps} of {trained.of}: run it again")
+            errors.print(f"stopped after step {trained.steps} of {trained.of}: run it again")
             raise typer.Exit(130)

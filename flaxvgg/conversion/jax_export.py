@@ -1,7 +1,7 @@
 """What a model computes as a program of StableHLO, which JAX runs without flaxvgg."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,14 @@ from flaxvgg.files.choices import choose
 from flaxvgg.network.model import VGG
 from flaxvgg.perceptual.lpips import lpips
 
-WHATS = ("features", "logits", "gap", "explain", "lpips")
+What = Literal["features", "logits", "gap", "explain", "lpips"]
+WHATS = get_args(What)
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def to_jax_export(
     model: VGG,
-    what: str = "features",
+    what: What = "features",
     *,
     size: tuple[int, int] = (224, 224),
     platforms: Sequence[str] = PLATFORMS,

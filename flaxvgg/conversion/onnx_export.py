@@ -4,7 +4,7 @@ The latter is for weights that are no ONNX file, where PyTorch is not installed.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from flaxvgg.network.config import POOLED_SIZE, Layer, VGGConfig
 from flaxvgg.network.model import VGG
 from flaxvgg.network.summary import layer_rows
 from flaxvgg.weights.mapping import as_numpy, to_torch
+
+Output = Literal["logits", "features"]
+OUTPUTS = get_args(Output)
 
 
 def conv_stack_graph(config: VGGConfig, state_dict: Mapping[str, Any]) -> bytes:
@@ -29,7 +32,7 @@ def conv_stack_graph(config: VGGConfig, state_dict: Mapping[str, Any]) -> bytes:
     return graph.model(config.arch, ["n", 3, "h", "w"], outputs)
 
 
-def to_onnx(model: VGG, output: str | None = None, size: tuple[int, int] = (224, 224)) -> bytes:
+def to_onnx(model: VGG, output: Output | None = None, size: tuple[int, int] = (224, 224)) -> bytes:
     """The model as an ONNX file: from images (N, 3, H, W) in float32 to its logits or features.
 
     `output` is "logits" where there is a head, else "features", the last map (N, C, h, w). Images
@@ -45,8 +48,8 @@ def to_onnx(model: VGG, output: str | None = None, size: tuple[int, int] = (224,
     from onnx import TensorProto, helper
 
     config = model.config
-    if output not in (None, "logits", "features"):
-        raise ValueError(f"no output {output!r}: {choose(output, ('logits', 'features'))}")
+    if output not in (None, *OUTPUTS):
+        raise ValueError(f"no output {output!r}: {choose(output, OUTPUTS)}")
     if any(layer.kind == "windows" for layer in config.head):
         raise ValueError(
             "a fully-convolutional classifier is not written as ONNX: export the classifier that "

@@ -14,7 +14,7 @@ from scipy.linalg import toeplitz
 from scipy.ndimage import gaussian_filter1d
 
 from flaxvgg.cam.network import Network
-from flaxvgg.evaluation.inputs import Inputs, check_finite, values_of_changed
+from flaxvgg.evaluation.inputs import Inputs, Probability, check_finite, values_of_changed
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG, AnyArray
 
@@ -27,7 +27,7 @@ def deletion(
     *,
     steps: int = 224,
     baseline: Float[AnyArray, "n h w 3"] | None = None,
-    activation: str = "softmax",
+    activation: Probability = "softmax",
 ) -> Float[Array, " n"]:
     """The area (N,) under the class's probability as its pixels are deleted; low is good.
 
@@ -58,7 +58,7 @@ def insertion(
     *,
     steps: int = 224,
     baseline: Float[AnyArray, "n h w 3"] | None = None,
-    activation: str = "softmax",
+    activation: Probability = "softmax",
 ) -> Float[Array, " n"]:
     """The area (N,) under the class's probability as its pixels are inserted; high is good.
 
@@ -82,7 +82,7 @@ def average_drop(
     heatmaps: Float[AnyArray, "n h w"],
     classes: Int[AnyArray, " n"],
     *,
-    activation: str = "softmax",
+    activation: Probability = "softmax",
 ) -> float:
     """How much of the class's probability is lost if only what is hot remains; low is good.
 
@@ -108,7 +108,7 @@ def average_increase(
     heatmaps: Float[AnyArray, "n h w"],
     classes: Int[AnyArray, " n"],
     *,
-    activation: str = "softmax",
+    activation: Probability = "softmax",
 ) -> float:
     """How often the class's probability rises if only what is hot remains; high is good.
 

@@ -1,7 +1,7 @@
 """What the measures that run the network take, checked; and how changed images go through it."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,15 @@ from flaxvgg.network.inputs import check_images
 from flaxvgg.network.model import VGG, AnyArray
 
 CHUNK = 32  # images in one pass
-PROBABILITIES = ("softmax", "sigmoid")
+Probability = Literal["softmax", "sigmoid"]
+PROBABILITIES = get_args(Probability)
 Activation = Literal["softmax", "sigmoid", "linear"]
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+_ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "softmax": jax.nn.softmax,
     "sigmoid": jax.nn.sigmoid,
     "linear": lambda logits: logits,
 }
-ACTIVATIONS = tuple(_ACTIVATIONS)
+ACTIVATIONS = get_args(Activation)
 
 
 class Inputs:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from flaxvgg.network.config import Layer
 from flaxvgg.network.model import VGG, AnyArray, LayerStack
 
 Order = Literal["cascading", "independent"]
-ORDERS = ("cascading", "independent")
+ORDERS = get_args(Order)
 Explainer = Callable[[VGG], Float[AnyArray, "n h w"] | Float[AnyArray, "n h w 3"]]
 
 _RANDOMISED = ("conv", "linear", "batch_norm")

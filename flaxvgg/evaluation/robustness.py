@@ -21,7 +21,7 @@ def max_sensitivity(
 ) -> Float[np.ndarray, " n"]:
     """The most that an explanation changes by, relatively, under small noise; low is good.
 
-    The largest (N,), over `samples` perturbations, of |e(x + r) - e(x)| / |e(x)|, Euclidean: r is
+    The largest (N,), over `samples` perturbations, of `|e(x + r) - e(x)| / |e(x)|`, Euclidean: r is
     uniform in [-radius, radius] for each value of the normalised images (N, H, W, 3), and
     e(x) = `explain_again(images)` an array (N, ...) of maps or attributions, best for fixed
     classes. Where e(x) is zero the length of the change counts. Yeh et al. 2019 (arXiv:1901.09392),

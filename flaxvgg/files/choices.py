@@ -11,7 +11,9 @@ def choose(value: object, choices: Iterable[str]) -> str:
     'did you mean vgg16? choose from vgg11, vgg16'
     """
     names = list(choices)
-    near = difflib.get_close_matches(str(value).lower(), [name.lower() for name in names], 1, 0.75)
-    meant = [name for name in names if name.lower() in near]
+    word = str(value).lower()
+    near = difflib.get_close_matches(word, [name.lower() for name in names], 1, 0.75)
+    swapped = [name for name in names if sorted(name.lower()) == sorted(word)]
+    meant = swapped or [name for name in names if name.lower() in near]
     hint = f"did you mean {meant[0]}? " if meant else ""
     return f"{hint}choose from {', '.join(names)}"

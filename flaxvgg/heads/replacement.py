@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flaxvgg.images.resizing import resize
-from flaxvgg.network.config import POOLED_SIZE, VGGConfig
+from flaxvgg.network.config import POOLED_SIZE, LastActivation, VGGConfig
 from flaxvgg.network.inputs import check_images
 from flaxvgg.network.model import VGG, Images, LayerStack, run_layers
 from flaxvgg.network.provenance import Provenance
@@ -42,7 +42,7 @@ def with_score_map(
     num_classes: int,
     *,
     channels: int = 1024,
-    last: str = "relu",
+    last: LastActivation = "relu",
     batch_norm: bool = False,
     fc: bool = False,
     rngs: nnx.Rngs | None = None,

@@ -29,7 +29,7 @@ _FILES = ("sample_head_v1.safetensors", "sample_head.safetensors")
 
 @dataclasses.dataclass(frozen=True)
 class SampleHead:
-    """A linear layer behind GAP, and what is known of it.
+    """A linear layer on GAP, and what is known of it.
 
     `weight` (classes, 512) and `bias` (classes) are as in PyTorch. `convolutions` is the
     `convolutions_digest` of those that it was fitted on, `provenance` where these are from, what

@@ -4,17 +4,21 @@ JAX's own cubic kernel has a = -0.5, theirs a = -0.75, which differs by up to 0.
 and JAX smooths where it shrinks, they do not.
 """
 
+from typing import Literal
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-_TAPS = {"linear": np.arange(2), "cubic": np.arange(-1, 3)}  # neighbours that take part
+Interpolation = Literal["linear", "cubic"]
+# Neighbours that take part.
+_TAPS: dict[Interpolation, np.ndarray] = {"linear": np.arange(2), "cubic": np.arange(-1, 3)}
 
 
 def resize(
     maps: Float[Array, "*n h w"],
     size: tuple[int, int],
-    interpolation: str = "linear",
+    interpolation: Interpolation = "linear",
     *,
     align_corners: bool = False,
 ) -> Float[Array, "*n H W"]:

@@ -37,12 +37,15 @@ _BLOCKS = {
 _WIDTHS = (64, 128, 256, 512, 512)
 
 # What may stand between a score map's last convolution and its mean.
-LAST_ACTIVATIONS = ("relu", "leaky_relu", "shifted_relu", "none")
+LastActivation = Literal["relu", "leaky_relu", "shifted_relu", "none"]
+LAST_ACTIVATIONS = get_args(LastActivation)
 
 # What halves the maps behind each block, and what lies beyond their edges, by the names that
 # `flaxvgg.with_pooling` takes. torchvision's networks have the first of each.
-POOLINGS: dict[str, Kind] = {"max": "max_pool", "average": "average_pool", "l2": "l2_pool"}
-PADDINGS = ("zeros", "replicate")
+Pooling = Literal["max", "average", "l2"]
+POOLINGS: dict[Pooling, Kind] = {"max": "max_pool", "average": "average_pool", "l2": "l2_pool"}
+Padding = Literal["zeros", "replicate"]
+PADDINGS = get_args(Padding)
 
 ARCHITECTURES = tuple(_BLOCKS) + tuple(f"{arch}_bn" for arch in _BLOCKS)
 POOLED_SIZE = 7  # the classifier sees a 7x7 map, whatever the size of the image
@@ -148,8 +151,8 @@ class VGGConfig:
     head: tuple[Layer, ...]
     no_head_because: str = ""
     last_pool: bool = True
-    pooling: str = "max"
-    padding: str = "zeros"
+    pooling: Pooling = "max"
+    padding: Padding = "zeros"
 
     def __post_init__(self) -> None:
         check_arch(self.arch)
@@ -212,7 +215,7 @@ class VGGConfig:
         *,
         num_classes: int,
         channels: int = 1024,
-        last: str = "relu",
+        last: LastActivation = "relu",
         batch_norm: bool = False,
         fc: bool = False,
     ) -> "VGGConfig":

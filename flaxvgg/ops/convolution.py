@@ -205,7 +205,7 @@ def _packed_jvp(primals, tangents, *, on_cpu, **settings):
     (x, *kernels), (dx, *others) = primals, tangents
     if any(type(tangent) is not ad.Zero for tangent in others):
         raise ValueError(
-            "a prepared model has no derivatives by its kernels: train the model that "
+            "a prepared model has no derivatives with respect to its kernels: train the model that "
             "flaxvgg.prepare was given, and prepare it again"
         )
     return tuple(_packed_convolution(a, *kernels, **settings) for a in (x, dx))

@@ -7,7 +7,7 @@ Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Percept
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,8 @@ from flaxvgg.perceptual.published import TAPS, check_trunk, lpips_weights
 Version = Literal["0.1", "0.0"]
 Convention = Literal["lpips", "torchmetrics"]
 
-_VERSIONS = ("0.1", "0.0")
-_CONVENTIONS = ("lpips", "torchmetrics")
+_VERSIONS = get_args(Version)
+_CONVENTIONS = get_args(Convention)
 # ImageNet's mean and deviation for values in (-1, 1), to the digits that the original has.
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)

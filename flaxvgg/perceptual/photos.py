@@ -56,6 +56,8 @@ def read_pairs(table: Path) -> list[Pair]:
 
     Raises ValueError for another table.
     """
+    if not table.is_file():
+        raise ValueError(f"{table}: no such file: check the path")
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))

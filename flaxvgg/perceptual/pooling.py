@@ -1,13 +1,10 @@
 """The same convolutions with another pooling between them, or other values beyond the edge."""
 
 import dataclasses
-from typing import Literal
 
+from flaxvgg.network.config import Padding, Pooling
 from flaxvgg.network.model import VGG
 from flaxvgg.weights.mapping import build, model_arrays
-
-Pooling = Literal["max", "average", "l2"]
-Padding = Literal["zeros", "replicate"]
 
 
 def with_pooling(model: VGG, pooling: Pooling, *, padding: Padding | None = None) -> VGG:

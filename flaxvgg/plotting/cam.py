@@ -100,7 +100,7 @@ def explanation_figure(
         for label, score, flag, chance in zip(labels[i], scores[i], flags[i], chances, strict=True):
             name = names[label] if names and label >= 0 else f"class {label}" if label >= 0 else ""
             warning = f" ({FLAG_WORDS[flag]})" if flag != Flag.FINE else ""
-            below = told_score(score, chance).replace("\n", ", ")
+            below = told_score(float(score), chance).replace("\n", ", ")
             told.append(f"{name}{warning}\n{below}")
         titles.append(told)
     layers = ", ".join(explanation.layers) or "whole network"

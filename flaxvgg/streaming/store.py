@@ -290,8 +290,8 @@ class Store:
 
     def _no_room(self, error: Exception) -> StoreError:
         return StoreError(
-            f"{self.path} cannot be written ({first_line(error)}): what is in it is whole; make "
-            "room, and run the same again to go on"
+            f"{self.path} cannot be written ({first_line(error)}): what is in it is whole; "
+            "make room, and rerun the command to resume"
         )
 
     def _rows(

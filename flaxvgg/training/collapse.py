@@ -20,11 +20,11 @@ from flaxvgg.files.choices import choose
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.inputs import check_images
 from flaxvgg.network.model import VGG, AnyArray, run_layers
-from flaxvgg.training.losses import LOSSES, resting_loss
+from flaxvgg.training.losses import LOSSES, Loss, resting_loss
 
 _CURE = (
     'leave it out (flaxvgg.with_score_map(..., last="none")), which keeps one channel for each '
-    "class, or add an FC layer behind the mean, and start again"
+    "class, or add an FC layer after the mean, and start again"
 )
 # By the kind of ReLU, where it stops what comes in, and the gradient with it.
 _STOPS = {"relu": 0, "shifted_relu": -1}
@@ -90,7 +90,7 @@ def diagnose(
     model: VGG,
     images: Float[AnyArray, "n h w 3"],
     labels: Float[AnyArray, "n k"],
-    loss: str = "multilabel",
+    loss: Loss = "multilabel",
 ) -> Diagnosis:
     """Whether a model learns from a batch, can stop to, or has stopped; before or after the fact.
 

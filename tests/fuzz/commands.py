@@ -114,7 +114,7 @@ def _read(root: Path) -> Arrays:
     assert not bad, (bad, said)
     if not given:
         assert result.exit_code == 2, said
-        assert "Missing argument" in said or "compare it with what?" in said, said
+        assert "Missing argument" in said or "no photos to compare it with" in said, said
         raise _Refused(said)
     if result.exit_code == 2:
         assert said.count("error: ") == 1, said

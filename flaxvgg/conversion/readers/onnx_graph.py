@@ -166,7 +166,7 @@ def load_model(path: Path) -> "ModelProto":
     except (onnx.checker.ValidationError, ValueError, OSError) as error:
         why = str(error).splitlines()[0]
         raise SourceError(
-            f"{path.name} keeps its weights in a second file, which must lie beside it: {why}"
+            f"{path.name} keeps its weights in a second file, which must be beside it: {why}"
         ) from None
     if not model.graph.node:
         raise SourceError(f"{path.name} holds no ONNX graph: download or export it again")

@@ -106,11 +106,9 @@ static void plan(Loops *loops, int64_t workers) {
 
 // The kernel: from (3, 3, inputs, outputs) to (places, panels, depth, PANEL); turned round, from
 // (3, 3, outputs, inputs), in which the last of the nine taps comes first.
-
 typedef float Turned[9][LANES][LANES];  // of so many inputs and outputs
 
-// A vector of outputs from `first` on at each tap of input i, zeros where there are no more. Where
-// the kernel is turned round, so many inputs are turned at a time.
+// At each tap of input i a vector of outputs from `first` on; turned round, a block of inputs at once.
 INLINE void taps_of(const Conv3x3 *conv, int64_t i, int64_t first, Turned turned, Vector taps[9]) {
   int64_t inputs = conv->x.channels, count = conv->outputs - first;
   if (!conv->turned) {
@@ -121,10 +119,9 @@ INLINE void taps_of(const Conv3x3 *conv, int64_t i, int64_t first, Turned turned
   }
   for (int tap = 0; tap < 9 && i % LANES == 0; tap++) {
     Vector rows[LANES];
-    for (int lane = 0; lane < LANES; lane++) {
-      const float *row = conv->kernel + ((8 - tap) * conv->outputs + first + lane) * inputs + i;
-      rows[lane] = load_some(row, lane < count ? inputs - i : 0);
-    }
+    const float *from = conv->kernel + ((8 - tap) * conv->outputs + first) * inputs + i;
+    for (int lane = 0; lane < LANES; lane++)
+      rows[lane] = load_some(from + lane * inputs, lane < count ? inputs - i : 0);
     transpose(rows);
     for (int k = 0; k < LANES; k++) store(turned[tap][k], rows[k]);
   }
