@@ -234,7 +234,7 @@ def test_names_are_forgiving():
 
 
 ERRORS = {
-    "no composite 'epsilon_minus': choose from epsilon_plus_flat": {"composite": "epsilon_minus"},
+    "no composite 'epsilon_minus': did you mean epsilon_plus": {"composite": "epsilon_minus"},
     "no rule 'zz': choose from epsilon": {"composite": {"conv": "zz", "linear": "epsilon"}},
     "no rule for fc: name it, or 'linear'": {"composite": {"conv": "z+"}},
     "has no layer 'conv9_1'": {"composite": {"conv9_1": "z+", "conv": "z+", "linear": "z+"}},

@@ -50,7 +50,7 @@ class IntegratedGradients:
 
     baseline: Any = None
     steps: int = 50
-    quadrature: Quadrature = "gauss_legendre"
+    quadrature: Quadrature | str = "gauss_legendre"
     steps_at_once: int | None = None
 
     def __post_init__(self) -> None:

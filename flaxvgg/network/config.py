@@ -151,8 +151,8 @@ class VGGConfig:
     head: tuple[Layer, ...]
     no_head_because: str = ""
     last_pool: bool = True
-    pooling: Pooling = "max"
-    padding: Padding = "zeros"
+    pooling: Pooling | str = "max"
+    padding: Padding | str = "zeros"
 
     def __post_init__(self) -> None:
         check_arch(self.arch)
