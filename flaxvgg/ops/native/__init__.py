@@ -38,14 +38,14 @@ if IS_AVAILABLE:
 
 def conv3x3(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w o"]:
     """A convolution with padding 1."""
-    return _conv3x3((x, kernel), _NOTHING_MORE)
+    return _conv3x3((x, kernel), _setting())
 
 
 def conv3x3_turned(
     y: Float[Array, "n h w o"], kernel: Float[Array, "3 3 c o"]
 ) -> Float[Array, "n h w c"]:
     """The transpose of a convolution by that kernel: the one by the kernel turned round."""
-    return _conv3x3_turned((y, kernel), (("pool", False), ("relu", False), ("turned", True)))
+    return _conv3x3_turned((y, kernel), _setting(turned=True))
 
 
 def conv3x3_block(
@@ -56,7 +56,7 @@ def conv3x3_block(
     pool: bool,
 ) -> Float[Array, "n oh ow o"]:
     """The same and a bias, then ReLU and 2x2 max pooling where they are wanted."""
-    return _conv3x3((x, kernel, bias), (("pool", pool), ("relu", relu), ("turned", False)))
+    return _conv3x3((x, kernel, bias), _setting(pool, relu))
 
 
 def packing(height: int, width: int, inputs: int, outputs: int) -> tuple[int, int, int]:
@@ -81,7 +81,7 @@ def conv3x3_packed(
     pool: bool,
 ) -> Float[Array, "n oh ow o"]:
     """`conv3x3_block` to the bit, by a kernel that was packed for maps of this size."""
-    return _packed((x, packed, bias), (("pool", pool), ("relu", relu), ("turned", False)))
+    return _packed((x, packed, bias), _setting(pool, relu))
 
 
 def conv3x3_by_kernel(
@@ -97,7 +97,11 @@ def linear(x: Float[Array, "n k"], kernel: Float[Array, "k o"]) -> Float[Array, 
 
 
 Settings = tuple[tuple[str, bool | np.int64], ...]
-_NOTHING_MORE: Settings = (("pool", False), ("relu", False), ("turned", False))
+
+
+def _setting(pool: bool = False, relu: bool = False, turned: bool = False) -> Settings:
+    """What `flaxvgg_conv3x3` is told besides its arrays."""
+    return ("pool", pool), ("relu", relu), ("turned", turned)
 
 
 def _operation(target: str, rule: str, shape: Callable[..., tuple[int, ...]]) -> Callable:
