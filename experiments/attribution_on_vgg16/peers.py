@@ -1,13 +1,14 @@
-"""The same methods as captum, zennit and grad-cam compute them, one class after the other."""
+"""The same as captum, zennit and grad-cam compute it, a class at a time, and Quantus's figures."""
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import zennit.composites
 from captum import attr as captum
+from jaxtyping import Bool, Float
 from pytorch_grad_cam import GradCAM, LayerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from zennit.attribution import Gradient
@@ -93,3 +94,28 @@ def agreement(ours: np.ndarray, theirs: np.ndarray) -> float:
 def as_tensor(image: np.ndarray) -> torch.Tensor:
     """An image (1, H, W, 3) as PyTorch takes it."""
     return torch.from_numpy(np.array(image)).permute(0, 3, 1, 2).contiguous()
+
+
+def figures_of_quantus(
+    network: torch.nn.Module, maps: Float[np.ndarray, "n h w"], objects: Bool[np.ndarray, "n h w"]
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """What Quantus says of the same maps: relevance mass and rank accuracy, sparseness.
+
+    Its mass accuracy adds signed values: it is given the positive part, which the paper adds.
+    """
+    with warnings.catch_warnings():  # that its dependencies warn of themselves
+        warnings.simplefilter("ignore")
+        import quantus
+
+        quiet: dict[str, Any] = {"disable_warnings": True, "display_progressbar": False}
+        images = np.zeros((len(maps), 3, *maps.shape[1:]), np.float32)  # which none looks at
+        batch = {"model": network, "x_batch": images, "y_batch": np.zeros(len(maps), int)}
+        masks = {"s_batch": objects[:, None].astype(int), "channel_first": True}
+        values = maps[:, None].astype(np.float64)
+        positive, sizes = np.maximum(values, 0), np.abs(values)
+        found = {
+            "mass": quantus.RelevanceMassAccuracy(**quiet)(**batch, a_batch=positive, **masks),
+            "rank": quantus.RelevanceRankAccuracy(**quiet)(**batch, a_batch=values, **masks),
+            "sparseness": quantus.Sparseness(**quiet)(**batch, a_batch=sizes, channel_first=True),
+        }
+    return {name: np.array(x, np.float64) for name, x in found.items()}

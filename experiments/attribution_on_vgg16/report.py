@@ -45,6 +45,7 @@ def readme(results: Results) -> str:
         pairs=results["pairs"],
         scenes=results["scenes"],
         chance=_percent(results["chance"]),
+        quantus=results["quantus"],
         best=best["method"],
         best_mass=_percent(best["mass"]),
         insensitive=", ".join(insensitive) or "none of them",
@@ -85,7 +86,8 @@ fitted to parts of the same things on other backgrounds, as in
 - **On the object**: the peak of the positive part, smoothed by {blur:g} pixels (pointing game); the
   part of the positive relevance inside the object's box (relevance mass accuracy); and how many of
   the K most relevant pixels are in the box of K pixels. A map without any knowledge has {chance} of
-  each. The most relevance on the object has {best}, with {best_mass}.
+  each. The most relevance on the object has {best}, with {best_mass}. Quantus's figures of the
+  same maps differ by at most {quantus:.0e}.
 - **Sparseness** is the Gini index of the magnitudes: 0 for a constant map, 1 for a single pixel.
 - **Like itself** is the randomisation test (Adebayo et al. 2018): rank correlation of magnitudes
   between the map of the network and that of the same network with fc8 drawn anew, and with every

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.ndimage import gaussian_filter
 
 import flaxvgg
@@ -17,6 +17,7 @@ from experiments.attribution_on_vgg16.peers import (
     Peer,
     agreement,
     as_tensor,
+    figures_of_quantus,
     peers_of,
     torch_network,
 )
@@ -39,9 +40,9 @@ class Effort:
     size: int = 224
     training: int = 480
     steps: int = 80
-    tests: int = 12
+    tests: int = 8
     randomised: int = 2  # images of the randomisation test
-    samples: int = 400  # masks of RISE
+    samples: int = 200  # masks of RISE
     window: int = 32
     blur: float = 4.0  # pixels: the peak of single pixels is chance
     rounds: int = 3
@@ -100,18 +101,24 @@ def run(
         for name, peer in peers[1].items()
     }
     costs = _costs(network, methods, peers, image, effort, lambda done: report("costs", done))
-    rows = []
+    masks = _masks(boxes, effort.size)
+    rows, quantus = [], []
     for method in methods:
         package, differences = apart.get(method.name, ("", [0.0]))
         heat = maps[method.name]
         blurred = gaussian_filter(np.maximum(heat, 0), (0, effort.blur, effort.blur))
+        figures = {
+            "mass": flaxvgg.relevance_mass_accuracy(heat, boxes),
+            "rank": flaxvgg.relevance_rank_accuracy(heat, boxes),
+            "sparseness": flaxvgg.sparseness(heat),
+        }
+        theirs = figures_of_quantus(peers[0], heat, masks)
+        quantus += [float(np.abs(figures[name] - theirs[name]).max()) for name in figures]
         rows.append(
             {
                 "method": method.name,
                 "on_object": flaxvgg.pointing_game(blurred, boxes),
-                "mass": _mean(flaxvgg.relevance_mass_accuracy(heat, boxes)),
-                "rank": _mean(flaxvgg.relevance_rank_accuracy(heat, boxes)),
-                "sparseness": _mean(flaxvgg.sparseness(heat)),
+                **{name: _mean(values) for name, values in figures.items()},
                 "similar": [
                     round(float(np.nanmean(x)), 3) for x in tested.absolute_spearman[method.name]
                 ],
@@ -134,6 +141,7 @@ def run(
         "pairs": len(boxes),
         "chance": round(float(np.mean(areas)), 3),
         "randomised": list(tested.layers),
+        "quantus": max(quantus),
         "methods": rows,
     }
     return results, shown, (tested, found.pixels[: effort.randomised])
@@ -244,6 +252,16 @@ def _costs(
 @jax.jit
 def _logits(model: VGG, images: jax.Array) -> jax.Array:
     return model(images)
+
+
+def _masks(
+    boxes: Sequence[Sequence[tuple[int, int, int, int]]], size: int
+) -> Bool[np.ndarray, "pairs h w"]:
+    """Each pair's one box as a mask."""
+    masks = np.zeros((len(boxes), size, size), bool)
+    for mask, ((left, top, right, bottom),) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    return masks
 
 
 def _mean(values: np.ndarray) -> float:

@@ -47,6 +47,10 @@ def study(
         "jaxlpips": peers.jaxlpips(arrays, lpips_weights("0.1")),
         "lpips-nnx": peers.lpips_nnx(arrays),
     }
+    say("time")
+    prepared = flaxvgg.prepare(model, (speed_size, speed_size))
+    beside = {f"{OURS}, prepared": partial(flaxvgg.lpips, prepared, value_range=SIGNED)}
+    speed = _speed(in_torch, in_jax | beside, speed_size, batch, rounds)
     say("values")
     values = _values(model, arrays, in_torch, in_jax, size)
     say("gradients")
@@ -54,10 +58,6 @@ def study(
     say("an image from noise")
     found = {name: _from_noise(f, 32, steps) for name, f in in_jax.items()}
     found |= {"lpips": _from_noise_in_torch(in_torch["lpips"], 32, steps)}
-    say("time")
-    prepared = flaxvgg.prepare(model, (speed_size, speed_size))
-    in_jax[f"{OURS}, prepared"] = partial(flaxvgg.lpips, prepared, value_range=SIGNED)
-    speed = _speed(in_torch, in_jax, speed_size, batch, rounds)
     return {
         "size": size,
         "values": values,
