@@ -113,12 +113,12 @@ static int call(XLA_FFI_Handler *handler, uint64_t *state, Array *arrays, int64_
   static const int64_t threads[] = {1, 2, 3, 8};
   struct XLA_FFI_ExecutionContext context = {ONE_OF(state, threads), 0};
   if (below(state, 8) == 0) context.refuses = 1 + (int)below(state, 2);
-  void *args[3], *rets[] = {&result->buffer}, *attrs[3];
-  XLA_FFI_Scalar scalars[3];
-  XLA_FFI_AttrType types[] = {
-      XLA_FFI_AttrType_SCALAR, XLA_FFI_AttrType_SCALAR, XLA_FFI_AttrType_SCALAR};
+  void *args[3], *rets[] = {&result->buffer}, *attrs[4];
+  XLA_FFI_Scalar scalars[4];
+  XLA_FFI_AttrType types[] = {XLA_FFI_AttrType_SCALAR, XLA_FFI_AttrType_SCALAR,
+                              XLA_FFI_AttrType_SCALAR, XLA_FFI_AttrType_SCALAR};
   for (int64_t i = 0; i < count; i++) args[i] = &arrays[i].buffer;
-  int64_t settings_count = !settings ? 0 : dtype == XLA_FFI_DataType_PRED ? 3 : 2;
+  int64_t settings_count = !settings ? 0 : dtype == XLA_FFI_DataType_PRED ? 4 : 2;
   for (int64_t i = 0; i < settings_count; i++) {
     scalars[i] = (XLA_FFI_Scalar){dtype, (void *)settings[i]};
     attrs[i] = &scalars[i];
@@ -169,20 +169,21 @@ static void images_of(uint64_t *state, int64_t *n, int64_t *h, int64_t *w) {
 static void trial_of_conv3x3(uint64_t *state) {
   int64_t n, h, w, c = ONE_OF(state, CHANNELS), o = ONE_OF(state, CHANNELS);
   images_of(state, &n, &h, &w);
-  uint8_t settings[3];  // pool, relu, turned
-  for (int i = 0; i < 3; i++) settings[i] = (uint8_t)below(state, 2);
-  int biased = (int)below(state, 2), pool = settings[0], turned = settings[2];
+  uint8_t settings[4];  // pool, relu, sloped, turned
+  for (int i = 0; i < 4; i++) settings[i] = (uint8_t)below(state, 2);
+  int pool = settings[0], sloped = settings[2], turned = settings[3];
+  int biased = !sloped && below(state, 2);
   Array arrays[3] = {0}, y;
   make(&arrays[0], state, 4, (int64_t[]){n, h, w, c});
   make(&arrays[1], state, 4, turned ? (int64_t[]){3, 3, o, c} : (int64_t[]){3, 3, c, o});
-  make(&arrays[2], state, 1, (int64_t[]){o});
+  make(&arrays[2], state, 1, (int64_t[]){sloped ? 2 : o});
   make(&y, NULL, 4, pool ? (int64_t[]){n, h / 2, w / 2, o} : (int64_t[]){n, h, w, o});
   const float *kernel = arrays[1].data;
-  const void *const flags[] = {&settings[0], &settings[1], &settings[2]};
+  const void *const flags[] = {&settings[0], &settings[1], &settings[2], &settings[3]};
   const void *const size[] = {&h, &w};
   Array operands[] = {arrays[0], arrays[1], arrays[2]}, packed = {0};
   int done = 1;
-  if (!turned && below(state, 2)) {  // by a kernel that is packed first
+  if (!turned && !sloped && below(state, 2)) {  // by a kernel that is packed first
     int64_t shape[3];
     flaxvgg_packing(h, w, c, o, shape);
     make(&packed, NULL, 3, shape);
@@ -190,7 +191,8 @@ static void trial_of_conv3x3(uint64_t *state) {
     operands[1] = packed;
   }
   for (int i = 0; i < 3; i++) operands[i].buffer.dims = operands[i].dims;
-  if (done && call(flaxvgg_conv3x3, state, operands, 2 + biased, &y, XLA_FFI_DataType_PRED, flags))
+  int count = 2 + (biased || sloped);
+  if (done && call(flaxvgg_conv3x3, state, operands, count, &y, XLA_FFI_DataType_PRED, flags))
     for (int64_t i = 0; i < y.size; i++) {
       int64_t k = i % o, q = i / o % y.dims[2], p = i / o / y.dims[2] % y.dims[1];
       int64_t image = i / o / y.dims[2] / y.dims[1];
@@ -199,9 +201,11 @@ static void trial_of_conv3x3(uint64_t *state) {
         int64_t row = pool ? 2 * p + corner / 2 : p, column = pool ? 2 * q + corner % 2 : q;
         double sum = biased ? arrays[2].data[k] : 0;
         for (int t = 0; t < 9; t++)
-          for (int64_t j = 0; j < c; j++)
-            sum += at(&arrays[0], image, row + t / 3 - 1, column + t % 3 - 1, j) *
-                   (turned ? kernel[((8 - t) * o + k) * c + j] : kernel[(t * c + j) * o + k]);
+          for (int64_t j = 0; j < c; j++) {
+            double w = turned ? kernel[((8 - t) * o + k) * c + j] : kernel[(t * c + j) * o + k];
+            if (sloped) w *= arrays[2].data[w > 0 ? 0 : 1];
+            sum += at(&arrays[0], image, row + t / 3 - 1, column + t % 3 - 1, j) * w;
+          }
         largest = fmax(largest, sum);
       }
       compare("conv3x3", &y, i, settings[1] ? fmax(largest, 0) : largest, 9.0 * c);

@@ -147,6 +147,47 @@ def test_the_transpose_is_the_convolution_by_the_kernel_turned_round(shape, outp
     np.testing.assert_array_equal(found, by_hand)
 
 
+@pytest.mark.parametrize(("shape", "outputs"), SHAPES)
+def test_a_sloped_kernel_is_the_one_it_stands_for(shape, outputs):
+    """To the bit, though it is never written down: the convolution, and its transpose."""
+    x, kernel, dy = arrays(shape, outputs)
+    slopes = jnp.array([1.25, -0.5])
+    other = convolution.sloped(kernel, slopes)
+    np.testing.assert_array_equal(other, np.where(kernel > 0, 1.25 * kernel, -0.5 * kernel))
+    found, expected = (
+        jax.vjp(f, x)
+        for f in (
+            lambda x: convolution.conv3x3_sloped(x, kernel, slopes),
+            lambda x: conv3x3(x, other),
+        )
+    )
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1](dy)[0], expected[1](dy)[0])
+
+
+def test_derivatives_and_batches_of_a_sloped_kernel():
+    x, kernel, _ = arrays((3, 28, 28, 32), 48)
+    slopes = jnp.array([1.25, -0.5])
+    values = x, kernel, slopes
+    tangents = 0.3 * x[::-1], 0.1 * kernel[::-1], jnp.array([1.0, 2.0])
+
+    def plain(x, kernel, slopes):
+        return conv3x3(x, convolution.sloped(kernel, slopes))
+
+    def loss(f, *values):
+        return jnp.tanh(0.01 * f(*values)).sum()
+
+    def second(by, f):
+        return jax.jvp(jax.grad(partial(loss, f), by), values, tangents)[1]
+
+    def each_image(f):
+        return jax.vmap(jax.grad(lambda x: loss(f, x[None], *values[1:])))(x)
+
+    for mode in (each_image, *(partial(second, by) for by in range(3))):
+        found, expected = (jax.jit(partial(mode, f))() for f in (convolution.conv3x3_sloped, plain))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6 * abs(expected).max())
+
+
 @pytest.mark.parametrize(("channels", "side"), [(64, 56), (512, 14)])
 def test_sums_over_a_batch_are_as_close_to_float64_as_pytorchs(channels, side):
     x, kernel, dy = arrays((4, side, side, channels), channels)
@@ -223,7 +264,7 @@ def test_a_sharded_batch_stays_where_it_is():
     across = NamedSharding(mesh, PartitionSpec("data"))
     x, dy = (jax.device_put(a, across) for a in (x, dy))
     compiled = jax.jit(both).lower(x, kernel, dy).compile()
-    assert "all-gather" not in compiled.as_text()
+    assert "all-gather" not in str(compiled.as_text())
     for one, other in zip(jax.jit(both)(x, kernel, dy), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * abs(other).max())
     specs = PartitionSpec("data"), PartitionSpec()
@@ -260,7 +301,9 @@ def results():
                       enumerate([(2, 9, 12, 40), (3, 3, 40, 37), (2, 9, 12, 5)]))
     y = convolution.conv3x3(x, kernel)
     by_kernel = [native.conv3x3_by_kernel(a, y) for a in (x, few)]
-    return np.concatenate([np.ravel(a) for a in (y, native.conv3x3_turned(y, kernel), *by_kernel)])
+    sloped = native.conv3x3_sloped(y, kernel, jnp.array([1, 0.25], np.float32), True)
+    found = y, native.conv3x3_turned(y, kernel), sloped, *by_kernel
+    return np.concatenate([np.ravel(a) for a in found])
 """
 _SAVED = _RESULTS + "np.save(sys.argv[1], results()); print(native.INSTRUCTIONS)"
 

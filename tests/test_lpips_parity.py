@@ -28,7 +28,7 @@ def test_stronger_distortions_are_further_away():
 
 
 def test_a_course_says_where_it_broke():
-    assert study._course([1.0, 0.5]) == {"first": 1.0, "last": 0.5, "nan_at": None}
+    assert study._course([1.0, 0.5]) == {"steps": 2, "first": 1.0, "last": 0.5, "nan_at": None}
     assert study._course([1.0, float("nan"), float("nan")])["nan_at"] == 1
 
 

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import flaxvgg
+from flaxvgg.attribution import rise
 from flaxvgg.evaluation.infidelity import removed_at_random
 from flaxvgg.evaluation.randomisation import randomised_models
 from flaxvgg.evaluation.road import _imputed, removed_pixels
@@ -176,6 +177,32 @@ def test_random_sets_are_of_their_size_and_any_pixels():
     assert found.mean(axis=0) == pytest.approx(
         np.full((8, 9), 1 / 4), abs=5 * (3 / 16 / 400) ** 0.5
     )
+
+
+def test_what_is_drawn_is_the_same_with_64_bits(gap_model: VGG):
+    images, maps = random_images(2, 32, 40), random_images(2, 32, 40, channels=1)[..., 0]
+
+    def drawn() -> list[np.ndarray]:
+        squares = flaxvgg.SquareRemoval(8)(KEY, jnp.asarray(images[0]))
+        numbers = jnp.arange(3, dtype=jnp.int32)
+        found = flaxvgg.road(gap_model, images, maps, np.array([0, 1]), key=KEY, percentiles=[30])
+        return [
+            np.asarray(x)
+            for x in (
+                rise.masks(KEY, numbers, (32, 40), 7, 0.5),
+                uniform_noise(KEY, 1, images.shape, 0.1),
+                flaxvgg.GaussianNoise()(KEY, jnp.asarray(images[0])),
+                squares,
+                removed_at_random(KEY, (32, 40), jnp.asarray(200, jnp.int32)),
+                found.morf,
+            )
+        ]
+
+    expected = drawn()
+    with jax.enable_x64(True):
+        found = drawn()
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_images_are_judged_alone(gap_model: VGG):

@@ -72,6 +72,7 @@ def _zennit(network: torch.nn.Module, composite: zennit.composites.Composite) ->
         def score(output: torch.Tensor) -> torch.Tensor:
             return output * torch.nn.functional.one_hot(torch.tensor([label]), output.shape[1])
 
+        attributor: Any  # whose type says that it gives nothing
         with Gradient(network, composite) as attributor:
             _, relevance = attributor(image, score)
         return relevance[0].sum(dim=0).detach().numpy()

@@ -28,12 +28,13 @@ def readme(results: dict[str, Any]) -> str:
         + ", ".join(f"{name} {value:.2g}" for name, value in gradients["equal"].items())
         + ".",
         "## An image from noise",
-        f"{results['steps']} steps of Adam on 32x32 pixels under the distance from a photo whose "
-        "right half is black.",
+        f"{results['steps']} steps of Adam, or as many as take five minutes, on 32x32 pixels under "
+        "the distance from a photo whose right half is black.",
         _table(
-            ("", "first loss", "last loss", "NaN at step"),
+            ("", "steps", "first loss", "last loss", "NaN at step"),
             {
                 name: [
+                    x["steps"],
                     f"{x['first']:.4f}",
                     "" if x["last"] is None else f"{x['last']:.5f}",
                     "never" if x["nan_at"] is None else x["nan_at"],

@@ -1,5 +1,6 @@
 """LPIPS beside five packages: values, gradients, time, and an image that is found from noise."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,6 +27,8 @@ from flaxvgg.perceptual.published import lpips_weights
 OURS = "flaxvgg"
 SIGNED = (-1, 1)
 Distance = Callable[[jax.Array, jax.Array], Any]
+_PATIENCE = 300  # seconds for an image from noise: some packages need hours for all steps
+_AT_ONCE = 50  # steps
 
 
 def study(
@@ -208,7 +211,10 @@ def _start(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _from_noise(distance: Distance, size: int, steps: int) -> dict[str, Any]:
-    """Adam on an image under the distance: its course, and the step at which a NaN appears."""
+    """Adam on an image under the distance: its course, and the step at which a NaN appears.
+
+    As many steps as there is time for.
+    """
     noise, target = _start(size)
     optimiser = optax.adam(0.02)
 
@@ -220,11 +226,11 @@ def _from_noise(distance: Distance, size: int, steps: int) -> dict[str, Any]:
             change, state = optimiser.update(slope, state)
             return (jnp.clip(image + change, -1, 1), state), loss
 
-        return jax.lax.scan(step, (image, state), length=50)
+        return jax.lax.scan(step, (image, state), length=_AT_ONCE)
 
     carry: Any = (jnp.asarray(noise), optimiser.init(jnp.asarray(noise)))
-    course = []
-    for _ in range(steps // 50):
+    course, end = [], time.monotonic() + _PATIENCE
+    while len(course) < steps and time.monotonic() < end:
         carry, losses = some(*carry)
         course += np.asarray(losses).tolist()
     return _course(course)
@@ -234,8 +240,8 @@ def _from_noise_in_torch(network: Any, size: int, steps: int) -> dict[str, Any]:
     noise, target = (peers.tensor(x) for x in _start(size))
     image = noise.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([image], lr=0.02)
-    course = []
-    for _ in range(steps // 50 * 50):
+    course, end = [], time.monotonic() + _PATIENCE
+    while len(course) < steps and time.monotonic() < end:
         optimiser.zero_grad()
         loss = network(image, target).sum()
         loss.backward()
@@ -249,6 +255,7 @@ def _from_noise_in_torch(network: Any, size: int, steps: int) -> dict[str, Any]:
 def _course(course: list[float]) -> dict[str, Any]:
     broken = [i for i, loss in enumerate(course) if not np.isfinite(loss)]
     return {
+        "steps": len(course),
         "first": course[0],
         "last": None if broken else course[-1],
         "nan_at": broken[0] if broken else None,

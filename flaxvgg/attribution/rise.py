@@ -101,12 +101,14 @@ def masks(
 
     def mask(number: Array) -> Array:
         for_cells, for_shift = jax.random.split(jax.random.fold_in(key, number))
-        is_open = jax.random.bernoulli(for_cells, p, (grid, grid)).astype(jnp.float32)
+        # In float32 with 64 bits too, lest the masks be others there.
+        is_open = jax.random.bernoulli(for_cells, jnp.asarray(p, jnp.float32), (grid, grid))
         shift = jax.random.randint(for_shift, (2,), 0, jnp.asarray(cells, jnp.int32), jnp.int32)
         rows, columns = (
             lax.dynamic_slice_in_dim(matrix, shift[i], size[i]) for i, matrix in enumerate(enlarge)
         )
-        return jnp.linalg.multi_dot([rows, is_open, columns.T], precision="highest")
+        cells_open = is_open.astype(jnp.float32)
+        return jnp.linalg.multi_dot([rows, cells_open, columns.T], precision="highest")
 
     return jax.vmap(mask)(numbers)
 

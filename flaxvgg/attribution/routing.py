@@ -20,6 +20,7 @@ from flaxvgg.attribution.rules import (
     Site,
 )
 from flaxvgg.network.config import Kind, Layer
+from flaxvgg.ops.pooling import largest_of_windows
 
 _register = jax.tree_util.register_dataclass
 
@@ -105,18 +106,11 @@ def _to_the_largest(x: Array) -> Back:
     Equal values are common, where a photo is of one colour, and PyTorch takes the first of them.
     Here they are equal but for rounding, since a compiled convolution computes them in different
     places of a tile: on photos they were apart by at most 0.7 eps of the channel's largest.
-
-    Which one it is, is kept as a number for each window: a CPU reads that many times faster than it
-    scatters gradients over four strided arrays.
     """
     n, height, width, channels = x.shape
     h, w = height // 2, width // 2
-    windows = x[:, : 2 * h, : 2 * w].reshape(n, h, 2, w, 2, channels)
-    a, b, c, d = (windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
     rounding = jnp.finfo(x.dtype).eps * jnp.abs(x).max(axis=(1, 2), keepdims=True)
-    largest = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d)) - rounding
-    place = jnp.where(a >= largest, 0, jnp.where(b >= largest, 1, jnp.where(c >= largest, 2, 3)))
-    chosen = place[:, :, None, :, None] == jnp.arange(4).reshape(1, 1, 2, 1, 2, 1)
+    chosen = largest_of_windows(x, within=rounding)
 
     def back(g: Array) -> Array:
         spread = jnp.where(chosen, g[:, :, None, :, None], 0)

@@ -66,8 +66,8 @@ class SquareRemoval:
             raise ValueError(f"no square of {self.size} pixels in an image {image.shape[:2]}")
         inside = []
         for key_of_axis, length in zip(jax.random.split(key), image.shape[:2], strict=True):
-            first = jax.random.randint(key_of_axis, (), 0, length - self.size + 1)
-            place = jnp.arange(length)
+            first = jax.random.randint(key_of_axis, (), 0, length - self.size + 1, jnp.int32)
+            place = jnp.arange(length, dtype=jnp.int32)
             inside.append((place >= first) & (place < first + self.size))
         rows, columns = inside
         return jnp.where((rows[:, None] & columns[None])[..., None], image, 0)
@@ -273,4 +273,5 @@ def removed_at_random(
 ) -> Bool[Array, "h w"]:
     """A random set of so many pixels."""
     height, width = shape
-    return (jax.random.permutation(key, height * width) < count).reshape(shape)
+    pixels = jnp.arange(height * width, dtype=jnp.int32)
+    return (jax.random.permutation(key, pixels) < count).reshape(shape)

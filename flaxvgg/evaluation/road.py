@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 from scipy.sparse import coo_matrix
@@ -102,9 +103,9 @@ def road(
     rows = []
     for i, heatmap in enumerate(np.asarray(inputs.maps)):
         of_ties, of_noise = jax.random.split(jax.random.fold_in(key, i))
-        ties = np.asarray(jax.random.uniform(of_ties, heatmap.shape))
+        ties = np.asarray(jax.random.uniform(of_ties, heatmap.shape, jnp.float32))
         masks = removed_pixels(heatmap, ties, percentiles)
-        drawn = np.asarray(jax.random.normal(of_noise, (*masks.shape, 3)))
+        drawn = np.asarray(jax.random.normal(of_noise, (*masks.shape, 3), jnp.float32))
         image = np.asarray(inputs.images[i])
         changed = [image, *(np.where(m[..., None], _imputed(image, m), image) for m in masks)]
         changed[1:] = [

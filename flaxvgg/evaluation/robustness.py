@@ -74,6 +74,6 @@ def uniform_noise(
 
     def of_one(number: Array) -> Float[Array, "h w 3"]:
         own = jax.random.fold_in(jax.random.fold_in(key, number), sample)
-        return jax.random.uniform(own, shape[1:], minval=-radius, maxval=radius)
+        return jax.random.uniform(own, shape[1:], jnp.float32, -radius, radius)
 
     return jax.vmap(of_one)(jnp.arange(shape[0]))

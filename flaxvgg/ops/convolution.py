@@ -40,6 +40,21 @@ def conv3x3(
     return _convolution(x, kernel, precision=precision)
 
 
+def conv3x3_sloped(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "3 3 c o"],
+    slopes: Float[Array, "2"],
+    precision: Precision = None,
+) -> Float[Array, "n h w o"]:
+    """The convolution by `sloped(kernel, slopes)`, which a CPU does not write down."""
+    return _sloped(x, kernel, slopes, turned=False, precision=precision)
+
+
+def sloped(kernel: Float[Array, "..."], slopes: Float[Array, "2"]) -> Float[Array, "..."]:
+    """Weights of which the positive ones are multiplied by the first, others by the second."""
+    return kernel * jnp.where(kernel > 0, slopes[0], slopes[1])
+
+
 def conv3x3_block(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "3 3 c o"],
@@ -113,6 +128,18 @@ def _kernel_natively(x: Array, dy: Array, *, precision: Precision) -> Array:
     return native.conv3x3_by_kernel(x, dy)
 
 
+def _sloped_natively(x, kernel, slopes, *, turned: bool, precision: Precision) -> Array:
+    return native.conv3x3_sloped(x, kernel, slopes, turned)
+
+
+def _sloped_xlas(x, kernel, slopes, *, turned: bool, precision: Precision) -> Array:
+    return (_turned_xlas if turned else _xlas)(x, sloped(kernel, slopes), precision=precision)
+
+
+def _sloped_plainly(x, kernel, slopes, *, turned: bool, precision: Precision) -> Array:
+    return (_transpose if turned else _convolution)(x, sloped(kernel, slopes), precision=precision)
+
+
 def _unfused(
     x: Array, kernel: Array, bias: Array, *, relu: bool, pool: bool, precision: Precision
 ) -> Array:
@@ -167,6 +194,9 @@ _convolution = Operation("conv3x3", native.conv3x3_shape, _natively, _xlas, fold
 _transpose = Operation(
     "conv3x3_turned", native.conv3x3_turned_shape, _turned_natively, _turned_xlas, folds=True
 )
+_sloped = Operation(
+    "conv3x3_sloped", native.conv3x3_sloped_shape, _sloped_natively, _sloped_xlas, folds=True
+)
 _by_kernel = Operation("conv3x3_by_kernel", native.by_kernel_shape, _kernel_natively, _kernel_xlas)
 _block = Operation("conv3x3_block", native.conv3x3_shape, _natively_fused, _unfused, folds=True)
 _pack = Operation("conv3x3_pack", _pack_shape, _pack_natively, _not_packed)
@@ -197,6 +227,21 @@ ad.defbilinear(
 )
 
 
+def _sloped_jvp(primals, tangents, **settings):
+    """By the input it is linear, and the same; by the kernel it goes as what it stands for."""
+    (x, *rest), (dx, *others) = primals, tangents
+    if any(type(tangent) is not ad.Zero for tangent in others):
+        return jvp_of(_sloped_plainly)(primals, tangents, **settings)
+    settings.pop("on_cpu")
+    return tuple(_sloped(a, *rest, **settings) for a in (x, dx))
+
+
+def _sloped_transpose(dy, x, kernel, slopes, *, on_cpu, turned: bool, precision: Precision):
+    return _sloped(dy, kernel, slopes, turned=not turned, precision=precision), None, None
+
+
+ad.primitive_jvps[_sloped.primitive] = _sloped_jvp
+ad.primitive_transposes[_sloped.primitive] = _sloped_transpose
 ad.primitive_jvps[_block.primitive] = jvp_of(_unfused)
 ad.primitive_jvps[_packed_block.primitive] = jvp_of(_packed_unfused)
 

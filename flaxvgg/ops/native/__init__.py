@@ -48,6 +48,17 @@ def conv3x3_turned(
     return _conv3x3_turned((y, kernel), _setting(turned=True))
 
 
+def conv3x3_sloped(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "3 3 _ _"],
+    slopes: Float[Array, "2"],
+    turned: bool,
+) -> Float[Array, "n h w o"]:
+    """Either, by a kernel whose positive values and whose others are multiplied by `slopes`."""
+    compute = _conv3x3_sloped_turned if turned else _conv3x3_sloped
+    return compute((x, kernel, slopes), _setting(turned=turned, sloped=True))
+
+
 def conv3x3_block(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "3 3 c o"],
@@ -99,9 +110,11 @@ def linear(x: Float[Array, "n k"], kernel: Float[Array, "k o"]) -> Float[Array, 
 Settings = tuple[tuple[str, bool | np.int64], ...]
 
 
-def _setting(pool: bool = False, relu: bool = False, turned: bool = False) -> Settings:
+def _setting(
+    pool: bool = False, relu: bool = False, turned: bool = False, sloped: bool = False
+) -> Settings:
     """What `flaxvgg_conv3x3` is told besides its arrays."""
-    return ("pool", pool), ("relu", relu), ("turned", turned)
+    return ("pool", pool), ("relu", relu), ("sloped", sloped), ("turned", turned)
 
 
 def _operation(target: str, rule: str, shape: Callable[..., tuple[int, ...]]) -> Callable:
@@ -153,6 +166,13 @@ def conv3x3_shape(x, kernel, bias=None, *, pool: bool = False, **_: Any) -> tupl
     return (n, h // 2, w // 2, kernel.shape[3]) if pool else (n, h, w, kernel.shape[3])
 
 
+def conv3x3_sloped_shape(x, kernel, slopes, *, turned: bool, **_: Any) -> tuple[Any, ...]:
+    """The shape of either's by a sloped kernel, likewise."""
+    if slopes.shape != (2,):
+        _refuse("slopes (2)", slopes)
+    return (conv3x3_turned_shape if turned else conv3x3_shape)(x, kernel)
+
+
 def conv3x3_turned_shape(y, kernel, **_: Any) -> tuple[Any, ...]:
     """The shape of its transpose's, likewise."""
     if not y.ndim == kernel.ndim == 4 or kernel.shape != (3, 3, kernel.shape[2], y.shape[3]):
@@ -190,6 +210,10 @@ def _refuse(wanted: str, *given: Any) -> None:
 
 _conv3x3 = _operation(_TARGETS[0], "n h w c, i j c o, o -> n p q o", conv3x3_shape)
 _conv3x3_turned = _operation(_TARGETS[0], "n h w o, i j c o -> n p q c", conv3x3_turned_shape)
+_conv3x3_sloped = _operation(_TARGETS[0], "n h w c, i j c o, s -> n p q o", conv3x3_sloped_shape)
+_conv3x3_sloped_turned = _operation(
+    _TARGETS[0], "n h w o, i j c o, s -> n p q c", conv3x3_sloped_shape
+)
 _by_kernel = _operation(_TARGETS[1], "n h w c, n p q o -> i j c o", by_kernel_shape)
 _linear = _operation(_TARGETS[2], "n k, k o -> n o", linear_shape)
 _packed = _operation(_TARGETS[0], "n h w c, k l m, o -> n p q o", _packed_shape)

@@ -25,6 +25,8 @@ typedef struct {
   Images x;
   const float *kernel;                       // (3, 3, c, o); if turned, the (3, 3, o, c) of which
                                              // this is the transpose
+  const float *slopes;                       // (2) that the kernel's positive and its other values
+                                             // are multiplied by, or NULL
   const float *bias;                         // (o) or NULL
   const float *packed;                       // the kernel packed, or NULL
   float *y;                                  // (n, h, w, o), or (n, h/2, w/2, o) if pooled, or

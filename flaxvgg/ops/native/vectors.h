@@ -55,6 +55,10 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t pieces(int64_t all, int64_t size) { return (all + size - 1) / size; }
 INLINE int64_t padded(int64_t all, int64_t size) { return pieces(all, size) * size; }
 
+INLINE Vector pick(Mask where, Vector v, Vector other) {
+  return (Vector)(((Mask)v & where) | ((Mask)other & ~where));
+}
+
 // `count` floats, at most a vector of them, and zeros behind.
 INLINE Vector load_some(const float *from, int64_t count) {
   if (count >= LANES) return load(from);

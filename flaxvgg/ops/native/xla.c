@@ -244,13 +244,15 @@ static const void *scalar(const XLA_FFI_CallFrame *frame, int64_t i) {
 // Attributes of flaxvgg_conv3x3.
 static int has_pool(const XLA_FFI_CallFrame *frame) { return *(const char *)scalar(frame, 0); }
 static int has_relu(const XLA_FFI_CallFrame *frame) { return *(const char *)scalar(frame, 1); }
-static int is_turned(const XLA_FFI_CallFrame *frame) { return *(const char *)scalar(frame, 2); }
+static int is_sloped(const XLA_FFI_CallFrame *frame) { return *(const char *)scalar(frame, 2); }
+static int is_turned(const XLA_FFI_CallFrame *frame) { return *(const char *)scalar(frame, 3); }
 
-// Whether the buffers are what `flaxvgg/ops/native` promises; there may be no bias.
+// Whether the buffers are what `flaxvgg/ops/native` promises; the third, which may be missing, is a
+// bias, or slopes.
 static int fits_conv3x3(const XLA_FFI_CallFrame *frame) {
   int64_t count = frame->args.size;
   if ((count != 2 && count != 3) || frame->rets.size != 1) return 0;
-  if (!are_scalars(frame, 3, XLA_FFI_DataType_PRED)) return 0;
+  if (!are_scalars(frame, 4, XLA_FFI_DataType_PRED)) return 0;
   const XLA_FFI_Buffer *x = frame->args.args[0], *kernel = frame->args.args[1];
   const XLA_FFI_Buffer *y = frame->rets.rets[0];
   if (!is_float32(x, 4) || !is_float32(y, 4)) return 0;
@@ -259,10 +261,10 @@ static int fits_conv3x3(const XLA_FFI_CallFrame *frame) {
                                               : is_kernel(kernel, inputs, outputs)))
     return 0;
   if (count == 3) {
-    const XLA_FFI_Buffer *bias = frame->args.args[2];
-    if (!is_float32(bias, 1) || bias->dims[0] != y->dims[3]) return 0;
+    const XLA_FFI_Buffer *third = frame->args.args[2];
+    if (!is_float32(third, 1) || third->dims[0] != (is_sloped(frame) ? 2 : outputs)) return 0;
   }
-  return 1;
+  return count == 3 || !is_sloped(frame);
 }
 
 EXPORT XLA_FFI_Error *flaxvgg_conv3x3(XLA_FFI_CallFrame *frame) {
@@ -272,12 +274,16 @@ EXPORT XLA_FFI_Error *flaxvgg_conv3x3(XLA_FFI_CallFrame *frame) {
   int fits = fits_conv3x3(frame);
   if (fits) {
     const XLA_FFI_Buffer *kernel = frame->args.args[1], *y = frame->rets.rets[0];
-    const XLA_FFI_Buffer *bias = frame->args.size == 3 ? frame->args.args[2] : NULL;
+    const XLA_FFI_Buffer *third = frame->args.size == 3 ? frame->args.args[2] : NULL;
     call = (Conv3x3){
-        .x = images(frame->args.args[0]), .bias = bias ? bias->data : NULL, .y = y->data,
+        .x = images(frame->args.args[0]), .y = y->data,
         .outputs = y->dims[3], .pool = has_pool(frame), .relu = has_relu(frame),
         .turned = is_turned(frame),
     };
+    if (third && is_sloped(frame))
+      call.slopes = third->data;
+    else if (third)
+      call.bias = third->data;
     if (kernel->rank == 4) {
       call.kernel = kernel->data;
     } else {
@@ -289,8 +295,8 @@ EXPORT XLA_FFI_Error *flaxvgg_conv3x3(XLA_FFI_CallFrame *frame) {
   if (fits) return compute(frame, operation, &call.loops);
   return failure(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT,
                  "flaxvgg_conv3x3 takes float32 x (n, h, w, c), kernel (3, 3, c, o), or "
-                 "(3, 3, o, c) if turned, or what "
-                 "flaxvgg_pack makes of it for images of this size, bias (o)");
+                 "(3, 3, o, c) if turned, or what flaxvgg_pack makes of it for images of this "
+                 "size, and bias (o) or slopes (2)");
 }
 
 // A kernel's packing for maps of this size; its shape, for who allocates it, in `shape`.
