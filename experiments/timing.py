@@ -134,11 +134,17 @@ def _clocks(call: Call) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - processor
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def machine() -> dict[str, str]:
     """What the times were taken on."""
     return {
         "processor": _processor(),
-        "cores": str(os.cpu_count()),
+        "cores": str(cores()),
         "devices": ", ".join(device.device_kind for device in jax.devices()),
         "python": platform.python_version(),
     }

@@ -19,6 +19,7 @@ from experiments.bench.plan import FULL, TINY, Plan
 from experiments.bench.steps import Row, Section, Step, Study
 from experiments.bench.tools import PICTURES, Tools
 from experiments.running import write_results
+from experiments.timing import cores
 from flaxvgg.commands.console import console
 from flaxvgg.network.config import check_arch
 from flaxvgg.plotting.figures import png
@@ -58,12 +59,6 @@ def plan_of(
         fewer["training"] = plan.training[0], min(rounds, plan.training[1])
         plan = dataclasses.replace(plan, rounds=rounds, **fewer)
     return plan
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def run(plan: Plan, sections: Sequence[str] | None, out: Path, command: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What is measured: fc6 of one image with and without its zeros, and what that is of the whole."""
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.timing import cores
 from flaxvgg.images.loading import load_images
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
@@ -89,7 +89,7 @@ def study(found: Networks, photos: Sequence[Path], repeats: int) -> dict[str, An
         }
     return {
         "weights": found.skipping.provenance.source,
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "versions": {"jax": jax.__version__, "torch": torch.__version__},
         "repeats": repeats,
         "photos": by_photo,

@@ -16,6 +16,7 @@ from PIL import Image
 
 import flaxvgg
 from experiments.streaming.sources import compare, light_job
+from experiments.timing import cores
 from flaxvgg.images.loading import find_images, load_pixels, normalise, open_image
 from flaxvgg.images.samples import sample_photos
 from flaxvgg.network.outputs import outputs
@@ -112,8 +113,7 @@ def sources(plan: Plan, folder: Path) -> dict[str, Any]:
     job = light_job(flaxvgg.load(plan.weights))
     kinds = compare(job, photos(count, folder / "some"), made, plan.hw, _ROUNDS)
     load.append(round(os.getloadavg()[0], 2))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"images": count, "rounds": _ROUNDS, "cores": cores, "load": load, "kinds": kinds}
+    return {"images": count, "rounds": _ROUNDS, "cores": cores(), "load": load, "kinds": kinds}
 
 
 def disk(plan: Plan, folder: Path) -> dict[str, float]:
