@@ -59,7 +59,7 @@ def results(folder: Path) -> dict:
 @pytest.mark.slow
 def test_every_section_is_there(results: dict):
     found = {name: section["rows"] for name, section in results["sections"].items()}
-    assert list(found) == ["parity", "speed", "maps", "determinism", "memory"]
+    assert list(found) == ["parity", "speed", "maps", "profile", "determinism", "memory"]
     assert all(found.values())
     assert results["cut"] == results["failed"] == []
     config = subject.config_of(TINY, TINY.arch)
@@ -70,6 +70,11 @@ def test_every_section_is_there(results: dict):
     without = [row for row in found["speed"] if row["ms"] is None]
     assert [(row["tool"], row["note"]) for row in without] == [(speed.GRAPH, NO_CUDA)]
     assert {row["note"] for row in found["memory"]} == {NO_CUDA}
+    heads = [row["head"] for row in found["maps"]]
+    assert heads[:2] == ["LPIPS", "jax.export"]
+    timed = {row["what"] for row in found["speed"]}
+    assert timed >= {"LPIPS", "LPIPS and its gradient", "saliency", "lrp epsilon_plus"}
+    assert 0 < sum(row["share"] for row in found["profile"]) <= 1 + 1e-9
 
 
 @pytest.mark.slow
@@ -77,7 +82,7 @@ def test_parity_holds_on_a_cpu(results: dict):
     verdicts = [target["verdict"] for target in results["targets"]]
     judged = [verdict for verdict in verdicts if verdict != NO_CUDA]
     assert judged == [targets.PASS] * 4
-    assert len(verdicts) == 12
+    assert len(verdicts) == 14
 
 
 @pytest.mark.slow

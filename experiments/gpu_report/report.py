@@ -24,7 +24,7 @@ def page(results: Results) -> str:
         _PARITY,
         _parity(rows.get("parity", [])),
         _failing(rows.get("parity", [])),
-        "## Class activation maps at highest, against float64 PyTorch",
+        "## Maps, LPIPS and an exported program at highest, against float64 PyTorch",
         _table(
             ("head", "method", "error", "PyTorch's", "ratio", "holds"),
             (
@@ -44,6 +44,20 @@ def page(results: Results) -> str:
         "## Speed",
         _SPEED,
         _speed(rows.get("speed", [])),
+        "## Where the time of a forward pass goes",
+        _table(
+            ("", "mode", "operation", "ms", "share"),
+            (
+                [
+                    row["what"],
+                    row["mode"],
+                    row["operation"],
+                    f"{row['ms']:.3f}",
+                    f"{100 * row['share']:.1f} %",
+                ]
+                for row in rows.get("profile", [])
+            ),
+        ),
         "## Memory beyond weights and inputs",
         _memory(rows.get("memory", [])),
         "## Not measured",

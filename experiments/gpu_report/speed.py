@@ -72,18 +72,18 @@ class Bench:
         torch._dynamo.reset()
         calls: Calls = {
             OURS: lambda: jax.block_until_ready(ours(x)),
-            EAGER: _waiting(lambda: network(theirs)),
-            LAST: _waiting(lambda: network_last(last)),
+            EAGER: waiting(lambda: network(theirs)),
+            LAST: waiting(lambda: network_last(last)),
         }
         compiled = self._compiled(network_last)
-        calls[COMPILED_LAST] = _waiting(lambda: compiled(last))
+        calls[COMPILED_LAST] = waiting(lambda: compiled(last))
         if batch == max(self.plan.forward_batches):
             plain = self._compiled(network)
-            calls[COMPILED] = _waiting(lambda: plain(theirs))
+            calls[COMPILED] = waiting(lambda: plain(theirs))
         with tuned(mode):
             if DEVICE.type == "cuda":
                 calls[GRAPH] = _graphed(network_last, last)
-            rows = self._timed("forward", batch, mode, calls, calls[EAGER])
+            rows = self.timed("forward", batch, mode, calls, calls[EAGER])
         if DEVICE.type != "cuda":
             rows.append(_without("forward", batch, mode, GRAPH))
         flops = 2 * batch * subject.multiplications(self.config, size)
@@ -97,15 +97,15 @@ class Bench:
         wanted = list(range(classes))
         calls: Calls = {
             OURS: lambda: jax.block_until_ready(explain(model, x, wanted, method).maps),
-            EAGER: _waiting(lambda: torch_maps.maps_of(network, theirs, wanted, method), grad=True),
+            EAGER: waiting(lambda: torch_maps.maps_of(network, theirs, wanted, method), grad=True),
         }
         if method == "grad_cam":
             hooked = torch_maps.hooked_grad_cam
-            calls[HOOKS] = _waiting(lambda: hooked(network, theirs, wanted), grad=True)
+            calls[HOOKS] = waiting(lambda: hooked(network, theirs, wanted), grad=True)
         rounds = self.plan.slow_rounds if method in self.plan.slow_cams else self.plan.rounds
-        beside = _waiting(lambda: network(theirs))
+        beside = waiting(lambda: network(theirs))
         with tuned(mode):
-            return self._timed(f"{method}, {classes} cl.", 1, mode, calls, beside, rounds)
+            return self.timed(f"{method}, {classes} cl.", 1, mode, calls, beside, rounds)
 
     def sparsity(self, mode: Mode) -> list[Row]:
         """Zeros by channel of every ReLU and pooling layer, and negatives before the ReLUs."""
@@ -115,11 +115,11 @@ class Bench:
         theirs, network = torch_side.tensor(images, torch_side.dtype_of(mode)), self.network(mode)
         calls: Calls = {
             OURS: lambda: jax.block_until_ready(measure_sparsity(model, x)),
-            EAGER: _waiting(lambda: count_zeros(network, theirs)),
+            EAGER: waiting(lambda: count_zeros(network, theirs)),
         }
         with tuned(mode):
-            beside = _waiting(lambda: network(theirs))
-            return self._timed("sparsity", batch, mode, calls, beside)
+            beside = waiting(lambda: network(theirs))
+            return self.timed("sparsity", batch, mode, calls, beside)
 
     def training(self, mode: Mode) -> list[Row]:
         """One step of SGD with momentum on all parameters, dropout on."""
@@ -133,15 +133,15 @@ class Bench:
         compiled.scores = self._compiled(compiled.network)
         calls: Calls = {
             OURS: self._our_steps(mode),
-            EAGER: _waiting(lambda: eager(x, y), grad=True),
-            LAST: _waiting(lambda: eager_last(last, y), grad=True),
-            COMPILED_LAST: _waiting(lambda: compiled(last, y), grad=True),
+            EAGER: waiting(lambda: eager(x, y), grad=True),
+            LAST: waiting(lambda: eager_last(last, y), grad=True),
+            COMPILED_LAST: waiting(lambda: compiled(last, y), grad=True),
         }
         network = self.network(mode)
         forward = torch_side.tensor(images, torch_side.dtype_of(mode))
         with tuned(mode):
-            beside = _waiting(lambda: network(forward))
-            return self._timed("training step", self.plan.train_batch, mode, calls, beside)
+            beside = waiting(lambda: network(forward))
+            return self.timed("training step", self.plan.train_batch, mode, calls, beside)
 
     def _our_steps(self, mode: Mode) -> Call:
         images, labels = subject.training_batch(self.plan)
@@ -169,10 +169,10 @@ class Bench:
             theirs = torch.from_numpy(a).to(DEVICE, torch_side.dtype_of(mode))
             calls: Calls = {
                 OURS: lambda x=x, f=product: jax.block_until_ready(f(x)),
-                EAGER: _waiting(lambda m=theirs: m @ m),
+                EAGER: waiting(lambda m=theirs: m @ m),
             }
             with tuned(mode):
-                found = self._timed(f"product of {n} x {n}", 1, mode, calls, calls[EAGER])
+                found = self.timed(f"product of {n} x {n}", 1, mode, calls, calls[EAGER])
             rows += [_with_tflops(row, 2 * n**3) for row in found]
         return rows
 
@@ -202,11 +202,11 @@ class Bench:
         x, y = torch_side.tensor(inputs), torch.from_numpy(labels).to(DEVICE)
         step = torch_side.Training(self.networks.single, mode)
         return {
-            f"forward, batch {batch}": _waiting(lambda: network(last)),
-            f"grad_cam, {len(wanted)} cl.": _waiting(
+            f"forward, batch {batch}": waiting(lambda: network(last)),
+            f"grad_cam, {len(wanted)} cl.": waiting(
                 lambda: hooked(network, one, wanted), grad=True
             ),
-            "training step": _waiting(lambda: step(x, y), grad=True),
+            "training step": waiting(lambda: step(x, y), grad=True),
         }
 
     def planned_memory(self, mode: Mode) -> dict[str, float]:
@@ -240,7 +240,7 @@ class Bench:
     def _compiled(self, network: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         return torch.compile(network, backend=self.plan.backend, dynamic=False)
 
-    def _timed(
+    def timed(
         self,
         what: str,
         batch: int,
@@ -249,6 +249,7 @@ class Bench:
         beside: Call,
         rounds: int | None = None,
     ) -> list[Row]:
+        """The calls of every tool in turns, each behind the one that it stands beside."""
         cases = [Case(what, batch, tool, call, beside) for tool, call in calls.items()]
         found = measure_cases(cases, rounds or self.plan.rounds, lambda done: None)
         return [_row(measured, mode) for measured in found]
@@ -299,7 +300,7 @@ def _with_tflops(row: Row, flops: float) -> Row:
     return row | {"tflops": flops / row["ms"] / 1e9 if row["ms"] else None}
 
 
-def _waiting(function: Callable[[], object], *, grad: bool = False) -> Call:
+def waiting(function: Callable[[], object], *, grad: bool = False) -> Call:
     """The call, and then the wait for the GPU."""
 
     def call() -> None:
@@ -321,7 +322,7 @@ def _graphed(network: torch.nn.Module, images: torch.Tensor) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graph):
         network(images)
-    return _waiting(graph.replay)
+    return waiting(graph.replay)
 
 
 def peak(call: Call) -> float:

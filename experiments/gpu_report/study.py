@@ -7,10 +7,18 @@ from pathlib import Path
 from experiments.gpu_report import determinism, maps, parity, subject, torch_side
 from experiments.gpu_report.sections import Rows, Section, Step
 from experiments.gpu_report.speed import Bench
-from experiments.gpu_report.subject import MODES, TINY, Plan
+from experiments.gpu_report.subject import MODES, TINY, Mode, Plan
+from experiments.gpu_report.uses import Uses
 
 # Of the time that there is; sections that take less leave the rest to the others.
-SHARES = {"parity": 0.28, "speed": 0.33, "maps": 0.16, "determinism": 0.18, "memory": 0.07}
+SHARES = {
+    "parity": 0.26,
+    "speed": 0.36,
+    "maps": 0.15,
+    "profile": 0.03,
+    "determinism": 0.15,
+    "memory": 0.05,
+}
 
 
 def sections(plan: Plan, weights: Path | None, seconds: float) -> list[Section]:
@@ -19,6 +27,7 @@ def sections(plan: Plan, weights: Path | None, seconds: float) -> list[Section]:
     arrays = cache(partial(subject.weights_of, config, weights))
     networks = cache(lambda: torch_side.networks_of(config, arrays()))
     bench = cache(lambda: Bench(plan, config, arrays(), networks()))
+    uses = cache(lambda: Uses(bench()))
     photos = partial(subject.photos, preprocessing=subject.preprocessing_of(weights))
 
     def page(size: tuple[int, int], batch: int) -> Rows:
@@ -55,16 +64,19 @@ def sections(plan: Plan, weights: Path | None, seconds: float) -> list[Section]:
             yield Step(f"{size[0]}x{size[1]}, batch {batch}", partial(page, size, batch))
 
     def map_steps() -> Iterator[Step]:
+        yield Step("LPIPS", lambda: uses().check_lpips())
+        yield Step("an exported program", lambda: uses().check_exported())
         every = [("classifier", method) for method in maps.WITH_CLASSIFIER]
         every += [("GAP", method) for method in maps.WITH_GAP]
         for head, method in plan.maps or every:
             yield Step(f"{method} of the {head} head", partial(one_map, head, method))
 
     def speed_steps() -> Iterator[Step]:
-        def step(name: str, *arguments: object) -> Step:
-            shown = [getattr(x, "name", x) for x in arguments]
+        def step(name: str, *arguments: object, of=bench, **options: object) -> Step:
+            shown = [getattr(x, "name", x) for x in (*arguments, *options.values())]
             return Step(
-                " ".join(map(str, [name, *shown])), lambda: getattr(bench(), name)(*arguments)
+                " ".join(map(str, [name, *shown])),
+                lambda: getattr(of(), name)(*arguments, **options),
             )
 
         yield step("ceilings")
@@ -75,6 +87,11 @@ def sections(plan: Plan, weights: Path | None, seconds: float) -> list[Section]:
         for mode in (first, *modes):
             for classes in (1, plan.several):
                 yield step("cam", "grad_cam", classes, mode)
+        for mode in (first, *modes):
+            yield step("lpips", mode, of=uses)
+        yield step("attribution", "saliency", first, of=uses)
+        yield step("attribution", "lrp", first, of=uses, composite="epsilon_plus")
+        yield step("prepared", first, of=uses)
         for mode in plan.timed:
             yield step("training", mode)
             yield step("sparsity", mode)
@@ -87,6 +104,9 @@ def sections(plan: Plan, weights: Path | None, seconds: float) -> list[Section]:
             for mode in plan.timed:
                 yield step("cam", method, 1, mode)
 
+    def profile(mode: Mode) -> Rows:
+        return uses().profile(mode)
+
     limits = {name: share * seconds for name, share in SHARES.items()}
     name = "tiny" if plan is TINY else "full"
     children = partial(determinism.measure, name, limits["determinism"])
@@ -94,6 +114,7 @@ def sections(plan: Plan, weights: Path | None, seconds: float) -> list[Section]:
         "parity": parity_steps(),
         "speed": speed_steps(),
         "maps": map_steps(),
+        "profile": iter([Step(mode.name, partial(profile, mode)) for mode in plan.timed[:2]]),
         "determinism": iter([Step("children", children)]),
         "memory": iter([Step("peaks", lambda: bench().memory())]),
     }

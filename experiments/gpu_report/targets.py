@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
-from experiments.gpu_report import parity, speed
+from experiments.gpu_report import parity, speed, uses
 from experiments.gpu_report.torch_side import NO_CUDA
 from flaxvgg.conversion.rule import keeps_rule, limit
 
@@ -21,7 +21,8 @@ def judge(results: Mapping[str, Any]) -> list[Target]:
     """
     rows = {name: section["rows"] for name, section in results["sections"].items()}
     found = [*_fidelity(rows), *_maps(rows)]
-    on_gpu = [*_coarse(rows), *_forward(rows, results["plan"]), *_grad_cam(rows, results["plan"])]
+    plan = results["plan"]
+    on_gpu = [*_coarse(rows), *_forward(rows, plan), *_grad_cam(rows, plan), *_lpips(rows, plan)]
     if not results["cuda"]:
         on_gpu = [target | {"verdict": NO_CUDA} for target in on_gpu]
     return found + on_gpu
@@ -64,7 +65,7 @@ def _maps(rows: Mapping[str, list[dict[str, Any]]]) -> Iterator[Target]:
     found = rows.get("maps", [])
     worst = max((row["ratio"] for row in found), default=None)
     ok = all(row["holds"] for row in found)
-    yield _target("maps: worst method's error, in PyTorch's own", limit(), worst, ok)
+    yield _target("maps, LPIPS, exported: worst error, in PyTorch's own", limit(), worst, ok)
 
 
 def _coarse(rows: Mapping[str, list[dict[str, Any]]]) -> Iterator[Target]:
@@ -98,6 +99,13 @@ def _grad_cam(
         measured = f"grad_cam, {classes} cl."
         what = f"{measured}, highest: times as fast as {speed.HOOKS}"
         yield _speedup(rows, what, (measured, 1, "highest"), speed.HOOKS, bound)
+
+
+def _lpips(rows: Mapping[str, list[dict[str, Any]]], plan: Mapping[str, Any]) -> Iterator[Target]:
+    batch = plan["sparsity_batch"]
+    for what in (uses.VALUE, uses.GRADIENT):
+        said = f"{what}, {batch} pairs, highest: times as fast as {speed.COMPILED}"
+        yield _speedup(rows, said, (what, batch, "highest"), speed.COMPILED, 1.2)
 
 
 def _speedup(
