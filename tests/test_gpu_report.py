@@ -22,6 +22,7 @@ from experiments.gpu_report import (
     targets,
     torch_maps,
     torch_side,
+    uses,
 )
 from experiments.gpu_report.sections import Section, Step
 from experiments.gpu_report.subject import BFLOAT16, HIGHEST, TF32, TINY
@@ -204,6 +205,21 @@ def _torch_twin(model) -> torch.nn.Module:
     twin.load_state_dict({k: torch.from_numpy(v) for k, v in to_torch(model).items()})
     twin.forward = lambda x: twin.classifier(torch.flatten(twin.avgpool(twin.features(x)), 1))
     return twin.double()
+
+
+def test_lpips_an_exported_program_and_a_profile():
+    config = subject.config_of(TINY, TINY.arch)
+    weights = subject.random_weights(config)
+    found = uses.Uses(speed.Bench(TINY, config, weights, torch_side.networks_of(config, weights)))
+    rows = [*found.check_lpips(), *found.check_exported()]
+    assert [(row["head"], row["shape"]) for row in rows] == [
+        ("LPIPS", [2]),
+        ("jax.export", [2, 10]),
+    ]
+    assert all(row["holds"] and row["error"] > 0 for row in rows)
+    profile = found.profile(TF32)
+    assert [row["ms"] for row in profile] == sorted((row["ms"] for row in profile), reverse=True)
+    assert 0.5 < sum(row["share"] for row in profile) <= 1 + 1e-9
 
 
 def test_what_was_cut_and_what_failed_is_listed():
