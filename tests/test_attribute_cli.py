@@ -127,7 +127,10 @@ def test_what_is_said_of_maps(model, photos):
     ("options", "words"),
     [
         (["--method", "lpr"], "no method 'lpr'"),
-        (["--method", "saliency", "--composite", "epsilon-plus"], "--composite is of no use to saliency"),
+        (
+            ["--method", "saliency", "--composite", "epsilon-plus"],
+            "--composite is of no use to saliency",
+        ),
         (["--method", "saliency", "--samples", "3"], "--samples is of no use to saliency"),
         (["--method", "saliency", "--classes", "bird"], "no class 'bird'"),
         (["--size", "12"], "--size is HxW"),

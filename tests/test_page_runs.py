@@ -5,6 +5,7 @@ is torchvision's convolutions with a random classifier.
 """
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -28,6 +29,7 @@ from pyarrow import parquet
 from site_pages import ROOT, blocks, command_lines, fenced, inline_commands, is_pattern, name_of
 
 import flaxvgg
+from flaxvgg.images.datasets import VOC_CLASSES
 from flaxvgg.images.samples import sample_photos
 from flaxvgg.network.config import VGGConfig
 from helpers import run_flaxvgg, torch_features, tumour_weights_path
@@ -243,8 +245,10 @@ def _lay_out_data_sets(folder: Path) -> None:
     _as_the_hub_has_them(folder / "data", files)
     _voc(folder / "VOCdevkit" / "VOC2007", files[:2])
     stack = flaxvgg.vgg16(weights="IMAGENET1K_V1_CONVOLUTIONS")
+    model = flaxvgg.with_gap(stack, 20, rngs=nnx.Rngs(0))
+    model.provenance = dataclasses.replace(model.provenance, classes=VOC_CLASSES)
     (folder / "voc").mkdir()
-    flaxvgg.save(flaxvgg.with_gap(stack, 20, rngs=nnx.Rngs(0)), folder / "voc" / "model")
+    flaxvgg.save(model, folder / "voc" / "model")
 
 
 def _folders(folder: Path, each: int) -> None:

@@ -33,8 +33,8 @@ def view(
 
         if store.is_file():
             raise ValueError(
-                f"{store} is a file, and no store: flaxvgg features, sparsity, cam and compare make "
-                "one with --out NAME.zarr"
+                f"{store} is a file, and no store: flaxvgg features, sparsity, cam and compare "
+                "make one with --out NAME.zarr"
             )
         if not photos.is_dir():
             raise ValueError(f"{photos} is no folder: name the one that the photos are in")
