@@ -15,6 +15,8 @@ import tarfile
 from functools import cache
 from pathlib import Path
 
+import datasets
+import grain
 import h5py
 import jax
 import jax.numpy as jnp
@@ -177,17 +179,34 @@ def test_the_guide(desk, downloads):
 
 
 def test_beyond_one_machine(desk, downloads):
-    """But for the two blocks for several processes, which tests/test_nesting.py's like run."""
+    """But for what is for several processes, which tests/test_streaming.py and the like start."""
     _lay_out_data_sets(desk)
-    model = flaxvgg.vgg16(weights="IMAGENET1K_V1")
-    flaxvgg.save(model, "vgg16")
-    page = ROOT / "SCALING.md"
+    flaxvgg.save(flaxvgg.vgg16(weights="IMAGENET1K_V1"), "vgg16")
     reader = Reader(desk)
-    for line in (line for shell in blocks(page, "sh") for line in command_lines(shell)):
-        reader.type(line)
-    assert {"features.zarr", "zeros.zarr", "maps.zarr", "boxes.zarr"} <= {
-        x.name for x in desk.iterdir()
+    for shell in blocks(ROOT / "SCALING.md", "sh"):
+        for line in command_lines(shell):
+            reader.type(line)
+    made = {x.name for x in desk.iterdir()}
+    assert {"features.zarr", "zeros.zarr", "maps.zarr", "boxes.zarr"} <= made
+
+
+def test_streaming_in_python(desk):
+    model = flaxvgg.vgg16(weights="IMAGENET1K_V1_CONVOLUTIONS")
+    photos = sorted(Path("photos").iterdir())
+    labels = [0, 3, 1]
+    elements = [{"image": x, "label": k} for x, k in zip(photos, labels, strict=True)]
+    kinds = datasets.ClassLabel(names=["a", "b", "c", "d"])
+    features = datasets.Features({"image": datasets.Image(), "label": kinds})
+    columns = {"image": list(map(str, photos)), "label": labels}
+    given = {
+        "model": model,
+        "dataset": grain.MapDataset.source(elements),
+        "split": datasets.Dataset.from_dict(columns, features=features),
     }
+    code = next(blocks(ROOT / "SCALING.md", "python"))
+    assert "stream(" in code
+    exec(compile(code, "SCALING.md", "exec"), given)
+    assert given["features"].pool5.shape[0] == 3
 
 
 def _save_pth(model: flaxvgg.VGG, path: Path) -> None:
