@@ -192,7 +192,10 @@ def test_beyond_one_machine(desk, downloads):
 
 def test_streaming_in_python(desk):
     model = flaxvgg.vgg16(weights="IMAGENET1K_V1_CONVOLUTIONS")
-    photos = sorted(Path("photos").iterdir())
+    for path in list(Path("photos").iterdir()):  # a folder for each class
+        path.with_suffix("").mkdir()
+        path.rename(path.with_suffix("") / path.name)
+    photos = sorted(Path("photos").glob("*/*"))
     labels = [0, 3, 1]
     elements = [{"image": x, "label": k} for x, k in zip(photos, labels, strict=True)]
     kinds = datasets.ClassLabel(names=["a", "b", "c", "d"])
