@@ -70,9 +70,9 @@ flaxvgg/ops/native/native.so: hatch_build.py $(wildcard flaxvgg/ops/native/*.[ch
 # New pins for every supported Python and system at once; needs uv.
 requirements:
 	uv pip compile --universal --quiet --upgrade --no-emit-index-url --no-header --no-annotate \
-		--python-version 3.11 --extra plot --group demo pyproject.toml -o requirements/demo.txt
+		--python-version 3.11 --group demo pyproject.toml -o requirements/demo.txt
 	uv pip compile --universal --quiet --upgrade --no-emit-index-url --no-header --no-annotate \
-		--python-version 3.11 --extra plot --extra train --extra stream --extra convert --group dev \
+		--python-version 3.11 --extra train --extra stream --extra convert --group dev \
 		pyproject.toml \
 		-c requirements/demo.txt -o requirements/dev.txt
 

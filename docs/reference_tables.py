@@ -240,12 +240,12 @@ def _chosen(annotation: ast.expr | None, names: dict[str, Any]) -> ast.expr | No
     return annotation and Choices().visit(annotation)
 
 
-def short_arrays(app: Sphinx, domain: str, kind: str, content: nodes.Element) -> None:
-    """JAX's arrays by their public name, where a signature was made of the types themselves."""
+def short_types(app: Sphinx, domain: str, kind: str, content: nodes.Element) -> None:
+    """Types by their public names, where a signature was made of the types themselves."""
     for signature in content.parent.findall(addnodes.desc_signature):
         for text in list(signature.findall(nodes.Text)):
-            if "jaxlib._jax." in text:
-                text.parent.replace(text, nodes.Text(text.replace("jaxlib._jax.", "")))
+            if (short := re.sub(r"jaxlib\._jax\.|~(\w+\.)+", "", text)) != text:
+                text.parent.replace(text, nodes.Text(short))
 
 
 def constants(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -271,5 +271,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for handler in (literal_blocks, shorter_architectures, constants):
         app.connect("autodoc-process-docstring", handler)
     app.connect("autodoc-process-signature", written_signature)
-    app.connect("object-description-transform", short_arrays)
+    app.connect("object-description-transform", short_types)
     return {"version": flaxvgg.__version__, "parallel_read_safe": True}

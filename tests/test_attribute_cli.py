@@ -127,7 +127,10 @@ def test_what_is_said_of_maps(model, photos):
     ("options", "words"),
     [
         (["--method", "lpr"], "no method 'lpr'"),
-        (["--method", "saliency", "--composite", "flat"], "--composite is of no use to saliency"),
+        (
+            ["--method", "saliency", "--composite", "epsilon-plus"],
+            "--composite is of no use to saliency",
+        ),
         (["--method", "saliency", "--samples", "3"], "--samples is of no use to saliency"),
         (["--method", "saliency", "--classes", "bird"], "no class 'bird'"),
         (["--size", "12"], "--size is HxW"),
@@ -137,6 +140,12 @@ def test_what_is_said_of_maps(model, photos):
 def test_mistakes_get_a_line(tmp_path, loaded, photos, options, words):
     check_refused(run(photos, "--out", tmp_path / "out", *options), words)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_misspelt_composite_is_told_before_weights_are_read(photos):
+    gone = ["--weights", "gone.pth"]
+    result = run_flaxvgg("attribute", photos, *gone, "--composite", "epsilon_plus,epsilonplusflatt")
+    check_refused(result, "no composite 'epsilonplusflatt': did you mean epsilon_plus_flat?")
 
 
 def test_a_network_without_classes_is_refused():

@@ -235,7 +235,7 @@ def test_pictures_without_matplotlib_say_what_to_do(tmp_path, weights, photos, m
         "demo", photos, "--weights", weights, "--size", "32x32", "--out", tmp_path / "demo"
     )
     assert result.exit_code == 2
-    assert "flaxvgg[plot]" in result.stderr
+    assert "pip install matplotlib" in result.stderr
 
 
 def test_parse_size():

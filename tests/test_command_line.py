@@ -176,7 +176,6 @@ def test_errors_are_at_most_twenty_lines(capsys):
     ("module", "words"),
     [
         ("h5py", "pip install h5py, or all of this command's: pip install 'flaxvgg[convert]'"),
-        ("matplotlib", "pip install matplotlib, or"),
         ("zarr", "'flaxvgg[stream]'"),
         ("tensorboardX", "'flaxvgg[train]'"),
         ("skimage", "pip install scikit-image\n"),

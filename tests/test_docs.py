@@ -11,52 +11,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-import jax
 import pytest
-import torch
 import typer
 from browser import Browser, find_browser
+from site_pages import (
+    PAGES,
+    ROOT,
+    blocks,
+    command_lines,
+    inline_commands,
+    is_pattern,
+    name_of,
+    text_of,
+    without_blocks,
+)
 
 import flaxvgg
 from flaxvgg.commands.cli import app
-from flaxvgg.images.samples import sample_photos
 from flaxvgg.training.settings import read_run
-from helpers import run_flaxvgg
-from networks import random_model
-
-ROOT = Path(__file__).parents[1]
-_PATTERNS = ("*.md", "docs/**/*.md", "experiments/*/*.md", "flaxvgg/**/*.md")
-PAGES = sorted({page for pattern in _PATTERNS for page in ROOT.glob(pattern)})
-_FENCE = re.compile(r"^( *)(`{3,}|:{3,})(.*?)\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
-
-
-def _name(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
-def _text(page: Path) -> str:
-    return page.read_text("utf-8")
-
-
-def _blocks(page: Path, *kinds: str) -> Iterator[str]:
-    """The fenced blocks of these kinds, without what MyST reads at their beginning."""
-    for indent, _, kind, body in _FENCE.findall(_text(page)):
-        if kind.strip() in kinds:
-            lines = [line.removeprefix(indent) for line in body.splitlines()]
-            yield "\n".join(line for line in lines if not re.match(r":\w+:", line)) + "\n"
 
 
 def _prose(page: Path) -> str:
-    return re.sub(r"`[^`\n]+`", "", _FENCE.sub("", _text(page)))
+    return re.sub(r"`[^`\n]+`", "", without_blocks(page))
 
 
 def _anchors(page: Path) -> set[str]:
     """Headings as code hosts and MyST turn them into anchors."""
-    headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", _text(page)), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", without_blocks(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^()\s]+)\)", _prose(page)):
         if re.match(r"\w+:", target):
@@ -72,7 +57,7 @@ def test_links_lead_somewhere(page):
 def test_every_page_is_in_a_toctree():
     entered = {ROOT / "docs" / "index.md"}
     for page in PAGES:
-        for body in _blocks(page, "{toctree}"):
+        for body in blocks(page, "{toctree}"):
             for line in body.split():
                 target = re.sub(r".*<(.*)>", r"\1", line)
                 entered |= {x.resolve() for x in page.parent.glob(f"{target}.md")}
@@ -82,14 +67,11 @@ def test_every_page_is_in_a_toctree():
 def _command_lines() -> Iterator[tuple[str, str]]:
     """Every command line of a shell block, and those in the text, that is no pattern."""
     for page in PAGES:
-        shown = "".join(_blocks(page, "sh")).replace("\\\n", " ").splitlines()
-        inline = re.findall(r"`(flaxvgg [^`]+)`", _FENCE.sub("", _text(page)).replace("\n", " "))
-        for line in (*shown, *inline):
-            line = line.partition(" #")[0]
+        shown = [line for shell in blocks(page, "sh") for line in command_lines(shell)]
+        for line in (*shown, *inline_commands(page)):
             at = re.search(r"(^|[ /])flaxvgg (?=[a-z])", line)
-            # Not `flaxvgg convert SOURCE --out PATH`, `flaxvgg demo [PHOTOS]`, `flaxvgg cam ...`.
-            if at and not re.search(r"\.\.\.|\[|\b[A-Z]{4,}\b", line[at.end() :]):
-                yield _name(page), line[at.end() :]
+            if at and not is_pattern(line[at.end() :]):
+                yield name_of(page), line[at.end() :]
 
 
 def test_command_lines_are_understood():
@@ -109,44 +91,44 @@ def test_command_lines_are_understood():
 
 
 def test_modules_and_targets_exist():
-    targets = re.findall(r"^([a-z-]+(?: [a-z-]+)*):", _text(ROOT / "Makefile"), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+(?: [a-z-]+)*):", text_of(ROOT / "Makefile"), re.MULTILINE)
     targets = {target for line in targets for target in line.split()}
     for page in PAGES:
-        text = "".join(_blocks(page, "sh"))
+        text = "".join(blocks(page, "sh"))
         for target in re.findall(r"^make ([a-z -]+?)(?:  |$)", text, re.MULTILINE):
-            assert set(target.split()) <= targets, f"{_name(page)}: make {target}"
+            assert set(target.split()) <= targets, f"{name_of(page)}: make {target}"
         for module in re.findall(r"python -m ([\w.]+)", text):
             path = ROOT / module.replace(".", "/")
-            assert path.is_dir() or path.with_suffix(".py").is_file(), f"{_name(page)}: {module}"
+            assert path.is_dir() or path.with_suffix(".py").is_file(), f"{name_of(page)}: {module}"
 
 
 def test_python_is_python_and_its_names_are_ours():
     seen = 0
     for page in PAGES:
-        for code in _blocks(page, "python", "{code-cell}"):
+        for code in blocks(page, "python", "{code-cell}"):
             seen += 1
             try:
                 tree = ast.parse(code)
             except SyntaxError as error:
-                pytest.fail(f"{_name(page)}: {error}: {error.text}")
+                pytest.fail(f"{name_of(page)}: {error}: {error.text}")
             for node in ast.walk(tree):
                 if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "flaxvgg":
                     known = {*flaxvgg.__all__, "images", "streaming"}
-                    assert node.attr in known, f"{_name(page)}: flaxvgg.{node.attr}"
+                    assert node.attr in known, f"{name_of(page)}: flaxvgg.{node.attr}"
     assert seen > 30
 
 
 def test_toml_is_what_train_takes(tmp_path):
     for page in PAGES:
-        for text in _blocks(page, "toml"):
+        for text in blocks(page, "toml"):
             tomllib.loads(text)
             path = tmp_path / "run.toml"
             path.write_text(text)
-            assert read_run(path).data.train == tmp_path / "pets", _name(page)
+            assert read_run(path).data.train == tmp_path / "pets", name_of(page)
 
 
 def test_every_public_name_is_in_the_reference_once():
-    text = "".join(map(_text, sorted((ROOT / "docs" / "reference").glob("*.md"))))
+    text = "".join(map(text_of, sorted((ROOT / "docs" / "reference").glob("*.md"))))
     shown = re.findall(r"^\.\. auto\w+:: flaxvgg\.(\w+)$", text, re.MULTILINE)
     assert sorted(shown) == sorted(flaxvgg.__all__)
 
@@ -169,15 +151,15 @@ def site(tmp_path_factory) -> Path:
 def test_the_site_is_whole_and_needs_no_network(site):
     """No warning (of links, of references, in a notebook), and nothing that is fetched."""
     built = {x.relative_to(site).with_suffix("").as_posix() for x in site.rglob("*.html")}
-    assert {_name(page).removesuffix(".md") for page in PAGES} | {"index"} <= built
+    assert {name_of(page).removesuffix(".md") for page in PAGES} | {"index"} <= built
     for page in site.rglob("*.html"):
-        tags = re.findall(r"<(?:script|img|link|iframe)\b[^>]*>", _text(page))
+        tags = re.findall(r"<(?:script|img|link|iframe)\b[^>]*>", text_of(page))
         fetched = [tag for tag in tags if re.search(r'(src|href)="(https?:)?//', tag)]
         assert not fetched, f"{page.relative_to(site)}: {fetched}"
     tutorials = sorted((site / "docs" / "tutorials").glob("*.html"))
     assert len(tutorials) == 7
     for page in tutorials:
-        assert 'class="cell_output' in _text(page), f"{page.name} was not executed"
+        assert 'class="cell_output' in text_of(page), f"{page.name} was not executed"
 
 
 # The texts of cells that are too narrow for the words in them.
@@ -197,46 +179,7 @@ def test_the_site_fits_a_phone_and_a_desk(site, tmp_path):
             for width in (390, 1280):
                 browser.open(built, width, 900)
                 wide = browser.evaluate("document.documentElement.scrollWidth")
-                assert wide <= width, f"{_name(page)} scrolls sideways at {width} px: {wide}"
+                assert wide <= width, f"{name_of(page)} scrolls sideways at {width} px: {wide}"
                 thin = browser.evaluate(_THIN)
-                assert not thin, f"{_name(page)} at {width} px has columns of a few letters: {thin}"
+                assert not thin, f"{name_of(page)} at {width} px has columns of letters: {thin}"
                 assert all(x.startswith(("file:", "data:")) for x in browser.requests), page
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/howto/jax.md"])
-def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
-    """All of it in order, as it stands; the photos are scikit-image's."""
-    monkeypatch.chdir(tmp_path)
-    for name, photo in zip(("cat.jpg", "dog.png"), sample_photos()[1:], strict=False):
-        flaxvgg.open_image(photo).save(name)
-    names: dict[str, object] = {}
-    # Readers have JAX's defaults, not the tests'.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for code in _blocks(ROOT / page, "python"):
-            exec(compile(code, page, "exec"), names)
-
-
-@pytest.mark.slow
-def test_the_first_steps_are_what_they_say(tmp_path, monkeypatch):
-    """Commands and code of the page in order, in a folder with a user's files."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    for photo in sample_photos(3):
-        flaxvgg.open_image(photo).save(tmp_path / "photos" / f"{photo.stem}.jpg")
-    flaxvgg.open_image(sample_photos()[1]).save("my_photo.jpg")
-    own = random_model(flaxvgg.VGGConfig.gap("vgg16", num_classes=5))
-    state_dict = {f"module.{k}": torch.from_numpy(x) for k, x in flaxvgg.to_torch(own).items()}
-    torch.save({"epoch": 3, "model": state_dict}, "my_vgg.pth")
-    names: dict[str, object] = {}
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for _, _, kind, body in _FENCE.findall(_text(ROOT / "docs" / "first_steps.md")):
-            if kind == "python":
-                exec(compile(body, "first_steps", "exec"), names)
-            for line in body.splitlines() if kind == "sh" else ():
-                if line.startswith("flaxvgg "):
-                    done = run_flaxvgg(*shlex.split(line, comments=True)[1:])
-                    assert done.exit_code == 0, f"{line}: {done.output}"
-    for made in ("demo/demo.png", "cat_map.png", "cam/my_photo.png", "my_vgg.safetensors"):
-        assert (tmp_path / made).is_file(), made
-    assert names["features"]["gap"].shape == (3, 512)

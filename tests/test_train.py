@@ -256,7 +256,7 @@ def test_ctrl_c_keeps_the_step(photos, weights, tiny, tmp_path, monkeypatch):
     command = ["train", "--config", str(config), "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 130
-    assert "stopped after step 3 of 14: run it again" in result.output
+    assert "stopped after step 3 of 14: rerun the command to resume" in result.output
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
     assert not (tmp_path / "run" / "model").exists()
 

@@ -251,5 +251,7 @@ def test_the_command_listens_here_only_and_ends_by_ctrl_c(maps, folder):
 
 def test_bad_input_is_one_line(maps, tmp_path: Path):
     check_refused(run_flaxvgg("view", tmp_path / "none.zarr"), "does not exist")
+    (tmp_path / "a.png").write_bytes(b"")
+    check_refused(run_flaxvgg("view", tmp_path / "a.png"), "a.png is a file, and no store")
     missing = tmp_path / "missing"
     check_refused(run_flaxvgg("view", maps.path, "--photos", missing), "is no folder")

@@ -136,7 +136,7 @@ def rules_of(config: VGGConfig, composite: str | Rules) -> dict[str, Rule]:
     kind of layer, and for a layer with weights that has none.
     """
     if isinstance(composite, str):
-        composite = COMPOSITES[_spelt(composite, COMPOSITES, "composite")]()
+        composite = COMPOSITES[composite_name(composite)]()
     if not isinstance(composite, Mapping):
         raise ValueError(
             "a composite is a name or a mapping from layers to rules, not "
@@ -205,6 +205,15 @@ def _meant(config: VGGConfig, name: str) -> str:
 
 def _has_weights(layer: Layer) -> bool:
     return layer.kind in WEIGHTED
+
+
+def composite_name(name: str) -> str:
+    """The composite that is meant, whatever its spelling. Raises ValueError for none.
+
+    >>> composite_name("Epsilon-Plus")
+    'epsilon_plus'
+    """
+    return _spelt(name, COMPOSITES, "composite")
 
 
 def _spelt(name: str, names: Mapping[str, object], what: str) -> str:

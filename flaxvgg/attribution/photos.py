@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from flaxvgg.attribution.attribution import Attribution
+from flaxvgg.attribution.composites import composite_name
 from flaxvgg.attribution.methods import ATTRIBUTIONS, attribute, option_names
 from flaxvgg.cam.names import find_name
 from flaxvgg.cam.photos import parse_classes, scores_of, shown, top_classes
@@ -101,6 +102,11 @@ def parse_methods(text: str) -> tuple[str, ...]:
         return ATTRIBUTIONS
     names = [find_name(name, ATTRIBUTIONS) for name in text.split(",")]
     return tuple(dict.fromkeys(names))
+
+
+def parse_composites(text: str | None) -> tuple[str, ...]:
+    """Composites of a text such as "epsilon_plus,epsilon_gamma_box". Raises ValueError likewise."""
+    return tuple(dict.fromkeys(map(composite_name, text.split(",")))) if text else ()
 
 
 def attribute_photos(

@@ -59,7 +59,11 @@ def attribute(
     be read.
     """
     with clear_errors("nothing was written"):
-        from flaxvgg.attribution.photos import parse_methods, plan_attributions
+        from flaxvgg.attribution.photos import (
+            parse_composites,
+            parse_methods,
+            plan_attributions,
+        )
         from flaxvgg.files.folders import check_apart, check_folder
         from flaxvgg.files.locking import alone_in
         from flaxvgg.images.loading import find_images
@@ -68,7 +72,7 @@ def attribute(
 
         hw, methods = parse_size(size), parse_methods(method)
         activation = one_of("--probability", probability, get_args(Activation))
-        composites = composite.split(",") if composite else ()
+        composites = parse_composites(composite)
         check_drawing()
         check_folder(out)
         paths = find_images(photos)

@@ -73,13 +73,12 @@ class Told(TextColumn):
 
 
 console = PlainConsole()
-# Packages of the extras, which only some sources, targets and pictures need: the extra that has
+# Packages of the extras, which only some sources and targets need: the extra that has
 # each, by the command that needs it where several have it.
 _EXTRAS = {
     **dict.fromkeys(("h5py", "onnx", "onnxruntime", "torch", "torchvision"), "convert"),
     **dict.fromkeys(("pydantic", "tensorboardX"), "train"),
     **dict.fromkeys(("grain", "pyarrow", "zarr"), "stream"),
-    "matplotlib": "plot",
 }
 _NAMES = {"skimage": "scikit-image"}  # on the package index
 _LONGEST = 20  # lines of an error

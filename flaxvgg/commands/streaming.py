@@ -143,7 +143,7 @@ def end(streamed: Streamed, as_json: bool, found: Mapping[str, Any] = MappingPro
             "run it again to try those again that could not be read, or have been replaced by then"
         )
     if streamed.left:
-        errors.print(f"stopped: {streamed.left} photos are left: run it again")
+        errors.print(f"stopped: {streamed.left} photos are left: rerun the command to resume")
         raise typer.Exit(130)
     if broken:
         raise typer.Exit(1)

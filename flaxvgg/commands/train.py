@@ -22,8 +22,8 @@ def train(
 ) -> None:
     """Train a global average pooling head, and the convolutions if wanted, on your own images.
 
-    A run that was stopped or killed goes on from its last checkpoint when it is called again.
-    Ctrl-C stops behind the step and keeps it. All devices of the machine share each batch.
+    Rerun the command to resume a run that was stopped or killed, or, with more epochs, to extend a
+    finished one. Ctrl-C stops after the step and keeps it. All devices share each batch.
     """
     with clear_errors(f"the checkpoints in {out} are as they were"):
         from flaxvgg.files.folders import write_bytes
@@ -47,5 +47,6 @@ def train(
         write_bytes(out / "curves.png", png(curves_figure(trained.rows, trained.metric)))
         say_where(out / "curves.png")
         if trained.steps < trained.of:
-            errors.print(f"stopped after step {trained.steps} of {trained.of}: run it again")
+            at = f"stopped after step {trained.steps} of {trained.of}"
+            errors.print(f"{at}: rerun the command to resume")
             raise typer.Exit(130)

@@ -31,6 +31,11 @@ def view(
         from flaxvgg.plotting.store_view import StoreView
         from flaxvgg.streaming.store import Store
 
+        if store.is_file():
+            raise ValueError(
+                f"{store} is a file, and no store: flaxvgg features, sparsity, cam and compare "
+                "make one with --out NAME.zarr"
+            )
         if not photos.is_dir():
             raise ValueError(f"{photos} is no folder: name the one that the photos are in")
         seen = StoreView(Store(store), photos)

@@ -86,7 +86,7 @@ def _with_new_head(model: VGG, config: VGGConfig, rngs: nnx.Rngs | None) -> VGG:
         ("head", *path): variable[...] for path, variable in nnx.to_flat_state(nnx.state(stack))
     }
     # The class names are the old head's.
-    return _with_head(model, config, head, dataclasses.replace(model.provenance, classes=()))
+    return with_head(model, config, head, dataclasses.replace(model.provenance, classes=()))
 
 
 def fully_convolutional(model: VGG) -> VGG:
@@ -103,7 +103,7 @@ def fully_convolutional(model: VGG) -> VGG:
     """
     config = model.config.fully_convolutional()
     head = {path: array for path, array in model_arrays(model).items() if path[0] == "head"}
-    return _with_head(model, config, head, model.provenance)
+    return with_head(model, config, head, model.provenance)
 
 
 def score_maps(
@@ -162,9 +162,10 @@ def _of_sizes(
     return jnp.moveaxis(mean, 1, -1)
 
 
-def _with_head(
+def with_head(
     model: VGG, config: VGGConfig, head: dict[Path, jax.Array], provenance: Provenance
 ) -> VGG:
+    """The model's convolutions, shared, with a head whose arrays are there, as `config` has it."""
     conv = model.conv_stack.conv1_1
     stack = {path: array for path, array in model_arrays(model).items() if path[0] == "conv_stack"}
     return build(

@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float
 
 from flaxvgg.files.replacing import write_atomically
-from flaxvgg.heads.replacement import with_gap
+from flaxvgg.heads.replacement import with_head
+from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
 from flaxvgg.network.provenance import Provenance
 from flaxvgg.weights.mapping import model_arrays
@@ -75,12 +75,14 @@ def with_sample_head(model: VGG) -> VGG:
     ('astronaut', 'cat')
     """
     head = sample_head_of(model)
-    gap = with_gap(model, len(head.bias), rngs=nnx.Rngs(0))
-    linear = gap.head.fc
-    linear.kernel[...] = jnp.asarray(head.weight.T, linear.kernel.dtype)
-    linear.bias[...] = jnp.asarray(head.bias, linear.bias.dtype)
-    gap.provenance = dataclasses.replace(gap.provenance, classes=head.provenance.classes)
-    return gap
+    config = VGGConfig.gap(model.config.arch, num_classes=len(head.bias))
+    dtype = model.conv_stack.conv1_1.param_dtype
+    arrays = {
+        ("head", "fc", "kernel"): jnp.asarray(head.weight.T, dtype),
+        ("head", "fc", "bias"): jnp.asarray(head.bias, dtype),
+    }
+    provenance = dataclasses.replace(model.provenance, classes=head.provenance.classes)
+    return with_head(model, config, arrays, provenance)
 
 
 def sample_head_of(model: VGG) -> SampleHead:

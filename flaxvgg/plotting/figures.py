@@ -26,7 +26,7 @@ def new_figure(**kwargs) -> "Figure":
     try:
         return _shown_figure()(**kwargs)
     except ImportError:
-        raise ValueError("pictures need matplotlib: pip install 'flaxvgg[plot]'") from None
+        raise ValueError("pictures need matplotlib: pip install matplotlib") from None
 
 
 @functools.cache
