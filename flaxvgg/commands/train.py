@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flaxvgg.commands import options
 from flaxvgg.commands.console import Shown, clear_errors, errors, say_where, stoppable
 from flaxvgg.commands.options import load_model
+from flaxvgg.commands.processes import join_processes
 
 if TYPE_CHECKING:
     from flaxvgg.network.model import VGG
@@ -19,14 +21,19 @@ def train(
     out: Annotated[
         Path, typer.Option(help="The folder for the model, checkpoints and curves.")
     ] = Path("run"),
+    distributed: options.Distributed = False,
 ) -> None:
     """Train a global average pooling head, and the convolutions if wanted, on your own images.
 
-    A run that was stopped or killed goes on from its last checkpoint when it is called again.
-    Ctrl-C stops behind the step and keeps it. All devices of the machine share each batch.
+    A run that was stopped or killed goes on from its last checkpoint when it is called again, by as
+    many processes or others. Ctrl-C, and SIGTERM, stop behind the step and keep it. All devices, of
+    all processes, share each batch.
     """
     with clear_errors(f"the checkpoints in {out} are as they were"):
+        if distributed:
+            join_processes()
         from flaxvgg.files.folders import write_bytes
+        from flaxvgg.network.processes import is_first
         from flaxvgg.plotting.figures import check_drawing, png
         from flaxvgg.plotting.training import curves_figure
         from flaxvgg.training.run import train as train_run
@@ -44,8 +51,10 @@ def train(
 
         with stoppable() as stop:
             trained = train_run(load, run, out, stop.is_set, watch=Shown())
-        write_bytes(out / "curves.png", png(curves_figure(trained.rows, trained.metric)))
-        say_where(out / "curves.png")
+        if is_first():
+            write_bytes(out / "curves.png", png(curves_figure(trained.rows, trained.metric)))
+            say_where(out / "curves.png")
         if trained.steps < trained.of:
-            errors.print(f"stopped after step {trained.steps} of {trained.of}: run it again")
+            if is_first():
+                errors.print(f"stopped after step {trained.steps} of {trained.of}: run it again")
             raise typer.Exit(130)

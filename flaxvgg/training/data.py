@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from flaxvgg.images.datasets import LabelledImages
+from flaxvgg.images.inside import Inside
 from flaxvgg.images.loading import ImageError, fit_image, open_image
 from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.training.settings import Data
@@ -68,13 +69,13 @@ def reading(dataset: grain.MapDataset) -> grain.DatasetIterator:
     return iter(dataset.to_iter_dataset(options))
 
 
-def check_photo(path: Path, data: Data, recipe: Preprocessing) -> None:
+def check_photo(path: Path | Inside, data: Data, recipe: Preprocessing) -> None:
     """Raise ImageError for an image that cannot be trained on."""
     _read(path, data, recipe, np.random.default_rng(0))
 
 
 def _read(
-    path: Path, data: Data, recipe: Preprocessing, random: np.random.Generator
+    path: Path | Inside, data: Data, recipe: Preprocessing, random: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
     image = open_image(path)
     try:
