@@ -1,6 +1,6 @@
 """Trainings by several processes, each forked from one that has imported everything already.
 
-`python -m tests.train_worker TRIAL FOLDER` does one of `TRIALS`, and prints what came of it as JSON.
+`python -m tests.train_worker TRIAL FOLDER` does one of `TRIALS` and prints what came of it.
 JAX's devices, which do not survive a fork, the first process never touches.
 """
 

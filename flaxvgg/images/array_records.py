@@ -65,6 +65,13 @@ class ArrayRecords:
             return element | {"label": numbers[0] if numbers else -1}
         return element | {"label": [number in numbers for number in range(len(self.classes))]}
 
+    @property
+    def label_shape(self) -> tuple[int, ...] | None:
+        """() for one class an image, (K,) for any of K classes, None for no labels."""
+        if self._told is None or not (self._told.label or self._told.box_label):
+            return None
+        return (len(self.classes),) if self._told.several else ()
+
     def labels(self) -> list[tuple[int, ...]] | None:
         """The class numbers of every image, for which all records are read; None without any.
 

@@ -28,7 +28,7 @@ VOC_CLASSES = (
 class LabelledImages:
     """N image files, which of the K classes are in each (N, K), and where, if that is known.
 
-    A path may be an image inside a file as well (`flaxvgg.images.inside`). `labels` is 1 for a class
+    A path may be an image inside a file too (`flaxvgg.images.inside`). `labels` is 1 for a class
     that is in the image, else 0. `boxes` has for each image the boxes of each class, in pixels of
     the file, or is None; `sizes` the (height, width) that the annotation of each image gives, None
     where it gives none (`flaxvgg.images.orientation` for photos that were stored turned).

@@ -12,7 +12,7 @@ def read_example(record: bytes) -> dict[str, list[Any]]:
     from google.protobuf.message import DecodeError
 
     try:
-        features = _example().FromString(record).features.feature
+        features = example_message().FromString(record).features.feature
     except DecodeError as error:
         raise ValueError(f"no record of tf.train.Example ({error})") from None
     found = {}
@@ -23,8 +23,8 @@ def read_example(record: bytes) -> dict[str, list[Any]]:
 
 
 @cache
-def _example() -> Any:
-    """The class of messages."""
+def example_message() -> Any:
+    """The class of messages, for protobuf's own ways to read and write them."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     field = descriptor_pb2.FieldDescriptorProto
@@ -33,7 +33,7 @@ def _example() -> Any:
     def message(name: str, *fields: tuple[str, int, int, str]) -> Any:
         made = file.message_type.add(name=name)
         for number, (title, label, kind, of) in enumerate(fields, 1):
-            made.field.add(name=title, number=number, label=label, type=kind, type_name=of)
+            made.field.add(name=title, number=number, label=label, type=kind, type_name=of or None)
         return made
 
     one, many, text, other = (

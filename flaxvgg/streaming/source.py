@@ -115,6 +115,8 @@ class Source:
         """() for one class an image, (K,) for any of K classes, None for no labels."""
         if self.labels is not None:
             return self.labels.shape[1:]
+        if isinstance(self.images, ArrayRecords):
+            return self.images.label_shape
         try:
             first = None if self.root is not None else self.images[0].get("label")
         except ImageError:  # a table's, which has no labels there

@@ -96,6 +96,14 @@ class Checkpoints:
         ranks = [((x.metrics or {}).get(_METRIC, -np.inf), x.step) for x in found]
         return self._read(max(ranks)[1], template)[0]
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # After an error another process may be gone: Orbax would wait for it, for minutes.
+        if error[0] is None or jax.process_count() == 1:
+            self.close()
+
     def close(self) -> None:
         """Wait for the last save and let go of the folder. Raises CheckpointError as `wait`."""
         with self._writing():

@@ -175,9 +175,7 @@ def _train(
     }
     trainer = Trainer.of(model, run.training, steps=len(dataset))
     state, iterator = trainer.start(model), reading(dataset)
-    with contextlib.closing(
-        Checkpoints(out / "checkpoints", run.to_json(), run.keep, data)
-    ) as kept:
+    with Checkpoints(out / "checkpoints", run.to_json(), run.keep, data) as kept:
         _check_data(kept, data, before, entries, run, out, watch)
         found = kept.last(state)
         if is_first():
