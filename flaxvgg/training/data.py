@@ -16,7 +16,7 @@ from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.training.settings import Data
 
 _RATIO = 3 / 4  # the narrowest crop, as in torchvision's RandomResizedCrop
-_AHEAD = 4  # batches that are read before they are asked for
+_AHEAD = 4  # batches that are read before they are asked for, at least: a thread reads a whole one
 
 
 def batches(
@@ -65,7 +65,8 @@ def batches(
 
 def reading(dataset: grain.MapDataset) -> grain.DatasetIterator:
     """Read batches in threads; the iterator's state is the number of the next one."""
-    options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=_AHEAD)
+    threads = os.cpu_count() or 1
+    options = grain.ReadOptions(threads, prefetch_buffer_size=max(_AHEAD, threads))
     return iter(dataset.to_iter_dataset(options))
 
 

@@ -4,6 +4,7 @@ Tar, Parquet and ArrayRecord alike: a shard that cannot be opened is named, sinc
 knows which images are missing; damage within one is a problem of the images that lie there.
 """
 
+import contextlib
 import io
 import tarfile
 import tempfile
@@ -114,10 +115,8 @@ def _of_parquet(data: bytes) -> Iterator[bytes]:
     file = parquet.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
     for i in range(file.num_row_groups):
         count, found = file.metadata.row_group(i).num_rows, []
-        try:
+        with contextlib.suppress(OSError, pyarrow.ArrowException):
             found = file.read_row_group(i, columns=["image"]).column("image").to_pylist()
-        except (OSError, pyarrow.ArrowException):
-            pass
         yield from found if len(found) == count else [b""] * count
 
 
