@@ -34,7 +34,7 @@ in an epoch.
 
 **Whether it keeps up.** A simulation of the threads, with times of decoding as measured here: a
 photo of 500x375, cut and scaled to 224x224, takes {mean:.2f} ms of one core on average and
-{longest:.2f} ms at most. A host has {found["own"]} images of each batch, and {found["needed"]} cores.
+{longest:.2f} ms at most. A host has {found["own"]} images of a batch, and {found["needed"]} cores.
 Where its devices take {found["step_ms"]:.1f} ms for them, which is {found["rate"]:,.0f} images a
 second, these cores are just enough on average. All hosts wait for the last one in every step. How
 busy the devices are:
