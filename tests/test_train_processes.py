@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -99,12 +100,16 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(tmp_path):
 @pytest.mark.slow
 def test_the_loss_of_a_process_ends_all_with_a_line(tmp_path):
     found = trial("lost", tmp_path)
-    for victim, left in found.items():
-        assert left["code"] == 2, (victim, left)
-        errors = [line for line in left["said"].splitlines() if "rror" in line]
-        said = "error: another process of this run has ended: see what it said, and start all of"
-        assert len(errors) == 1, left["said"]
-        assert errors[0].startswith(said)
+    said = "error: another process of this run has ended: see what it said, and start all of them"
+    left = found["1"]  # of the second one
+    errors = [line for line in left["said"].splitlines() if "rror" in line]
+    assert left["code"] == 2, left
+    assert len(errors) == 1, left
+    assert errors[0].startswith(said)
+    # With the first one goes the service that joins them: JAX may be the one that says so.
+    left = found["0"]
+    assert left["code"] in (2, -signal.SIGABRT), left
+    assert said in left["said"] or "Terminating process because the JAX" in left["said"]
 
 
 @pytest.mark.slow
