@@ -59,7 +59,7 @@ def order(hosts: int, own: int, epochs: int = 2) -> dict[str, Any]:
 
     def numbers(part: int, parts: int) -> np.ndarray:
         of_host = batches(images, data, _RECIPE, epochs=epochs, seed=0, part=part, parts=parts)
-        seen = [of_host[i] for i in range(len(of_host))]
+        seen: list[Any] = [of_host[i] for i in range(len(of_host))]
         bytes_of = np.stack([x["pixels"][:, 0, 0] for x in seen]).astype(np.int64)
         found = bytes_of @ np.array([2**16, 2**8, 1])
         for batch, row in zip(seen, found, strict=True):

@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     `outputs` is a pytree of arrays with one row a photo.
     """
 
-    photos: list[Path | Inside]
+    photos: list[Any]
     pixels: UInt8[np.ndarray, "n h w 3"]
     outputs: Any
 
@@ -48,7 +48,7 @@ def stream_photos(
     compiled = jax.jit(function)
     model = prepare(model, size)
     count = max(1, min(_BATCH, _PIXELS // (size[0] * size[1]), len(photos)))
-    read: list[Path | Inside] = []
+    read: list[Any] = []
     pixels: list[np.ndarray] = []
     for photo in watch.each(photos, what, len(photos)):
         try:
@@ -68,7 +68,7 @@ def stream_photos(
 def _run(
     compiled: Callable[..., Any],
     model: VGG,
-    photos: list[Path | Inside],
+    photos: list[Any],
     pixels: list[np.ndarray],
     count: int,
 ) -> Batch:
@@ -94,12 +94,12 @@ def map_photos(
 def map_readable(
     function: Callable[[VGG, Float[Array, "n h w 3"]], Any],
     model: VGG,
-    photos: Sequence[Path | Inside],
+    photos: Sequence[Path],
     size: tuple[int, int],
     what: str,
     problems: list[str],
     watch: Watcher = Watcher(),
-) -> tuple[list[Path | Inside], Any]:
+) -> tuple[list[Path], Any]:
     """The photos that can be read, and the outputs of `stream_photos` for these, joined.
 
     The others are noted in `problems`. Raises ImageError where none can be read.
@@ -117,7 +117,7 @@ def _joined(batches: Sequence[Batch]) -> Any:
 
 def extract(
     model: VGG,
-    photos: Sequence[Path | Inside],
+    photos: Sequence[Path],
     names: Sequence[str],
     size: tuple[int, int],
     problems: list[str],

@@ -30,7 +30,7 @@ class _Feature(NamedTuple):
     key: str
     kind: Kind
     listed: bool
-    count: int = 0
+    classes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _names(folder: Path, feature: _Feature) -> tuple[str, ...]:
     try:
         found = [line.strip() for line in path.read_text("utf-8").split("\n")]
     except FileNotFoundError:
-        return tuple(map(str, range(feature.count)))
+        return tuple(map(str, range(feature.classes)))
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(path, [f"it cannot be read ({error}): get it again"]) from None
     return tuple(filter(None, found))
