@@ -14,7 +14,7 @@ demo: .venv-demo/ready
 # named at the end; the sample head goes into the package by hand.
 EXPERIMENTS = gap_finetune why_zeros precision_modes winograd_errors skip_zeros cam_on_vgg16 \
 	attribution_on_vgg16 gap_collapse from_pytorch lpips_parity style_transfer feature_inversion \
-	streaming bench_page bench_cam bench_training bench
+	streaming many_hosts bench_page bench_cam bench_training bench
 
 experiments: .venv/ready native
 	@missed=; for name in $(EXPERIMENTS); do \

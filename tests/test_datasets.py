@@ -13,9 +13,9 @@ from flaxvgg.images.datasets import (
     image_folder,
     label_file,
     pascal_voc,
-    read_labelled,
 )
 from flaxvgg.images.finding import PassedOver
+from flaxvgg.images.labelled import read_labelled
 from flaxvgg.streaming import find_source
 
 

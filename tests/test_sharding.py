@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import flaxvgg
 import sharded
 from flaxvgg.commands.console import Shown
 from flaxvgg.images.datasets import image_folder
+from flaxvgg.network import sharding
 from flaxvgg.network.provenance import PREPROCESSING
 from flaxvgg.training import data as data_module
 from flaxvgg.training.data import batches, reading
@@ -206,8 +208,20 @@ def test_devices_that_do_not_divide_the_batch_are_left_out(photos, tiny, tmp_pat
     assert "training on 1 of 2 devices" in capsys.readouterr().err
 
 
-def test_a_run_in_one_of_several_processes_is_refused(photos, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="one of 2 processes"):
-        train(tiny, a_run(photos), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+def test_devices_of_each_process_that_divide_a_batch():
+    class Device(NamedTuple):
+        process_index: int
+        number: int
+
+    def chosen(processes: int, each: int, batch: int) -> list[tuple[int, int]]:
+        devices = [Device(p, i) for i in range(each) for p in range(processes)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sharding, "data_mesh", lambda devices: devices)
+            return [tuple(x) for x in sharding.batch_mesh(devices, batch)]
+
+    # As many of each, and those of a process one behind the other, as its part of a batch is.
+    assert chosen(2, 2, 8) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert chosen(2, 2, 6) == [(0, 0), (1, 0)]
+    assert chosen(1, 3, 4) == [(0, 0), (0, 1)]
+    with pytest.raises(ValueError, match="batch = 9 cannot be shared by 2 processes: make it a mu"):
+        chosen(2, 2, 9)

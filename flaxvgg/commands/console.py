@@ -30,6 +30,7 @@ from rich.progress import (
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
+from flaxvgg.commands.processes import end, ended_by_another
 from flaxvgg.files.foreign import plain
 from flaxvgg.watching import Bar, Watcher
 
@@ -204,7 +205,8 @@ def clear_errors(unharmed: str) -> Iterator[None]:
     """Turn bad input into one line and exit code 2, Ctrl-C into exit code 130.
 
     `unharmed` says what was left as it was. What Orbax logs of the same error is not shown. What no
-    user can have caused is a fault of ours, and ends in its traceback.
+    user can have caused is a fault of ours, and ends in its traceback. One of several processes
+    ends at once, which the others notice.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
@@ -213,19 +215,19 @@ def clear_errors(unharmed: str) -> Iterator[None]:
         if error.name not in _EXTRAS | _NAMES:
             raise
         _say(_missing(error.name))
-        raise typer.Exit(2) from None
+        end(2)
     except (ValueError, OSError) as error:
-        _say(str(error))
-        raise typer.Exit(2) from None
+        _say(ended_by_another(error) or str(error))
+        end(2)
     except (MemoryError, RuntimeError, AssertionError) as error:
-        line = _beyond_this_machine(error)
+        line = ended_by_another(error) or _beyond_this_machine(error)
         if not line:
             raise
         _say(line)
-        raise typer.Exit(2) from None
+        end(2)
     except KeyboardInterrupt:
         errors.print(f"interrupted: {plain(unharmed)}")
-        raise typer.Exit(130) from None
+        end(130)
 
 
 def _say(error: str) -> None:
@@ -292,20 +294,26 @@ def keep_compiled() -> None:
 def stoppable() -> Iterator[threading.Event]:
     """Let Ctrl-C set the event that this gives, so that what was done so far can be kept.
 
-    A second Ctrl-C interrupts as ever.
+    So does SIGTERM, by which a scheduler announces the end. A second signal acts as ever.
     """
     stop = threading.Event()
+    numbers = signal.SIGINT, signal.SIGTERM
 
     def ask(signum: int, frame: object) -> None:
         stop.set()
-        signal.signal(signal.SIGINT, before)
+        restore()
         errors.print("\nstopping after this batch; Ctrl-C again stops at once")
 
-    before = signal.signal(signal.SIGINT, ask)
+    def restore() -> None:
+        for number, handler in zip(numbers, before, strict=True):
+            # None is a handler that is not Python's: jax.distributed's, which would do nothing.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    before = [signal.signal(number, ask) for number in numbers]
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def interruptible(function: Callable[[], T]) -> T:

@@ -57,8 +57,9 @@ Distributed = Annotated[
     bool,
     typer.Option(
         "--distributed",
-        help="For a .zarr store: this is one of several processes, which jax.distributed finds (on "
-        "a cluster, or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).",
+        help="This is one of several processes, which jax.distributed finds (on Slurm, Kubernetes "
+        "and others, or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID). "
+        "Photos go into a .zarr store then.",
     ),
 ]
 

@@ -1,7 +1,6 @@
 """What the commands share: a data set into a store, with a progress bar and what came of it."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from flaxvgg.commands.console import Told, console, errors, say_left_out, show, stoppable
 from flaxvgg.commands.options import load_model, parse_size
+from flaxvgg.commands.processes import join_processes
 from flaxvgg.commands.tables import (
     distance_facts,
     distances_table,
@@ -44,17 +44,6 @@ class Setting:
     out: Path
     batch: int | None
     distributed: bool
-
-
-def join_processes() -> None:
-    """Find the other processes, before any device is used. Raises ValueError where none are."""
-    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    told = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
-    try:
-        jax.distributed.initialize(**told)
-    except ValueError as error:
-        needed = ", ".join(["JAX_COORDINATOR_ADDRESS", *names.values()])
-        raise ValueError(f"--distributed: {error} Set {needed}") from None
 
 
 def stream_shown(

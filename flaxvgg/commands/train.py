@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flaxvgg.commands import options
 from flaxvgg.commands.console import Shown, clear_errors, errors, say_where, stoppable
 from flaxvgg.commands.options import load_model
+from flaxvgg.commands.processes import join_processes
 
 if TYPE_CHECKING:
     from flaxvgg.network.model import VGG
@@ -19,14 +21,19 @@ def train(
     out: Annotated[
         Path, typer.Option(help="The folder for the model, checkpoints and curves.")
     ] = Path("run"),
+    distributed: options.Distributed = False,
 ) -> None:
     """Train a global average pooling head, and the convolutions if wanted, on your own images.
 
-    Rerun the command to resume a run that was stopped or killed, or, with more epochs, to extend a
-    finished one. Ctrl-C stops after the step and keeps it. All devices share each batch.
+    Rerun the command to resume a run that was stopped or killed, by as many processes or others, or,
+    with more epochs, to extend a finished one. Ctrl-C, and SIGTERM, stop after the step and keep it.
+    All devices, of all processes, share each batch.
     """
     with clear_errors(f"the checkpoints in {out} are as they were"):
+        if distributed:
+            join_processes()
         from flaxvgg.files.folders import write_bytes
+        from flaxvgg.network.processes import is_first
         from flaxvgg.plotting.figures import check_drawing, png
         from flaxvgg.plotting.training import curves_figure
         from flaxvgg.training.run import train as train_run
@@ -44,9 +51,11 @@ def train(
 
         with stoppable() as stop:
             trained = train_run(load, run, out, stop.is_set, watch=Shown())
-        write_bytes(out / "curves.png", png(curves_figure(trained.rows, trained.metric)))
-        say_where(out / "curves.png")
+        if is_first():
+            write_bytes(out / "curves.png", png(curves_figure(trained.rows, trained.metric)))
+            say_where(out / "curves.png")
         if trained.steps < trained.of:
-            at = f"stopped after step {trained.steps} of {trained.of}"
-            errors.print(f"{at}: rerun the command to resume")
+            if is_first():
+                at = f"stopped after step {trained.steps} of {trained.of}"
+                errors.print(f"{at}: rerun the command to resume")
             raise typer.Exit(130)

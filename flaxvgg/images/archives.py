@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from flaxvgg.images.finding import SUFFIXES, ImageError, is_hidden
+from flaxvgg.images.finding import SUFFIXES, ImageError, by_folder, is_hidden
 from flaxvgg.images.table_files import DatasetError
 
 # What a damaged archive, or a member under a password, comes to: zipfile has no error of its own
@@ -60,6 +60,18 @@ class Archives:
             )
         labels = [member.label for archive in self._archives for member in archive.members]
         self.labels = labels if max(labels) >= 0 else None
+
+    def classes(self) -> tuple[list[tuple[int, ...]] | None, tuple[str, ...]]:
+        """The class numbers of each image and the classes' names, from what lies beside the images.
+
+        Where nothing does, the topmost folders are the classes; None where an image is in none.
+        """
+        if self.labels is not None:
+            names = tuple(map(str, range(max(self.labels) + 1)))
+            return [(x,) if x >= 0 else () for x in self.labels], names
+        several = len(self._archives) > 1
+        numbers, names = by_folder([x.split("/", 1)[-1] if several else x for x in self.names])
+        return None if numbers is None else [(x,) for x in numbers], names
 
     def __len__(self) -> int:
         return len(self.names)

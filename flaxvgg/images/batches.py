@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from flaxvgg.images.inside import Inside
 from flaxvgg.images.loading import ImageError, load_pixels, normalise
 from flaxvgg.network.model import VGG
 from flaxvgg.network.outputs import check_outputs, outputs
@@ -25,7 +26,7 @@ class Batch(NamedTuple):
     `outputs` is a pytree of arrays with one row a photo.
     """
 
-    photos: list[Path]
+    photos: list[Any]
     pixels: UInt8[np.ndarray, "n h w 3"]
     outputs: Any
 
@@ -33,7 +34,7 @@ class Batch(NamedTuple):
 def stream_photos(
     function: Callable[[VGG, Float[Array, "n h w 3"]], Any],
     model: VGG,
-    photos: Sequence[Path],
+    photos: Sequence[Path | Inside],
     size: tuple[int, int],
     what: str,
     problems: list[str] | None = None,
@@ -47,7 +48,7 @@ def stream_photos(
     compiled = jax.jit(function)
     model = prepare(model, size)
     count = max(1, min(_BATCH, _PIXELS // (size[0] * size[1]), len(photos)))
-    read: list[Path] = []
+    read: list[Any] = []
     pixels: list[np.ndarray] = []
     for photo in watch.each(photos, what, len(photos)):
         try:
@@ -67,7 +68,7 @@ def stream_photos(
 def _run(
     compiled: Callable[..., Any],
     model: VGG,
-    photos: list[Path],
+    photos: list[Any],
     pixels: list[np.ndarray],
     count: int,
 ) -> Batch:
@@ -81,7 +82,7 @@ def _run(
 def map_photos(
     function: Callable[[VGG, Float[Array, "n h w 3"]], Any],
     model: VGG,
-    photos: Sequence[Path],
+    photos: Sequence[Path | Inside],
     size: tuple[int, int],
     what: str,
     watch: Watcher = Watcher(),

@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from flaxvgg.files.foreign import AnyPath
 from flaxvgg.images.finding import class_folders, images_below, tell_passed_over, unreachable
-from flaxvgg.images.label_tables import MOST_CLASSES, Box, read_label_table, too_large
+from flaxvgg.images.inside import Inside
+from flaxvgg.images.label_tables import MOST_CLASSES, Box, LabelTable, read_label_table, too_large
 from flaxvgg.images.table_files import DatasetError as DatasetError
 
 VOC_CLASSES = (
@@ -27,17 +28,17 @@ VOC_CLASSES = (
 class LabelledImages:
     """N image files, which of the K classes are in each (N, K), and where, if that is known.
 
-    `labels` is 1 for a class that is in the image, else 0. `boxes` has for each image the boxes of
-    each class, in pixels of the file, or is None; `sizes` the (height, width) that the annotation
-    of each image gives, None where it gives none (`flaxvgg.images.orientation` for photos that were
-    stored turned).
+    A path may be an image inside a file too (`flaxvgg.images.inside`). `labels` is 1 for a class
+    that is in the image, else 0. `boxes` has for each image the boxes of each class, in pixels of
+    the file, or is None; `sizes` the (height, width) that the annotation of each image gives, None
+    where it gives none (`flaxvgg.images.orientation` for photos that were stored turned).
 
     >>> paths = tuple(flaxvgg.find_images("photos"))
     >>> len(flaxvgg.LabelledImages(paths, np.ones((1, 1), np.float32), ("dog",)))
     1
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[Path | Inside, ...]
     labels: Float[np.ndarray, "n k"]
     classes: tuple[str, ...]
     boxes: tuple[Mapping[int, tuple[Box, ...]], ...] | None = None
@@ -80,24 +81,6 @@ class LabelledImages:
         if not chosen.any():
             raise ValueError("too few images to hold any out: name a folder or file to test on")
         return self.of(np.flatnonzero(~chosen)), self.of(np.flatnonzero(chosen))
-
-
-def read_labelled(path: AnyPath, classes: Sequence[str] | None = None) -> LabelledImages:
-    """The images of a folder with one folder for each class, of a CSV file, or of Pascal VOC.
-
-    A folder that has `Annotations` and `JPEGImages` is Pascal VOC's (its trainval images), another
-    folder is `image_folder`'s, a file is `label_file`'s. With `classes`, labels are numbered by
-    them. Raises DatasetError.
-    """
-    path = Path(path)
-    if path.is_file():
-        return label_file(path, classes)
-    if is_pascal_voc(path):
-        found = pascal_voc(path)
-        if classes is not None and tuple(classes) != found.classes:
-            raise DatasetError(path, ["Pascal VOC's 20 classes are not those of the other images"])
-        return found
-    return image_folder(path, classes)
 
 
 def is_pascal_voc(folder: Path) -> bool:
@@ -153,8 +136,27 @@ def label_file(path: AnyPath, classes: Sequence[str] | None = None) -> LabelledI
     path = Path(path)
     table = read_label_table(path)
     if table.inside is not None:
-        said = "its images are inside it: write them to files to train on, or stream it into a "
-        raise DatasetError(path, [f"{said}store (--out NAME.zarr)"])
+        raise DatasetError(path, ["its images are inside it: see flaxvgg.images.labelled"])
+    missing = [  # not a file, also where that can be no name
+        f"{table.where(i)}: {image} is missing"
+        for i, image in enumerate(table.images)
+        if not os.path.isfile(path.parent / image)
+    ]
+    return of_table(path, table, tuple(path.parent / x for x in table.images), classes, missing)
+
+
+def of_table(
+    path: AnyPath,
+    table: LabelTable,
+    photos: tuple[Path | Inside, ...],
+    classes: Sequence[str] | None = None,
+    problems: Sequence[str] = (),
+) -> LabelledImages:
+    """The images of a table with its labels, numbered by `classes` where these are given.
+
+    Raises DatasetError with the `problems`, and for labels that are none of the classes.
+    """
+    problems = list(problems)
     if table.labels is None:
         raise DatasetError(path, ["no column `labels` in it"])
     if not any(table.labels):
@@ -165,10 +167,7 @@ def label_file(path: AnyPath, classes: Sequence[str] | None = None) -> LabelledI
     names = tuple(classes or table.classes)
     columns = {name: i for i, name in enumerate(names)}
     labels = np.zeros((len(table.images), len(names)), np.float32)
-    problems = []
-    for i, (image, found) in enumerate(zip(table.images, table.labels, strict=True)):
-        if not os.path.isfile(path.parent / image):  # False also for what can be no name
-            problems.append(f"{table.where(i)}: {image} is missing")
+    for i, found in enumerate(table.labels):
         for name in (table.classes[number] for number in found):
             if name in columns:
                 labels[i, columns[name]] = 1
@@ -176,7 +175,7 @@ def label_file(path: AnyPath, classes: Sequence[str] | None = None) -> LabelledI
                 problems.append(f"{table.where(i)}: {_unknown_class(name, names)}")
     if problems:
         raise DatasetError(path, problems)
-    return LabelledImages(tuple(path.parent / x for x in table.images), labels, names)
+    return LabelledImages(photos, labels, names)
 
 
 def pascal_voc(path: AnyPath, split: str = "trainval") -> LabelledImages:

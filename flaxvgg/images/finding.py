@@ -7,9 +7,10 @@ keep copies: .git, .ipynb_checkpoints, .thumbnails, __MACOSX.
 
 import collections
 import os
+import re
 import stat
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,6 +126,24 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVES)
 
 
+def is_array_record(path: Path) -> bool:
+    """Whether a file is named like one of ArrayRecord (`flaxvgg.images.array_records`).
+
+    TFDS puts the number of a shard behind it: `train.array_record-00003-of-00064`.
+    """
+    return re.search(r"\.array_?record(-\d+-of-\d+)?$", path.name.lower()) is not None
+
+
+def by_folder(names: Sequence[str]) -> tuple[list[int] | None, tuple[str, ...]]:
+    """Class numbers and classes by the topmost folder of each image; none where one is in none."""
+    folders = [name.partition("/")[0] if "/" in name else None for name in names]
+    if None in folders:
+        return None, ()
+    classes = tuple(sorted(set(folders)))
+    numbers = {name: i for i, name in enumerate(classes)}
+    return [numbers[folder] for folder in folders], classes
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is none of the user's photos or classes."""
     return name.startswith(".") or name in _COPIES
@@ -143,10 +162,9 @@ def images_below(folder: Path) -> Found:
     return found
 
 
-def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files in a folder and in all below it whose names end so, sorted; none hidden."""
-    found = [Path(x.path) for x in _files(os.fspath(folder), (), []) if x.name.endswith(suffixes)]
-    return sorted(found)
+def files_below(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    """The files in a folder and in all below it that are wanted, sorted; none hidden."""
+    return sorted(filter(wanted, (Path(x.path) for x in _files(os.fspath(folder), (), []))))
 
 
 def class_folders(folder: Path) -> list[Path]:

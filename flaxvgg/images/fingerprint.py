@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from flaxvgg.images.inside import Inside
 from flaxvgg.network.model import VGG
 from flaxvgg.weights.mapping import model_arrays
 
@@ -58,6 +59,12 @@ def content_of(data: bytes | np.ndarray, label: Any = None) -> int:
     if label is not None:
         blocks.append(f"label {np.asarray(label).tolist()}".encode())
     return _digest(len(data), blocks)
+
+
+def content_of_photo(photo: Path | Inside) -> int:
+    """The content of a file, or of one inside another. Raises OSError and ImageError."""
+    found = photo.read() if isinstance(photo, Inside) else photo
+    return content_of(found) if isinstance(found, bytes) else content_of_file(found)
 
 
 def _digest(size: int, blocks: Iterable[Any]) -> int:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flaxvgg.images.objects import OBJECTS, objects_column
 from flaxvgg.images.parquet_files import (
-    class_names,
+    classes_of,
     holds_images,
     image_in,
     known_columns,
@@ -53,13 +54,13 @@ def read_dataset(dataset: Any) -> TableFile:
         raise DatasetError(SOURCE, [f"{kind} has no rows by number: {cure}"])
     told = dataset.features.to_dict()
     columns = known_columns(SOURCE, list(told), told)
+    columns |= {OBJECTS: name} if (name := objects_column(dataset.features.arrow_schema)) else {}
     image = columns.pop("image")
     images = dataset.select_columns([image]).with_format("arrow")
     kind = images[:1].schema.field(image).type if len(dataset) else None
     if kind is not None and not holds_images(SOURCE, image, kind):
         raise DatasetError(SOURCE, [f"the column {image} holds paths, and no images: cast it"])
-    label = columns.get("labels") or columns.get("label")
-    classes = class_names(told[label]) if label else ()
+    classes = classes_of(columns, told)
     cells: dict[str, Sequence[Any]] = {}
     if columns:
         found = dataset.select_columns(list(columns.values())).with_format("arrow")[:]

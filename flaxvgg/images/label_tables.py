@@ -3,7 +3,9 @@
 Columns: `image`, a path relative to the table's folder; `labels` or `label`, if there are any:
 class names, several with semicolons between them (in Parquet a list as well), or class numbers;
 `left`, `top`, `right`, `bottom`, if there are boxes: a line for each, in pixels of the file, the
-last two exclusive. Other columns are left alone.
+last two exclusive. In Parquet, and in data sets of Hugging Face, all objects of an image may be in
+one column instead (`flaxvgg.images.objects`), whose classes are its labels. Other columns are left
+alone.
 
 Numbers are class numbers: 3, "3" and 3.0 are the class 3, and its name is "3". An image whose cell
 is empty, or -1, has no label. Names are numbered in alphabetical order.
@@ -17,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from flaxvgg.files.foreign import AnyPath
-from flaxvgg.images.hugging_face import DatasetImages
-from flaxvgg.images.parquet_files import ImagesInside, read_parquet
+from flaxvgg.images.objects import a_line_each
+from flaxvgg.images.parquet_files import read_parquet
 from flaxvgg.images.table_files import BOX, DatasetError, TableFile, read_csv
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
@@ -30,7 +32,8 @@ MOST_CLASSES = 2**16  # where there is a column for each
 class LabelTable:
     """N images, none of them twice, with what a table says of each.
 
-    `images` are paths relative to the table's folder or, where they are `inside` the table, names.
+    `images` are paths relative to the table's folder or, where they are `inside` the table, names;
+    `inside` gives {"image": ...} by number.
     `labels` are the class numbers of each image, `boxes` the boxes of each class. `classes` are the
     classes' names, empty for numbers too large to be columns. `where` says where the table names an
     image for the first time.
@@ -41,7 +44,7 @@ class LabelTable:
     classes: tuple[str, ...]
     boxes: tuple[Mapping[int, tuple[Box, ...]], ...] | None
     where: Callable[[int], str]
-    inside: ImagesInside | DatasetImages | None = None
+    inside: Any = None
 
 
 def read_label_table(*paths: Path) -> LabelTable:
@@ -69,7 +72,8 @@ def label_table(source: AnyPath, table: TableFile) -> LabelTable:
 
     Raises DatasetError with everything that is wrong with it.
     """
-    given = table.columns["image"] if table.inside is None else table.inside.names
+    table = a_line_each(table)
+    given = table.columns.get("image") or (table.inside.names if table.inside else ())
     problems = [] if given else ["no images in it: one line for each"]
     problems += [f"{table.where(i)}: no image" for i, name in enumerate(given) if not name]
     with_boxes = [name for name in BOX if name in table.columns]

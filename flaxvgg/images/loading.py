@@ -26,6 +26,7 @@ from flaxvgg.files.foreign import AnyPath
 from flaxvgg.images.finding import ImageError as ImageError
 from flaxvgg.images.finding import as_paths, kind_of, unreachable
 from flaxvgg.images.finding import find_images as find_images
+from flaxvgg.images.inside import Inside
 from flaxvgg.images.orientation import orientation
 from flaxvgg.network.config import SMALLEST_IMAGE
 from flaxvgg.network.provenance import PREPROCESSING, Preprocessing
@@ -81,7 +82,7 @@ _DAMAGE = (
 )
 
 
-def open_image(file: AnyPath | bytes) -> Image.Image:
+def open_image(file: AnyPath | bytes | Inside) -> Image.Image:
     """The image in a file, or in the bytes of one, upright, in 8-bit RGB.
 
     The orientation that a camera noted (EXIF) is applied, which plain Pillow, torchvision and Keras
@@ -97,8 +98,13 @@ def open_image(file: AnyPath | bytes) -> Image.Image:
     return open_turned(file)[0]
 
 
-def open_turned(file: AnyPath | bytes) -> tuple[Image.Image, int]:
+def open_turned(file: AnyPath | bytes | Inside) -> tuple[Image.Image, int]:
     """What `open_image` gives, and the orientation (EXIF, 1 to 8) that it was stored in."""
+    if isinstance(file, Inside):
+        try:
+            return open_turned(file.read())
+        except ImageError as error:
+            raise ImageError(f"{file}: {str(error).removeprefix('image: ')}") from error
     path = None if isinstance(file, bytes) else Path(file)
     try:
         if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -199,7 +205,7 @@ def _placed(
 
 
 def load_pixels(
-    path: AnyPath,
+    path: AnyPath | Inside,
     size: Size | None = (224, 224),
     preprocessing: Preprocessing | str = PREPROCESSING["torchvision"],
 ) -> UInt8[np.ndarray, "h w 3"]:

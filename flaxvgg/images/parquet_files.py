@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from flaxvgg.files.nesting import parse_json
 from flaxvgg.images.finding import ImageError
+from flaxvgg.images.objects import OBJECTS, objects_column, told_of_classes
 from flaxvgg.images.table_files import COLUMNS, DatasetError, TableFile
 
 # Groups of rows in memory: threads that read one row after the other are in two of them at once.
@@ -59,6 +60,11 @@ class ImagesInside:
         number = bisect.bisect_right(self._starts, row) - 1
         cell = self._cells(number)[row - self._starts[number]].as_py()
         return {"image": image_in(cell, self.groups[number].path.absolute().parent)}
+
+    def group_of(self, row: int) -> range:
+        """The images that are read together with one."""
+        number = bisect.bisect_right(self._starts, row) - 1
+        return range(self._starts[number], self._starts[number + 1])
 
     def _cells(self, number: int) -> Any:
         found = self._kept.get(number)
@@ -128,6 +134,14 @@ def class_names(told: Any) -> tuple[str, ...]:
         return ()
 
 
+def classes_of(columns: Mapping[str, str], told: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of class numbers by what is told of all columns: of objects, or of the labels."""
+    if OBJECTS in columns and (of_objects := told_of_classes(told.get(columns[OBJECTS]))):
+        return class_names(of_objects)
+    label = columns.get("labels") or columns.get("label")
+    return class_names(told.get(label)) if label else ()
+
+
 def holds_images(source: Any, column: str, kind: Any) -> bool:
     """Whether a column of this type holds images, and not paths. Raises DatasetError for others."""
     from pyarrow import types
@@ -164,6 +178,7 @@ def _read_one(path: Path) -> TableFile:
             schema = file.schema_arrow
             told = _told(path, schema.metadata or {})
             columns = known_columns(path, schema.names, told)
+            columns |= {OBJECTS: name} if (name := objects_column(schema)) else {}
             image = columns.pop("image")
             inside = None
             if holds_images(path, image, schema.field(image).type):
@@ -175,8 +190,7 @@ def _read_one(path: Path) -> TableFile:
                     raise DatasetError(path, [f"the column {name} is bytes: save it as text"])
             found = file.read(columns=list(columns.values())).to_pydict() if columns else {}
             cells = {as_known: found[name] for as_known, name in columns.items()}
-            label = columns.get("labels") or columns.get("label")
-            classes = class_names(told.get(label)) if label else ()
+            classes = classes_of(columns, told)
             count = file.metadata.num_rows
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(path, [f"no Parquet file: {str(error).splitlines()[0]}"]) from None

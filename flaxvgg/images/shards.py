@@ -1,7 +1,8 @@
 """Which files are the shards of one data set: by a pattern, by numbers in braces, or in a folder.
 
-Shards are Parquet files or archives. Where their names say how many there are, as the Hugging Face
-hub's do (`train-00003-of-00294.parquet`), one that is missing is noticed.
+Shards are Parquet files, archives or ArrayRecord files. Where their names say how many there are,
+as those of the Hugging Face hub and of TFDS do (`train-00003-of-00294.parquet`), one that is
+missing is noticed.
 """
 
 import collections
@@ -11,10 +12,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flaxvgg.images.finding import files_below, is_archive
+from flaxvgg.images.finding import files_below, is_archive, is_array_record
 from flaxvgg.images.table_files import DatasetError
 
 _SHARDS = (".parquet", ".tar")
+_TFDS = re.compile(r"-\d+-of-\d+$")  # what TFDS puts behind the suffix
 _MOST = 10**6  # shards: what a larger number says is not how many there are
 _NUMBERED = re.compile(r"(?P<set>.*?)(?P<number>\d+)(-of-(?P<count>\d+)(-[0-9a-f]{16})?)?")
 
@@ -29,7 +31,7 @@ def written_out(paths: Sequence[Path]) -> list[Path]:
 
 
 def _written_out(path: Path) -> Iterator[Path]:
-    if not (is_archive(path) or path.suffix.lower() == ".parquet") or path.exists():
+    if not _may_be_shards(path) or path.exists():
         yield path
         return
     braces = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", str(path))
@@ -52,14 +54,20 @@ def shards_below(folder: Path) -> list[Path]:
 
     Raises DatasetError where they are of several sets, and where one of a number is missing.
     """
-    found = files_below(folder, _SHARDS)
+    found = files_below(folder, lambda x: x.name.endswith(_SHARDS) or is_array_record(x))
     sets: dict[tuple[Path, str, str], list[Path]] = collections.defaultdict(list)
     for path in found:
-        numbered = _NUMBERED.fullmatch(path.stem)
-        sets[path.parent, numbered["set"] if numbered else path.stem, path.suffix].append(path)
+        numbered = _NUMBERED.fullmatch(_stem(path))
+        name = numbered["set"] if numbered else path.stem
+        sets[path.parent, name, _TFDS.sub("", path.suffix)].append(path)
     if len(sets) > 1:
         patterns = [
-            os.path.join(parent, f"{name}*{suffix}" if len(paths) > 1 else paths[0].name)
+            os.path.join(
+                parent,
+                f"{name}*{suffix}{'*' if is_array_record(paths[0]) else ''}"
+                if len(paths) > 1
+                else paths[0].name,
+            )
             for (parent, name, suffix), paths in sets.items()
         ]
         shown = ", ".join(patterns[:5]) + (", ..." if len(patterns) > 5 else "")
@@ -69,9 +77,20 @@ def shards_below(folder: Path) -> list[Path]:
     return found
 
 
+def _may_be_shards(path: Path) -> bool:
+    """Whether a path, which may be a pattern of several, is named like shards."""
+    name = path.name.lower()
+    return is_archive(path) or path.suffix.lower() == ".parquet" or ".array" in name
+
+
+def _stem(path: Path) -> str:
+    """A shard's name without its suffix: with its number, wherever that stands."""
+    return path.stem + "".join(_TFDS.findall(path.suffix))
+
+
 def _check_whole(source: Path, found: Sequence[Path]) -> None:
     """Raise DatasetError where the names tell of shards that are not there."""
-    numbered = [_NUMBERED.fullmatch(path.stem) for path in found]
+    numbered = [_NUMBERED.fullmatch(_stem(path)) for path in found]
     counts = {match["count"] for match in numbered if match}
     if len(counts) != 1 or None in counts or not all(numbered):
         return

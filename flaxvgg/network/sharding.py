@@ -8,6 +8,7 @@ own images, and sends between devices what that takes.
     state, metrics = trainer.step(state, *flaxvgg.shard_batch((images, labels), mesh))
 """
 
+import collections
 from collections.abc import Callable, Sequence
 from itertools import starmap
 from typing import Any
@@ -88,6 +89,43 @@ def place(tree: PyTree, mesh: Mesh, rule: Rule = replicated) -> PyTree:
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     arrays = [array for _, array in leaves]
     return jax.tree.unflatten(structure, jax.device_put(arrays, list(starmap(sharding, leaves))))
+
+
+def whole(tree: PyTree) -> PyTree:
+    """The same model, state or other pytree with all of every array on one device of this process.
+
+    What is divided is put together: of several processes all have to call it.
+
+    >>> model = flaxvgg.place(model, flaxvgg.data_mesh(), flaxvgg.fully_sharded)
+    >>> whole(model).head.fc.kernel.sharding.is_fully_replicated
+    True
+    """
+
+    def of_array(array: Any) -> Any:
+        if not isinstance(array, jax.Array):
+            return array
+        if isinstance(array.sharding, NamedSharding) and not array.is_fully_replicated:
+            array = jax.device_put(array, array.sharding.update(spec=PartitionSpec()))
+        return array.addressable_data(0) if array.is_fully_replicated else array
+
+    return jax.tree.map(of_array, tree)
+
+
+def batch_mesh(devices: Sequence[Device], batch: int) -> Mesh:
+    """A mesh of as many devices of each process as divide a batch.
+
+    Raises ValueError where the processes do not divide it.
+    """
+    of_process: dict[int, list[Device]] = collections.defaultdict(list)
+    for device in devices:
+        of_process[device.process_index].append(device)
+    parts, least = len(of_process), min(map(len, of_process.values()))
+    if batch % parts:
+        raise ValueError(
+            f"batch = {batch} cannot be shared by {parts} processes: make it a multiple of {parts}"
+        )
+    each = next(n for n in range(least, 0, -1) if batch % (n * parts) == 0)
+    return data_mesh([x for _, found in sorted(of_process.items()) for x in found[:each]])
 
 
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from flaxvgg.files.foreign import shown
 from flaxvgg.files.locking import LockedError
 from flaxvgg.files.records import difference
 from flaxvgg.images.fingerprint import UNKNOWN, Known, in_threads, what_differs
+from flaxvgg.network.processes import total
 from flaxvgg.streaming.source import Source
 from flaxvgg.streaming.store import BROKEN, DONE, Store, StoreError
 
@@ -71,7 +71,7 @@ def open_store(
                 Store.create(path, source, settings, unit, class_names=class_names, held=is_locked)
         except (StoreError, LockedError) as error:
             refused = error
-    if _total(refused is not None):
+    if total(refused is not None):
         raise refused or StoreError(f"{path}: another process could not open it, and says why")
     store = Store(path)
     _check_settings(store, source, settings, note)
@@ -140,7 +140,7 @@ def compare(store: Store, source: Source, units: Sequence[int], note: Note) -> N
     Raises StoreError where others have changed, in all processes alike.
     """
     found = _compared(store, source, units, note)
-    changed = _total(len(found.changed))
+    changed = total(len(found.changed))
     if changed:
         names = [str(source.names[row]) for row in found.changed[:_NAMED]]
         more = ", ..." if len(found.changed) > _NAMED else ""
@@ -178,16 +178,3 @@ def _compared(store: Store, source: Source, units: Sequence[int], note: Note) ->
     # What is done and could not be done again stays.
     again -= {row // store.unit for row in gone}
     return _Compared(changed, len(rows) - len(known), len(gone), sorted(again))
-
-
-def meet(name: str) -> None:
-    """Wait for the other processes, if there are any."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def _total(count: int) -> int:
-    """The sum over all processes, which wait for each other."""
-    if jax.process_count() == 1:
-        return int(count)
-    return int(np.sum(multihost_utils.process_allgather(np.array(count, np.int32))))

@@ -25,9 +25,10 @@ from flaxvgg.images.fingerprint import model_digest
 from flaxvgg.images.loading import AnyPath, normalise
 from flaxvgg.network.model import VGG
 from flaxvgg.network.prepared import prepare
+from flaxvgg.network.processes import meet
 from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.network.sharding import data_mesh, place
-from flaxvgg.streaming.opening import compare, image_settings, meet, open_store
+from flaxvgg.streaming.opening import compare, image_settings, open_store
 from flaxvgg.streaming.reading import read_ahead, steps
 from flaxvgg.streaming.source import Item, Source
 from flaxvgg.streaming.store import BROKEN, TODO, Store, axes

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from flaxvgg.images.archives import Archives
+from flaxvgg.images.array_records import ArrayRecords
 from flaxvgg.images.datasets import Box, is_pascal_voc, pascal_voc
-from flaxvgg.images.finding import TABLES, images_below, is_archive
+from flaxvgg.images.finding import TABLES, by_folder, images_below, is_archive, is_array_record
 from flaxvgg.images.fingerprint import UNKNOWN, content_of, content_of_file
 from flaxvgg.images.hugging_face import SOURCE, read_dataset
 from flaxvgg.images.label_tables import label_table
@@ -114,6 +115,8 @@ class Source:
         """() for one class an image, (K,) for any of K classes, None for no labels."""
         if self.labels is not None:
             return self.labels.shape[1:]
+        if isinstance(self.images, ArrayRecords):
+            return self.images.label_shape
         try:
             first = None if self.root is not None else self.images[0].get("label")
         except ImageError:  # a table's, which has no labels there
@@ -180,14 +183,18 @@ def find_source(paths: AnyPath | Sequence[AnyPath]) -> Source:
     .tsv or .parquet file (`flaxvgg.images.label_tables`). Parquet files may hold the images
     themselves, in one file or in several. An archive is a .tar, .tar.gz or .zip file
     (`flaxvgg.images.archives`), or several: folders in it name classes as well, or .cls files give
-    their numbers. Shards are given one by one, as `train-*.parquet` or `train-{000..146}.tar`, or
-    by their folder. Raises ImageError where there are no images, DatasetError for a manifest, a
-    shard or an archive that cannot be used.
+    their numbers. ArrayRecord files may be those of TFDS (`flaxvgg.images.array_records`). Shards
+    are given one by one, as `train-*.parquet` or `train-{000..146}.tar`, or by their folder. Raises
+    ImageError where there are no images, DatasetError for a manifest, a shard or an archive that
+    cannot be used.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(p) for p in paths]
     given = written_out(given)
     if any(map(is_archive, given)):
         return _archives(given)
+    if given and all(map(is_array_record, given)):
+        records = ArrayRecords(given)  # their labels and boxes are read with them
+        return Source(records, records.names, None, None, records.classes, records.boxes)
     suffixes = {"/" if path.is_dir() else path.suffix.lower() for path in given}
     if suffixes == {".parquet"} or (len(given) == 1 and suffixes <= TABLES):
         return _listed(read_manifest(*given), given[0].absolute().parent)
@@ -220,7 +227,9 @@ def _photos(given: list[Path]) -> Source:
         if not shards:
             raise
         return find_source(shards)
-    return Source(names, names, root, *_by_folder(names))
+    numbers, classes = by_folder(names)
+    labels = None if numbers is None else np.array(numbers, np.int32)
+    return Source(names, names, root, labels, classes)
 
 
 def _archives(given: list[Path]) -> Source:
@@ -229,22 +238,9 @@ def _archives(given: list[Path]) -> Source:
     if others:
         raise DatasetError(others[0], ["an archive goes with archives alone, not with this"])
     found = Archives(given)
-    if found.labels is None:
-        inside = [name.split("/", 1)[-1] for name in found.names] if len(given) > 1 else found.names
-        return Source(found, found.names, None, *_by_folder(inside))
-    numbers = [(x,) if x >= 0 else () for x in found.labels]
-    classes = tuple(map(str, range(max(found.labels) + 1)))
-    return Source(found, found.names, None, labels_of(given[0], numbers, len(classes)), classes)
-
-
-def _by_folder(names: Sequence[str]) -> tuple[Labels | None, tuple[str, ...]]:
-    """Labels and classes by the topmost folder of each image; none where one lies in none."""
-    folders = [name.partition("/")[0] if "/" in name else None for name in names]
-    if None in folders:
-        return None, ()
-    classes = tuple(sorted(set(folders)))
-    numbers = {name: i for i, name in enumerate(classes)}
-    return np.array([numbers[folder] for folder in folders], np.int32), classes
+    numbers, classes = found.classes()
+    labels = None if numbers is None else labels_of(given[0], numbers, len(classes))
+    return Source(found, found.names, None, labels, classes)
 
 
 def _content(element: Any, label: Any) -> int:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from flaxvgg.files.records import difference, first_line
 from flaxvgg.training.trainer import TrainState
-from flaxvgg.weights.checkpoint import ORBAX_DAMAGE, CheckpointError
+from flaxvgg.weights.checkpoint import CheckpointError
+from flaxvgg.weights.orbax_options import ORBAX_DAMAGE
 
 _METRIC = "metric"
 
@@ -22,7 +24,9 @@ class Checkpoints:
 
     They are written in the background, each whole or not at all: a run that is killed at any moment
     finds the last one that was finished. `run` are its options, which have to be those of the
-    states that are there; `data` says what it learns from, for `data_of_last`.
+    states that are there; `data` says what it learns from, for `data_of_last`. Of several processes
+    all do everything here alike: each writes its part of a state, however that is sharded, and
+    reads all of it.
     """
 
     def __init__(
@@ -57,10 +61,10 @@ class Checkpoints:
             return
         metrics = None if metric is None else {_METRIC: metric}
         told = {"run": self._run, "data": data, "learns_from": self._data}
+        # Copied: on a CPU, Orbax would write the memory that the next step takes for its own.
+        copied = _named(state, np.array if jax.process_count() == 1 else jnp.copy)
         with self._writing():
-            self._checkpointer.save_async(
-                step, _named(state, np.array), metrics=metrics, custom_metadata=told
-            )
+            self._checkpointer.save_async(step, copied, metrics=metrics, custom_metadata=told)
 
     def wait(self) -> None:
         """Wait until the last state is on disk. Raises CheckpointError where it could not be."""
@@ -91,6 +95,14 @@ class Checkpoints:
         # Of equal ones the later; one that was not tested only where none was.
         ranks = [((x.metrics or {}).get(_METRIC, -np.inf), x.step) for x in found]
         return self._read(max(ranks)[1], template)[0]
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # After an error another process may be gone: Orbax would wait for it, for minutes.
+        if error[0] is None or jax.process_count() == 1:
+            self.close()
 
     def close(self) -> None:
         """Wait for the last save and let go of the folder. Raises CheckpointError as `wait`."""

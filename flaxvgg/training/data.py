@@ -10,12 +10,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from flaxvgg.images.datasets import LabelledImages
+from flaxvgg.images.inside import Inside
 from flaxvgg.images.loading import ImageError, fit_image, open_image
 from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.training.settings import Data
 
 _RATIO = 3 / 4  # the narrowest crop, as in torchvision's RandomResizedCrop
-_AHEAD = 4  # batches that are read before they are asked for
+_AHEAD = 4  # batches that are read before they are asked for, at least: a thread reads a whole one
 
 
 def batches(
@@ -64,17 +65,18 @@ def batches(
 
 def reading(dataset: grain.MapDataset) -> grain.DatasetIterator:
     """Read batches in threads; the iterator's state is the number of the next one."""
-    options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=_AHEAD)
+    threads = os.cpu_count() or 1
+    options = grain.ReadOptions(threads, prefetch_buffer_size=max(_AHEAD, threads))
     return iter(dataset.to_iter_dataset(options))
 
 
-def check_photo(path: Path, data: Data, recipe: Preprocessing) -> None:
+def check_photo(path: Path | Inside, data: Data, recipe: Preprocessing) -> None:
     """Raise ImageError for an image that cannot be trained on."""
     _read(path, data, recipe, np.random.default_rng(0))
 
 
 def _read(
-    path: Path, data: Data, recipe: Preprocessing, random: np.random.Generator
+    path: Path | Inside, data: Data, recipe: Preprocessing, random: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
     image = open_image(path)
     try:

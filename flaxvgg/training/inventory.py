@@ -6,6 +6,7 @@ A run that goes on has to go on with the same images; what differs is said by na
 import csv
 import hashlib
 import io
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +15,14 @@ from flaxvgg.images.datasets import DatasetError, LabelledImages
 from flaxvgg.images.fingerprint import (
     UNKNOWN,
     Known,
-    content_of_file,
+    content_of_photo,
     in_threads,
     relative_name,
     what_differs,
 )
+from flaxvgg.images.inside import Inside
 from flaxvgg.images.loading import ImageError, load_pixels
+from flaxvgg.network.processes import gathered, own_part
 from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.training.data import check_photo
 from flaxvgg.training.settings import Run
@@ -46,15 +49,16 @@ def take_inventory(
 ) -> list[Entry]:
     """Every image of a run, once each that is not among those of `before` has been decoded.
 
-    All processors read. Raises DatasetError with all images that cannot be trained or validated on.
+    All processors read, of several processes each its part. Raises DatasetError with all images
+    that cannot be trained or validated on, of several processes with those of its part.
     """
     seen = {entry.known.content for entry in before} - {UNKNOWN}
 
-    def look(job: tuple[str, Path]) -> tuple[int, str]:
+    def look(job: tuple[str, Path | Inside]) -> tuple[int, str]:
         part, path = job
         content = UNKNOWN
         try:
-            content = content_of_file(path)
+            content = content_of_photo(path)
             if content not in seen:
                 if part == "train":
                     check_photo(path, run.data, recipe)
@@ -71,8 +75,10 @@ def take_inventory(
     ]
     labels = [*_labels(train), *_labels(validation)]
     entries, problems = [], []
-    shown = watch.each(in_threads(look, jobs), "checking photos", len(jobs))
-    for (part, path), named, (content, problem) in zip(jobs, labels, shown, strict=True):
+    own = [jobs[i] for i in own_part(len(jobs))]
+    looked = list(watch.each(in_threads(look, own), "checking photos", len(own)))
+    found = [x for part in gathered(json.dumps(looked).encode()) for x in json.loads(part)]
+    for (part, path), named, (content, problem) in zip(jobs, labels, found, strict=True):
         if problem:
             problems.append(problem)
         root = (
@@ -80,11 +86,15 @@ def take_inventory(
             if part == "train" or run.data.validation is None
             else run.data.validation
         )
-        name = relative_name(path, root if root.is_dir() else root.parent)
+        name = _name(path, root if root.is_dir() else root.parent)
         entries.append(Entry(part, name, Known(content, named)))
     if problems:
         raise DatasetError(run.data.train, problems)
     return entries
+
+
+def _name(photo: Path | Inside, root: Path) -> str:
+    return photo.name if isinstance(photo, Inside) else relative_name(photo, root)
 
 
 def _labels(images: LabelledImages) -> list[tuple[str, ...]]:

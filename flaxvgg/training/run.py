@@ -15,11 +15,13 @@ from jax.sharding import Mesh
 from flaxvgg.evaluation.classification import accuracy
 from flaxvgg.files.folders import check_folder, write_bytes
 from flaxvgg.files.locking import alone_in
-from flaxvgg.images.datasets import LabelledImages, is_pascal_voc, read_labelled
+from flaxvgg.images.datasets import LabelledImages, is_pascal_voc
 from flaxvgg.images.fingerprint import model_digest
+from flaxvgg.images.labelled import read_labelled
 from flaxvgg.images.loading import normalise
 from flaxvgg.network.model import VGG
-from flaxvgg.network.sharding import Device, data_mesh, place, shard_batch
+from flaxvgg.network.processes import is_first, meet, total
+from flaxvgg.network.sharding import Device, batch_mesh, place, shard_batch, whole
 from flaxvgg.training.checkpoints import Checkpoints
 from flaxvgg.training.collapse import cannot_be_negative, diagnose
 from flaxvgg.training.data import batches, reading
@@ -113,24 +115,26 @@ def train(
     images, labels and weights that it began with, and one at a time in `out`. The metric is the
     mean average precision, with "softmax" the accuracy. `stop` is asked after each step. Batches
     are shared by `devices`, by default all, or by as many of them as divide a batch; a run may go
-    on on another number, to the same within rounding. Raises TrainingError where training cannot go
-    on, with the reason and the cure; DatasetError with all broken images; CheckpointError where
-    something else was trained in `out`; LockedError while another run writes there; ValueError for
-    what does not fit, and in one of several processes.
+    on on another number, to the same within rounding. Several processes of `jax.distributed`, which
+    see the same files, all call this: each decodes its part of every batch and of the validation
+    images, and writes its part of a checkpoint; the first alone writes everything else, is told
+    what happens, and gets the rows; `stop` of any of them stops all. Raises TrainingError where
+    training cannot go on, with the reason and the cure; DatasetError with all broken images;
+    CheckpointError where something else was trained in `out`; LockedError while another run writes
+    there; ValueError for what does not fit.
     """
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"this is one of {jax.process_count()} processes, and a run is written by one: train "
-            "in a single process, or with flaxvgg.Trainer and flaxvgg.place on all of them"
-        )
-    devices = jax.local_devices() if devices is None else devices
-    mesh = _mesh(devices, run.data.batch, watch)
-    check_folder(out)
-    _check_apart(out, run.data)
-    if out.is_dir():  # what is in the way is said now, and not behind the last step
-        check_target(out / "model")
-    images, validation = read_images(run)
-    with alone_in(out):
+    if not is_first():
+        watch = Watcher()
+    mesh = _mesh(jax.devices() if devices is None else devices, run.data.batch, watch)
+    with contextlib.ExitStack() as held:
+        if is_first():
+            check_folder(out)
+            _check_apart(out, run.data)
+            if out.is_dir():  # what is in the way is said now, and not behind the last step
+                check_target(out / "model")
+        images, validation = read_images(run)
+        if is_first():
+            held.enter_context(alone_in(out))
         return _train(load, run, out, stop, mesh, images, validation, watch)
 
 
@@ -153,7 +157,13 @@ def _train(
         classes=images.classes,
     )
     dataset = batches(
-        images, run.data, model.preprocessing, epochs=run.epochs, seed=run.training.seed
+        images,
+        run.data,
+        model.preprocessing,
+        epochs=run.epochs,
+        seed=run.training.seed,
+        part=jax.process_index(),
+        parts=jax.process_count(),
     )
     before = read_csv(out / _DATA)
     entries = take_inventory(run, images, validation, model.preprocessing, before, watch)
@@ -165,12 +175,11 @@ def _train(
     }
     trainer = Trainer.of(model, run.training, steps=len(dataset))
     state, iterator = trainer.start(model), reading(dataset)
-    with contextlib.closing(
-        Checkpoints(out / "checkpoints", run.to_json(), run.keep, data)
-    ) as kept:
+    with Checkpoints(out / "checkpoints", run.to_json(), run.keep, data) as kept:
         _check_data(kept, data, before, entries, run, out, watch)
         found = kept.last(state)
-        write_bytes(out / _DATA, to_csv(entries))
+        if is_first():
+            write_bytes(out / _DATA, to_csv(entries))
         if found is None:
             _say_absent(validation, metric_name(run.training.loss), watch)
             _warn(model, run, dataset[0], watch)
@@ -179,20 +188,27 @@ def _train(
             iterator.set_state(position)
             watch.say(f"resuming after step {int(state.step)} of {len(dataset)}")
         state = place(state, mesh)
-        with Log(out, int(state.step)) as log:
+        with Log(out, int(state.step)) if is_first() else contextlib.nullcontext() as log:
             session = _Session(
                 run, trainer, mesh, validation, iterator, kept, log, len(dataset), stop, watch
             )
             state = session.until_stopped(state)
         if int(state.step) == len(dataset):
-            best = trainer.model(kept.best(state))
-            save(best, out / "model")
-            watch.say(f"written: {out / 'model'}")
-            if has_one_class_each(validation):
-                scores = scores_of(best, validation, run.data.size, watch)
-                write_bytes(out / "confusion.csv", confusion_csv(scores, validation))
-                watch.say(f"the best: accuracy {accuracy(scores, validation.labels):.3f}")
-    return Trained(int(state.step), len(dataset), log.rows, metric_name(run.training.loss))
+            _finish(trainer.model(kept.best(state)), run, validation, out, watch)
+    meet("flaxvgg: a run has ended")
+    rows = log.rows if log else []
+    return Trained(int(state.step), len(dataset), rows, metric_name(run.training.loss))
+
+
+def _finish(best: VGG, run: Run, validation: LabelledImages, out: Path, watch: Watcher) -> None:
+    """Write the best model, and what it takes for what."""
+    save(best, out / "model")
+    watch.say(f"written: {out / 'model'}")
+    if has_one_class_each(validation):
+        scores = scores_of(best, validation, run.data.size, watch)
+        if is_first():
+            write_bytes(out / "confusion.csv", confusion_csv(scores, validation))
+            watch.say(f"the best: accuracy {accuracy(scores, validation.labels):.3f}")
 
 
 def _check_data(
@@ -245,13 +261,13 @@ def _say_absent(validation: LabelledImages, metric: str, watch: Watcher) -> None
 
 def _mesh(devices: Sequence[Device], batch: int, watch: Watcher) -> Mesh:
     """The devices that share a batch: as many as divide it."""
-    count = next(n for n in range(len(devices), 0, -1) if batch % n == 0)
-    if count < len(devices):
+    mesh = batch_mesh(devices, batch)
+    if mesh.size < len(devices):
         watch.warn(
-            f"training on {count} of {len(devices)} devices: they share batch = {batch}; a "
+            f"training on {mesh.size} of {len(devices)} devices: they share batch = {batch}; a "
             f"multiple of {len(devices)} uses all"
         )
-    return data_mesh(devices[:count])
+    return mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +280,7 @@ class _Session:
     validation: LabelledImages
     batches: Iterator[Mapping[str, np.ndarray]]
     checkpoints: Checkpoints
-    log: Log
+    log: Log | None  # of the first process
     steps: int
     stop: Callable[[], bool]
     watch: Watcher
@@ -272,31 +288,32 @@ class _Session:
     def until_stopped(self, state: TrainState) -> TrainState:
         """The state at the end, or where `stop` said so; it is on disk then."""
         an_epoch = self.steps // self.run.epochs
-        while int(state.step) < self.steps and not self.stop():
+        while int(state.step) < self.steps and not self._is_to_stop():
             epoch, done = divmod(int(state.step), an_epoch)
             row: dict[str, float | int] = {}
             with self.watch.bar(f"epoch {epoch + 1} of {self.run.epochs}", an_epoch, done) as bar:
-                while done < an_epoch and not self.stop():
+                while done < an_epoch and not self._is_to_stop():
                     state, row = self._step(state, epoch)
                     done += 1
                     bar.show(done, told=f"loss {row['loss']:.4f}")
                     if done < an_epoch:
-                        self.log.add(row)
+                        self._note(row)
                         if self.run.every and int(state.step) % self.run.every == 0:
                             self._save(state)
             if done == an_epoch:
                 row |= self._validated(state)
-                self.log.add(row)
+                self._note(row)
                 self._save(state, row["validation_metric"])
                 self.watch.say(line(row, self.run.epochs, self.run.training.loss))
-        if self.stop():
+        if self._is_to_stop():
             self._save(state)
         self.checkpoints.wait()
         return state
 
     def _step(self, state: TrainState, epoch: int) -> tuple[TrainState, dict[str, float | int]]:
         options, trainer = self.run.training, self.trainer
-        batch = shard_batch(next(self.batches), self.mesh)
+        own = next(self.batches)
+        batch = shard_batch(own, self.mesh)
         images, labels = normalise(batch["pixels"], trainer.preprocessing), batch["labels"]
         rate = trainer.learning_rate(int(state.step))
         state, metrics = trainer.step(state, images, labels)
@@ -308,15 +325,16 @@ class _Session:
                 f"{where}: {at}: lower the learning rate, or bound the gradient (clip)"
             )
         if not values["gradient_norm"] and not values["largest_score"]:
-            model = trainer.model(state, average=False)
-            raise TrainingError(f"{where}: {diagnose(model, images, labels, options.loss)}")
+            model = whole(trainer.model(state, average=False))
+            images = normalise(own["pixels"], trainer.preprocessing)
+            raise TrainingError(f"{where}: {diagnose(model, images, own['labels'], options.loss)}")
         at = {"step": int(state.step), "epoch": epoch + 1}
         return state, {**at, **values, "learning_rate": rate}
 
     def _validated(self, state: TrainState) -> dict[str, float]:
         """Loss, metric and accuracy on the validation images."""
-        # One device: photos are decoded one after the other, which takes longer.
-        model = jax.device_put(self.trainer.model(state), self.mesh.devices.flat[0])
+        # One device of a process: photos are decoded one after the other, which takes longer.
+        model = whole(self.trainer.model(state))
         scores = scores_of(model, self.validation, self.run.data.size, self.watch)
         found = measures(scores, self.validation, self.run.training.loss)
         if not math.isfinite(found["validation_loss"]):
@@ -324,6 +342,14 @@ class _Session:
                 f"the validation loss is {found['validation_loss']}: lower the learning rate"
             )
         return found
+
+    def _is_to_stop(self) -> bool:
+        """Whether a process has been asked to stop: all of them do then, behind the same step."""
+        return total(self.stop()) > 0
+
+    def _note(self, row: Row) -> None:
+        if self.log is not None:
+            self.log.add(row)
 
     def _save(self, state: TrainState, metric: float | None = None) -> None:
         self.checkpoints.save(state, self.batches.get_state(), metric)

@@ -19,7 +19,7 @@ from flaxvgg.training.trainer import Optimisation
 class Data:
     """Which images, and how they are seen.
 
-    `train` and `validation` are as `flaxvgg.images.datasets.read_labelled` takes them; without
+    `train` and `validation` are as `flaxvgg.images.labelled.read_labelled` takes them; without
     `validation` the part `held_out` of the training images is kept for it. Images are brought to
     `size` = (H, W). For training, `crop` is the least part of an image's area that is cut out and
     enlarged (1: the whole image), and `flip` mirrors every other one.

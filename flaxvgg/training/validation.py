@@ -17,6 +17,7 @@ from flaxvgg.evaluation.classification import (
 from flaxvgg.images.batches import map_photos
 from flaxvgg.images.datasets import LabelledImages
 from flaxvgg.network.model import VGG
+from flaxvgg.network.processes import gathered, own_part
 from flaxvgg.training.losses import LOSSES
 from flaxvgg.watching import Watcher
 
@@ -24,8 +25,13 @@ from flaxvgg.watching import Watcher
 def scores_of(
     model: VGG, images: LabelledImages, size: tuple[int, int], watch: Watcher
 ) -> Float[np.ndarray, "n k"]:
-    """The scores of all images, in float32."""
-    return map_photos(_scores, model, images.paths, size, "validating", watch)
+    """The scores of all images, in float32; of several processes each computes its part."""
+    scores = np.zeros((0, images.labels.shape[1]), np.float32)
+    own = [images.paths[row] for row in own_part(len(images))]
+    if own:
+        scores = map_photos(_scores, model, own, size, "validating", watch)
+    parts = [np.frombuffer(x, np.float32) for x in gathered(scores.tobytes())]
+    return np.concatenate(parts).reshape(-1, scores.shape[1])
 
 
 def measures(

@@ -9,8 +9,6 @@ path or leaves it alone, and who reads meanwhile gets the old one or the new one
 import json
 import math
 import os
-import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,9 @@ from flaxvgg.files.replacing import (
 )
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
+from flaxvgg.network.processes import is_first, meet, told_by_first
 from flaxvgg.network.provenance import Provenance
+from flaxvgg.network.sharding import whole
 from flaxvgg.weights.checksums import Checksum, checksum_of_text, checksums
 from flaxvgg.weights.file_kinds import UnknownKind, file_kind
 from flaxvgg.weights.mapping import (
@@ -45,9 +45,11 @@ from flaxvgg.weights.mapping import (
     model_arrays,
     torch_stream,
 )
+from flaxvgg.weights.orbax_options import ORBAX_DAMAGE, alone, foreign_files, together
 
 _FORMAT = 2
 _FORMATS = (1, 2)
+_SAVED = "flaxvgg: a model is saved"
 
 
 class CheckpointError(ValueError):
@@ -59,7 +61,8 @@ def save(model: VGG, path: str | os.PathLike[str]) -> None:
 
     The .safetensors file has torchvision's names and layouts, so that PyTorch's `load_state_dict`
     takes it as it is. A symbolic link is followed. An interrupted save leaves what was there; a
-    killed one also what it wrote beside it, which the next save there removes. Raises
+    killed one also what it wrote beside it, which the next save there removes. Of several processes
+    all have to call it, and the first one writes, however the model is sharded. Raises
     CheckpointError where the path holds something that is no checkpoint, or cannot be written.
 
     >>> flaxvgg.save(model, "model.safetensors")
@@ -71,15 +74,27 @@ def save(model: VGG, path: str | os.PathLike[str]) -> None:
         raise CheckpointError(
             "a prepared model is not saved: save the model that flaxvgg.prepare was given"
         )
+    model = whole(model)
     header = _header(model)
     write = _safetensors_save if path.suffix == ".safetensors" else _orbax_save
+    if not is_first():
+        return _help(path, model, header)
     try:
         restore(followed(path))
         check_target(path)
         sweep(followed(path).parent)
-        replace_whole(path, lambda target: write(target, model, header))
+        replace_whole(path, lambda target: write(Path(told_by_first(str(target))), model, header))
     except WriteError as error:
         raise CheckpointError(str(error)) from None
+    meet(_SAVED)
+
+
+def _help(path: Path, model: VGG, header: dict[str, Any]) -> None:
+    """Take part in what the first of several processes writes: Orbax wants all of them."""
+    target = Path(told_by_first(""))
+    if path.suffix != ".safetensors":
+        _orbax_save(target, model, header)
+    meet(_SAVED)
 
 
 def load(
@@ -146,7 +161,7 @@ def check_target(path: Path) -> None:
         raise CheckpointError(f"{path} is a file: choose another name for the checkpoint directory")
     if kind == "directory" and (is_file or not is_checkpoint(path)):
         raise CheckpointError(f"{path} is a directory and no checkpoint: choose another name")
-    foreign = _foreign(followed(path)) if kind == "directory" else []
+    foreign = foreign_files(followed(path)) if kind == "directory" else []
     if foreign:
         more = f" and {len(foreign) - 3} more" if foreign[3:] else ""
         raise CheckpointError(
@@ -167,21 +182,6 @@ def _is_text(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-# What Orbax makes, whatever it calls the tree; and what systems put into folders by themselves.
-_ORBAX_FILES = re.compile(
-    r"(\w+/)?(_\w+|orbax\.checkpoint|commit_success\.txt)"
-    r"|\w+/((ocdbt\.process_\d+/)?(d/\w+|manifest\.\w+)|array_metadatas/process_\d+)"
-    r"|(.*/)?(\.DS_Store|Thumbs\.db|desktop\.ini|\.nfs\w+)"
-)
-
-
-def _foreign(folder: Path) -> list[str]:
-    """The files in a checkpoint's directory that are none of its own."""
-    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    names = sorted(path.relative_to(folder).as_posix() for path in found)
-    return [name for name in names if not _ORBAX_FILES.fullmatch(name)]
 
 
 def _header(model: VGG) -> dict[str, Any]:
@@ -345,24 +345,17 @@ def _safetensors_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
 def _orbax_save(target: Path, model: VGG, header: dict[str, Any]) -> None:
     from orbax.checkpoint import v1 as ocp
 
-    context = ocp.Context()
-    # Trained float32 weights compress by 7 %, which takes longer than writing them.
-    context.array.saving.use_compression = False
     arrays = model_arrays(model)
+    if jax.process_count() > 1:  # as Orbax takes them that no process shares with another
+        arrays = {path: np.asarray(array) for path, array in arrays.items()}
     values = ((".".join(path), np.asarray(array)) for path, array in arrays.items())
     header = _with_checksums(header, checksums(values))
     tree = nnx.traversals.unflatten_mapping(arrays)
-    with _ORBAX, context:
+    with together():
         try:
             ocp.save(target, tree, custom_metadata={"flaxvgg": header})
         except ValueError as error:
             raise os_error(error) from None
-
-
-_ORBAX = threading.RLock()  # Orbax cannot save and load in two threads at once
-
-# What Orbax and TensorStore run into in files that were cut off or spoiled.
-ORBAX_DAMAGE = (ValueError, OSError, KeyError, TypeError, NotImplementedError, RecursionError)
 
 
 def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
@@ -371,7 +364,7 @@ def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
     if not _is_text(path):
         raise CheckpointError(f"{path}: {_NO_TEXT}")
     try:  # ocp.is_orbax_checkpoint is true of any directory
-        with _ORBAX:
+        with alone():
             metadata = ocp.metadata(path)
         custom = shallow(metadata.custom_metadata or {})
     except ORBAX_DAMAGE as error:
@@ -386,7 +379,7 @@ def _orbax_open(path: Path) -> tuple[dict[str, Any], _Arrays]:
             lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), metadata.metadata
         )
         try:
-            with _ORBAX:
+            with alone():
                 found = dict(nnx.traversals.flatten_mapping(ocp.load(path, stored)))
         except ORBAX_DAMAGE as error:
             raise CheckpointError(f"{path} is damaged: {first_line(error)}") from None
