@@ -49,9 +49,10 @@ class Trial(NamedTuple):
 
 def stream_child(out: Path, started: int) -> None:
     """Stream, and say when it begins."""
-    from flaxvgg.streaming import Source, run, stream
+    from flaxvgg.streaming import Source, stream
+    from flaxvgg.streaming.places import Folder
 
-    run._SAVE_EVERY = (0.0, 1.0)[os.getpid() % 2]
+    Folder.save_every = (0.0, 1.0)[os.getpid() % 2]
     source = Source.of_grain(Drawn(_IMAGES, 32))
     begun = partial(os.write, started, b"x")
     stream(means_job(), source, out, size=(32, 32), batch=1, advance=lambda *_: begun())

@@ -31,6 +31,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from flaxvgg.files.foreign import plain
+from flaxvgg.files.remote import RemoteError
 from flaxvgg.watching import Bar, Watcher
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ _EXTRAS = {
     **dict.fromkeys(("h5py", "onnx", "onnxruntime", "torch", "torchvision"), "convert"),
     **dict.fromkeys(("pydantic", "tensorboardX"), "train"),
     **dict.fromkeys(("grain", "pyarrow", "zarr"), "stream"),
+    "obstore": "cloud",
     "matplotlib": "plot",
 }
 _NAMES = {"skimage": "scikit-image"}  # on the package index
@@ -215,7 +217,7 @@ def clear_errors(unharmed: str) -> Iterator[None]:
             raise
         _say(_missing(error.name))
         raise typer.Exit(2) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RemoteError) as error:
         _say(str(error))
         raise typer.Exit(2) from None
     except (MemoryError, RuntimeError, AssertionError) as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flaxvgg.files.foreign import AnyPath
+from flaxvgg.files.remote import address, objects_below
 
 SUFFIXES = {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"}
 SUFFIXES |= {".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
@@ -77,6 +78,9 @@ def find_images(paths: AnyPath | Iterable[AnyPath]) -> list[Path]:
     found: dict[Path, None] = {}
     problems: list[str] = []
     for path in as_paths(paths):
+        if url := address(path):
+            problems.append(f"{url}: what is behind an address goes into a store (--out NAME.zarr)")
+            continue
         try:
             is_folder = stat.S_ISDIR(os.stat(path).st_mode)
         except (OSError, ValueError) as error:
@@ -144,7 +148,13 @@ def images_below(folder: Path) -> Found:
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files in a folder and in all below it whose names end so, sorted; none hidden."""
+    """The files in a folder and in all below it whose names end so, sorted; none hidden.
+
+    The folder may be an address.
+    """
+    if url := address(folder):
+        names = [name for name, _ in objects_below(url) if name.endswith(suffixes)]
+        return [folder / name for name in names if not any(map(is_hidden, name.split("/")))]
     found = [Path(x.path) for x in _files(os.fspath(folder), (), []) if x.name.endswith(suffixes)]
     return sorted(found)
 

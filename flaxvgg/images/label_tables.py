@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxvgg.files.foreign import AnyPath
+from flaxvgg.files.remote import open_file
 from flaxvgg.images.hugging_face import DatasetImages
 from flaxvgg.images.parquet_files import ImagesInside, read_parquet
 from flaxvgg.images.table_files import BOX, DatasetError, TableFile, read_csv
@@ -60,7 +61,7 @@ def read_label_table(*paths: Path) -> LabelTable:
 
 
 def _is_parquet(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(4) == b"PAR1" or path.suffix.lower() == ".parquet"
 
 

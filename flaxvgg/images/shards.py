@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from flaxvgg.files.remote import address, matching
 from flaxvgg.images.finding import files_below, is_archive
 from flaxvgg.images.table_files import DatasetError
 
@@ -38,7 +39,7 @@ def _written_out(path: Path) -> Iterator[Path]:
         for i in range(int(first), int(last) + 1):
             yield Path(f"{before}{i:0{len(first)}}{after}")
     elif glob.has_magic(str(path)):
-        found = sorted(map(Path, glob.glob(str(path))))
+        found = matching(path) if address(path) else sorted(map(Path, glob.glob(str(path))))
         if not found:
             raise DatasetError(path, ["no file is called so: check the pattern"])
         _check_whole(path, found)

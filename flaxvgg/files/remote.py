@@ -1,0 +1,393 @@
+"""Objects in buckets and behind URLs: the one place through which all remote access goes.
+
+An address is s3://bucket/key, gs://bucket/key or https://host/path, also as pathlib writes it
+(s3:/bucket/key). obstore finds credentials as the tools of each provider do (AWS_ACCESS_KEY_ID,
+AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, ...), and repeats requests that fail for a moment.
+A request that fails for good is one `RemoteError`.
+"""
+
+import contextlib
+import datetime
+import fnmatch
+import functools
+import glob
+import io
+import os
+import posixpath
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from flaxvgg.files.foreign import AnyPath, plain
+
+_ADDRESS = re.compile(r"(s3|gs|https?):/{1,2}([^/].*)", re.DOTALL)
+THREADS = 32  # that wait for a server: its answers take long, and little of a processor
+_BLOCK = 16 * 1024  # bytes that are read at least: a header of a tar, and those close behind it
+_TRIES = 5  # of an answer that breaks off, besides what obstore repeats
+# How long a server may be away before a run ends: a restart is waited for.
+_RETRIES = {
+    "max_retries": 12,
+    "retry_timeout": datetime.timedelta(seconds=60),
+    "backoff": {
+        "init_backoff": datetime.timedelta(seconds=0.1),
+        "max_backoff": datetime.timedelta(seconds=8),
+        "base": 2,
+    },
+}
+# A large object may take minutes; a server that is there answers at once.
+_CLIENT = {"timeout": "300s", "connect_timeout": "5s"}
+
+
+class RemoteError(Exception):
+    """An address that cannot be reached, read or written: `reason`, and `advice` what to do.
+
+    No ValueError or OSError: nothing takes it for a damaged file, or for one image that is broken.
+    """
+
+    def __init__(self, address: str, reason: str, advice: str):
+        self.reason, self.advice = reason, advice
+        super().__init__(f"{address}: {reason}: {advice}")
+
+
+class GoneError(ValueError):
+    """There is no such object, or it is another one by now; the message is one line."""
+
+
+class Version(NamedTuple):
+    """What tells one state of an object from another: its length, and its ETag or its time."""
+
+    size: int
+    tag: str
+
+
+def address(path: AnyPath) -> str | None:
+    """The address that a text or path is; None for a path of this machine.
+
+    >>> address(Path("s3://bucket/photos")), address("photos/s3.png")
+    ('s3://bucket/photos', None)
+    """
+    match = _ADDRESS.fullmatch(os.fspath(path))
+    return f"{match[1]}://{match[2]}" if match else None
+
+
+def named(path: AnyPath) -> str:
+    """A path or address as people write it."""
+    return address(path) or os.fspath(path)
+
+
+def below(root: AnyPath, name: str) -> str | None:
+    """The address of what a table in the folder `root` calls `name`; None for one on this machine.
+
+    >>> below("s3://bucket/tables", "../photos/a.png"), below("tables", "gs://bucket/a.png")
+    ('s3://bucket/photos/a.png', 'gs://bucket/a.png')
+    """
+    found = address(name)
+    if found or not (folder := address(root)):
+        return found
+    scheme, _, rest = folder.partition("://")
+    return f"{scheme}://{posixpath.normpath(f'{rest}/{name}')}"
+
+
+def folder_of(path: Path) -> Path:
+    """The folder that a file is in: absolute, on this machine."""
+    return path.parent if address(path) else path.absolute().parent
+
+
+class Object:
+    """An object at an address; `version` is the one that is meant, None for whichever is there."""
+
+    def __init__(self, url: str, version: Version | None = None):
+        self.url, self.version = url, version
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return posixpath.basename(self.url)
+
+    def pinned(self) -> "Object":
+        """The object in the version that is there now. Raises GoneError and RemoteError."""
+        import obstore
+
+        if self.version is not None:
+            return self
+        root, key = _split(self.url)
+        with told(self.url):
+            return Object(self.url, _version(obstore.head(_client(root), key)))
+
+    def fetch(self) -> tuple[bytes, Version]:
+        """All of it, and the version that this is. Raises GoneError and RemoteError."""
+        return self._get({})
+
+    def read(self, start: int, size: int) -> bytes:
+        """Some bytes from a place on, fewer at its end. Raises GoneError and RemoteError."""
+        version = self.pinned().version
+        end = min(start + size, version.size if version else 0)
+        return self._get({"range": (start, end)})[0] if start < end else b""
+
+    def _get(self, options: dict[str, Any]) -> tuple[bytes, Version]:
+        import obstore
+
+        root, key = _split(self.url)
+        with told(self.url):
+            for last in [False] * (_TRIES - 1) + [True]:
+                found = obstore.get(_client(root), key, options=options)
+                version = _version(found.meta)
+                if self.version not in (None, version):
+                    raise GoneError(f"{self.url} has changed since the run began: run it again")
+                try:
+                    return bytes(found.bytes()), version
+                except obstore.exceptions.GenericError:  # the connection ended within the object
+                    if last:
+                        raise
+        raise AssertionError
+
+
+class Ranges(io.RawIOBase):
+    """An object as a file to be read in pieces: of each only the bytes that are asked for.
+
+    The version is that which was there when it was opened. Raises GoneError where that is another
+    one by now, and RemoteError.
+    """
+
+    def __init__(self, source: Object):
+        self.object = source.pinned()
+        self._size = self.object.version.size if self.object.version else 0
+        self._place = 0
+        self._kept = threading.local()  # each thread's last piece, and where it begins
+
+    def fetch(self, start: int, size: int) -> None:
+        """Get a piece in one request; what this thread reads of it next comes from there."""
+        self._kept.piece = start, self.object.read(start, size)
+
+    def readinto(self, buffer: Any) -> int:
+        """As many bytes as there is room for, fewer only at the end."""
+        wanted = max(0, min(len(buffer), self._size - self._place))
+        start, piece = getattr(self._kept, "piece", (0, b""))
+        if not start <= self._place <= self._place + wanted <= start + len(piece):
+            self.fetch(self._place, max(wanted, _BLOCK))
+            start, piece = self._kept.piece
+        at = self._place - start
+        buffer[:wanted] = piece[at : at + wanted]
+        self._place += wanted
+        return wanted
+
+    def readall(self) -> bytes:
+        """All that is left, in one request."""
+        return self.read(max(0, self._size - self._place)) or b""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place, as files do."""
+        self._place = max(0, offset + {0: 0, 1: self._place, 2: self._size}[whence])
+        return self._place
+
+    def tell(self) -> int:
+        """The place where the next byte is read."""
+        return self._place
+
+    def readable(self) -> bool:
+        """It is there to be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """It can be read anywhere."""
+        return True
+
+
+def open_file(path: Path) -> IO[bytes] | Ranges:
+    """A file of this machine, or an object, to be read. Raises OSError; GoneError, RemoteError."""
+    url = address(path)
+    return Ranges(Object(url)) if url else path.open("rb")
+
+
+def objects_below(url: str) -> list[tuple[str, Object]]:
+    """What lies below an address, by its name from there on; sorted as paths of a folder are.
+
+    Raises RemoteError, also where the server does not list what it has.
+    """
+    root, key = _split(url)
+    key = key.rstrip("/")
+    found = [(meta["path"].removeprefix(key).lstrip("/"), meta) for meta in _listed(root, key)]
+    return [
+        (name, Object(f"{root}/{meta['path']}", _version(meta)))
+        for name, meta in sorted(found, key=lambda pair: pair[0].split("/"))
+        if name
+    ]
+
+
+def matching(pattern: Path) -> list[Path]:
+    """The objects whose last part of the address fits a pattern such as `train-*.parquet`."""
+    folder = named(pattern.parent)
+    if glob.has_magic(folder):
+        raise RemoteError(named(pattern), "a pattern for a folder", "name the folder itself")
+    names = [name for name, _ in objects_below(folder) if "/" not in name]
+    return [Path(pattern.parent, name) for name in fnmatch.filter(names, pattern.name)]
+
+
+def write(url: str, data: bytes, *, create: bool = False) -> bool:
+    """Put an object there, whole or not at all; to `create` one, False where one is there.
+
+    Raises RemoteError.
+    """
+    import obstore
+
+    root, key = _split(url)
+    try:
+        with told(url):
+            if create:
+                obstore.put(_client(root), key, data, mode="create", use_multipart=False)
+            else:
+                obstore.put(_client(root), key, data)
+    except FileExistsError:
+        return False
+    return True
+
+
+def replace(url: str, data: bytes, version: Version) -> bool:
+    """Put an object there in the place of this version of it; False where it is another by now."""
+    import obstore
+
+    root, key = _split(url)
+    try:
+        with told(url):
+            mode: Any = {"e_tag": version.tag}
+            obstore.put(_client(root), key, data, mode=mode, use_multipart=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def remove(url: str) -> None:
+    """Remove an object, if there is one. Raises RemoteError."""
+    import obstore
+
+    root, key = _split(url)
+    with contextlib.suppress(GoneError), told(url):
+        obstore.delete(_client(root), key)
+
+
+def age(url: str, beside: str) -> float:
+    """Seconds since an object was written, by the server's clock: `beside` is written and removed.
+
+    Raises GoneError and RemoteError.
+    """
+    import obstore
+
+    root, key = _split(url)
+    write(beside, b"")
+    with told(url):
+        now = obstore.head(_client(root), _split(beside)[1])["last_modified"]
+        then = obstore.head(_client(root), key)["last_modified"]
+    remove(beside)
+    return (now - then).total_seconds()
+
+
+def zarr_store(url: str) -> Any:
+    """What lies below an address as a store of Zarr, which raises RemoteError as all here does."""
+    from obstore.store import PrefixStore
+    from zarr.storage import ObjectStore
+
+    class Told(ObjectStore):
+        """`ObjectStore`, with our errors."""
+
+        async def get(self, key: str, *args: Any, **options: Any) -> Any:
+            with told(f"{url}/{key}"):
+                return await super().get(key, *args, **options)
+
+        async def exists(self, key: str) -> bool:
+            with told(f"{url}/{key}"):
+                return await super().exists(key)
+
+        async def set(self, key: str, value: Any) -> None:
+            with told(f"{url}/{key}"):
+                await super().set(key, value)
+
+        async def delete(self, key: str) -> None:
+            with told(f"{url}/{key}"):
+                await super().delete(key)
+
+        async def list_dir(self, prefix: str) -> Any:
+            with told(f"{url}/{prefix}"):
+                async for name in super().list_dir(prefix):
+                    yield name
+
+    root, key = _split(url)
+    return Told(PrefixStore(_client(root), key))
+
+
+@contextlib.contextmanager
+def told(url: str) -> Iterator[None]:
+    """Say in one line what obstore tells of an address.
+
+    Raises GoneError where there is no object, FileExistsError where there is one that was not to be
+    there, RemoteError for all else.
+    """
+    from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+    try:
+        yield
+    except (AlreadyExistsError, PreconditionError):
+        raise FileExistsError from None
+    except FileNotFoundError as error:
+        if "NoSuchBucket" not in str(error):
+            raise GoneError(f"{url}: no such object: check the address") from None
+        raise _error(url, error) from None
+    except BaseError as error:
+        raise _error(url, error) from None
+
+
+def _error(url: str, error: Exception) -> RemoteError:
+    text = str(error).partition("Debug source:")[0]
+    code, status = re.search(r"<Code>(\w+)</Code>", text), re.search(r"status code: (\d+)", text)
+    said = " ".join(match[1] for match in (status, code) if match)
+    root, _ = _split(url)
+    is_s3 = url.startswith("s3:")
+    keys = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION"
+    keys = keys if is_s3 else "GOOGLE_APPLICATION_CREDENTIALS"
+    at = "the network, and AWS_ENDPOINT_URL" if is_s3 else "the network"
+    again = "rerun the command to resume"
+    if "NoSuchBucket" in text:
+        return RemoteError(root, "no such bucket", "create it, or check its name")
+    if "169.254.169.254" in text or "metadata.google" in text:
+        return RemoteError(url, "there are no credentials", f"set {keys}")
+    if re.search(r"507|quota|insufficientstorage", f"{said} {text}", re.IGNORECASE):
+        return RemoteError(url, f"no room ({said})", "make room")
+    if "privileges" in text or "credentials" in text or re.match(r"40[13]\b", said):
+        return RemoteError(url, f"access is denied ({said})", f"check {keys}, and what they may do")
+    if root.startswith("http") and "PROPFIND" in text:
+        cure = "name them, list them in a table, or write shards as name-{000..146}.tar"
+        return RemoteError(url, "a web server does not list its files", cure)
+    if status is None:
+        why = text.strip().splitlines()[0].rpartition(" - ")[2] if text.strip() else "no answer"
+        return RemoteError(url, f"no connection ({plain(why)})", f"check {at}, and {again}")
+    return RemoteError(url, f"the server answers {said}", again)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """The root of an address, "s3://bucket", and the key there."""
+    scheme, _, rest = url.partition("://")
+    host, _, key = rest.partition("/")
+    return f"{scheme}://{host}", key
+
+
+@functools.cache
+def _client(root: str) -> Any:
+    from obstore.store import from_url
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+    plain_http = root.startswith("http:") or (root[:3] == "s3:" and endpoint.startswith("http:"))
+    client = {**_CLIENT, **({"allow_http": True} if plain_http else {})}
+    return from_url(root, client_options=client, retry_config=_RETRIES)
+
+
+def _listed(root: str, key: str) -> Iterator[Any]:
+    import obstore
+
+    with told(f"{root}/{key}"):
+        for batch in obstore.list(_client(root), key or None):
+            yield from batch
+
+
+def _version(meta: Any) -> Version:
+    return Version(meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
