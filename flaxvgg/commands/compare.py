@@ -16,7 +16,7 @@ import typer
 from flaxvgg.commands import options
 from flaxvgg.commands.console import Shown, clear_errors, finish, say_where, show
 from flaxvgg.commands.options import is_store, load_model, parse_size
-from flaxvgg.files.remote import named
+from flaxvgg.files.addresses import named
 
 
 def compare(

@@ -8,8 +8,8 @@ import typer
 from flaxvgg.commands import options
 from flaxvgg.commands.console import Shown, clear_errors, console, finish, show
 from flaxvgg.commands.options import is_store, load_model, parse_size
+from flaxvgg.files.addresses import named
 from flaxvgg.files.foreign import plain
-from flaxvgg.files.remote import named
 
 
 def features(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flaxvgg.commands.console import console, keep_stdout, step
-from flaxvgg.files.remote import address
+from flaxvgg.files.addresses import address
 from flaxvgg.network.config import ARCHITECTURES, SMALLEST_IMAGE, check_arch
 
 if TYPE_CHECKING:

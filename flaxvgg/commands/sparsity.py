@@ -18,7 +18,7 @@ from flaxvgg.commands.console import (
     stoppable,
 )
 from flaxvgg.commands.options import is_store, load_model, parse_size
-from flaxvgg.files.remote import named
+from flaxvgg.files.addresses import named
 
 
 def sparsity(

@@ -1,7 +1,6 @@
 """Objects in buckets and behind URLs: the one place through which all remote access goes.
 
-An address is s3://bucket/key, gs://bucket/key or https://host/path, also as pathlib writes it
-(s3:/bucket/key). obstore finds credentials as the tools of each provider do (AWS_ACCESS_KEY_ID,
+obstore finds credentials as the tools of each provider do (AWS_ACCESS_KEY_ID,
 AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, ...), and repeats requests that fail for a moment.
 A request that fails for good is one `RemoteError`.
 """
@@ -16,13 +15,15 @@ import os
 import posixpath
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
-from flaxvgg.files.foreign import AnyPath, plain
+from flaxvgg.files.addresses import address, named, split
+from flaxvgg.files.foreign import plain
 
-_ADDRESS = re.compile(r"(s3|gs|https?):/{1,2}([^/].*)", re.DOTALL)
+T = TypeVar("T")
+
 THREADS = 32  # that wait for a server: its answers take long, and little of a processor
 _BLOCK = 16 * 1024  # bytes that are read at least: a header of a tar, and those close behind it
 _TRIES = 5  # of an answer that breaks off, besides what obstore repeats
@@ -62,39 +63,6 @@ class Version(NamedTuple):
     tag: str
 
 
-def address(path: AnyPath) -> str | None:
-    """The address that a text or path is; None for a path of this machine.
-
-    >>> address(Path("s3://bucket/photos")), address("photos/s3.png")
-    ('s3://bucket/photos', None)
-    """
-    match = _ADDRESS.fullmatch(os.fspath(path))
-    return f"{match[1]}://{match[2]}" if match else None
-
-
-def named(path: AnyPath) -> str:
-    """A path or address as people write it."""
-    return address(path) or os.fspath(path)
-
-
-def below(root: AnyPath, name: str) -> str | None:
-    """The address of what a table in the folder `root` calls `name`; None for one on this machine.
-
-    >>> below("s3://bucket/tables", "../photos/a.png"), below("tables", "gs://bucket/a.png")
-    ('s3://bucket/photos/a.png', 'gs://bucket/a.png')
-    """
-    found = address(name)
-    if found or not (folder := address(root)):
-        return found
-    scheme, _, rest = folder.partition("://")
-    return f"{scheme}://{posixpath.normpath(f'{rest}/{name}')}"
-
-
-def folder_of(path: Path) -> Path:
-    """The folder that a file is in: absolute, on this machine."""
-    return path.parent if address(path) else path.absolute().parent
-
-
 class Object:
     """An object at an address; `version` is the one that is meant, None for whichever is there."""
 
@@ -112,9 +80,9 @@ class Object:
 
         if self.version is not None:
             return self
-        root, key = _split(self.url)
-        with told(self.url):
-            return Object(self.url, _version(obstore.head(_client(root), key)))
+        root, key = split(self.url)
+        found = _request(self.url, lambda: obstore.head(_client(root), key))
+        return Object(self.url, _version(found))
 
     def fetch(self) -> tuple[bytes, Version]:
         """All of it, and the version that this is. Raises GoneError and RemoteError."""
@@ -129,19 +97,16 @@ class Object:
     def _get(self, options: dict[str, Any]) -> tuple[bytes, Version]:
         import obstore
 
-        root, key = _split(self.url)
-        with told(self.url):
-            for last in [False] * (_TRIES - 1) + [True]:
-                found = obstore.get(_client(root), key, options=options)
-                version = _version(found.meta)
-                if self.version not in (None, version):
-                    raise GoneError(f"{self.url} has changed since the run began: run it again")
-                try:
-                    return bytes(found.bytes()), version
-                except obstore.exceptions.GenericError:  # the connection ended within the object
-                    if last:
-                        raise
-        raise AssertionError
+        root, key = split(self.url)
+
+        def get() -> tuple[bytes, Version]:
+            found = obstore.get(_client(root), key, options=options)
+            return bytes(found.bytes()), _version(found.meta)
+
+        data, version = _request(self.url, get)
+        if self.version not in (None, version):
+            raise GoneError(f"{self.url} has changed since the run began: run it again")
+        return data, version
 
 
 class Ranges(io.RawIOBase):
@@ -206,7 +171,7 @@ def objects_below(url: str) -> list[tuple[str, Object]]:
 
     Raises RemoteError, also where the server does not list what it has.
     """
-    root, key = _split(url)
+    root, key = split(url)
     key = key.rstrip("/")
     found = [(meta["path"].removeprefix(key).lstrip("/"), meta) for meta in _listed(root, key)]
     return [
@@ -228,31 +193,29 @@ def matching(pattern: Path) -> list[Path]:
 def write(url: str, data: bytes, *, create: bool = False) -> bool:
     """Put an object there, whole or not at all; to `create` one, False where one is there.
 
-    Raises RemoteError.
+    Where an answer does not arrive, the one that is there may be ours. Raises RemoteError.
     """
-    import obstore
-
-    root, key = _split(url)
-    try:
-        with told(url):
-            if create:
-                obstore.put(_client(root), key, data, mode="create", use_multipart=False)
-            else:
-                obstore.put(_client(root), key, data)
-    except FileExistsError:
-        return False
-    return True
+    return _put(url, data, "create" if create else None)
 
 
 def replace(url: str, data: bytes, version: Version) -> bool:
-    """Put an object there in the place of this version of it; False where it is another by now."""
+    """Put an object there in the place of this version of it; False where it is another by now.
+
+    As in `write`, that may be ours. Raises RemoteError.
+    """
+    return _put(url, data, {"e_tag": version.tag})
+
+
+def _put(url: str, data: bytes, mode: Any) -> bool:
     import obstore
 
-    root, key = _split(url)
+    root, key = split(url)
+    whole = None if mode is None else False  # only an object in one piece goes with a condition
     try:
-        with told(url):
-            mode: Any = {"e_tag": version.tag}
-            obstore.put(_client(root), key, data, mode=mode, use_multipart=False)
+        _request(
+            url,
+            lambda: obstore.put(_client(root), key, data, mode=mode, use_multipart=whole),
+        )
     except FileExistsError:
         return False
     return True
@@ -262,9 +225,9 @@ def remove(url: str) -> None:
     """Remove an object, if there is one. Raises RemoteError."""
     import obstore
 
-    root, key = _split(url)
-    with contextlib.suppress(GoneError), told(url):
-        obstore.delete(_client(root), key)
+    root, key = split(url)
+    with contextlib.suppress(GoneError):
+        _request(url, lambda: obstore.delete(_client(root), key))
 
 
 def age(url: str, beside: str) -> float:
@@ -274,46 +237,79 @@ def age(url: str, beside: str) -> float:
     """
     import obstore
 
-    root, key = _split(url)
+    def written(url: str) -> datetime.datetime:
+        root, key = split(url)
+        return _request(url, lambda: obstore.head(_client(root), key)["last_modified"])
+
     write(beside, b"")
-    with told(url):
-        now = obstore.head(_client(root), _split(beside)[1])["last_modified"]
-        then = obstore.head(_client(root), key)["last_modified"]
+    found = (written(beside) - written(url)).total_seconds()
     remove(beside)
-    return (now - then).total_seconds()
+    return found
 
 
 def zarr_store(url: str) -> Any:
-    """What lies below an address as a store of Zarr, which raises RemoteError as all here does."""
-    from obstore.store import PrefixStore
-    from zarr.storage import ObjectStore
+    """What lies below an address for Zarr, which raises RemoteError as all here does."""
+    from zarr.storage import ObjectStore, StorePath
+
+    root, below = split(url)
 
     class Told(ObjectStore):
         """`ObjectStore`, with our errors."""
 
         async def get(self, key: str, *args: Any, **options: Any) -> Any:
-            with told(f"{url}/{key}"):
-                return await super().get(key, *args, **options)
+            get = super().get
+            return await _awaited(f"{root}/{key}", lambda: get(key, *args, **options))
 
         async def exists(self, key: str) -> bool:
-            with told(f"{url}/{key}"):
-                return await super().exists(key)
+            exists = super().exists
+            return await _awaited(f"{root}/{key}", lambda: exists(key))
 
         async def set(self, key: str, value: Any) -> None:
-            with told(f"{url}/{key}"):
-                await super().set(key, value)
+            set_ = super().set
+            await _awaited(f"{root}/{key}", lambda: set_(key, value))
 
         async def delete(self, key: str) -> None:
-            with told(f"{url}/{key}"):
-                await super().delete(key)
+            delete = super().delete
+            await _awaited(f"{root}/{key}", lambda: delete(key))
 
         async def list_dir(self, prefix: str) -> Any:
-            with told(f"{url}/{prefix}"):
-                async for name in super().list_dir(prefix):
-                    yield name
+            list_dir = super().list_dir
 
-    root, key = _split(url)
-    return Told(PrefixStore(_client(root), key))
+            async def listed() -> list[str]:
+                return [name async for name in list_dir(prefix)]
+
+            for name in await _awaited(f"{root}/{prefix}", listed):
+                yield name
+
+    return StorePath(Told(_client(root)), below)
+
+
+def _request(url: str, request: Callable[[], T]) -> T:
+    """What a request gives, sent again where its answer breaks off, which obstore does not."""
+    with told(url):
+        for _ in range(_TRIES - 1):
+            with _unless_it_broke_off():
+                return request()
+        return request()
+
+
+async def _awaited(url: str, request: Callable[[], Awaitable[T]]) -> T:
+    with told(url):
+        for _ in range(_TRIES - 1):
+            with _unless_it_broke_off():
+                return await request()
+        return await request()
+
+
+@contextlib.contextmanager
+def _unless_it_broke_off() -> Iterator[None]:
+    from obstore.exceptions import GenericError
+
+    try:
+        yield
+    except GenericError as error:
+        if not re.search(r"body|message length", str(error).partition("<Error>")[0]):
+            raise
 
 
 @contextlib.contextmanager
@@ -341,7 +337,7 @@ def _error(url: str, error: Exception) -> RemoteError:
     text = str(error).partition("Debug source:")[0]
     code, status = re.search(r"<Code>(\w+)</Code>", text), re.search(r"status code: (\d+)", text)
     said = " ".join(match[1] for match in (status, code) if match)
-    root, _ = _split(url)
+    root, _ = split(url)
     is_s3 = url.startswith("s3:")
     keys = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION"
     keys = keys if is_s3 else "GOOGLE_APPLICATION_CREDENTIALS"
@@ -364,13 +360,6 @@ def _error(url: str, error: Exception) -> RemoteError:
     return RemoteError(url, f"the server answers {said}", again)
 
 
-def _split(url: str) -> tuple[str, str]:
-    """The root of an address, "s3://bucket", and the key there."""
-    scheme, _, rest = url.partition("://")
-    host, _, key = rest.partition("/")
-    return f"{scheme}://{host}", key
-
-
 @functools.cache
 def _client(root: str) -> Any:
     from obstore.store import from_url
@@ -381,12 +370,11 @@ def _client(root: str) -> Any:
     return from_url(root, client_options=client, retry_config=_RETRIES)
 
 
-def _listed(root: str, key: str) -> Iterator[Any]:
+def _listed(root: str, key: str) -> list[Any]:
     import obstore
 
-    with told(f"{root}/{key}"):
-        for batch in obstore.list(_client(root), key or None):
-            yield from batch
+    found = _request(f"{root}/{key}", lambda: list(obstore.list(_client(root), key or None)))
+    return [meta for batch in found for meta in batch]
 
 
 def _version(meta: Any) -> Version:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from flaxvgg.files.remote import address
+from flaxvgg.files.addresses import address
 
 T = TypeVar("T")
 

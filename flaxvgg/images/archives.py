@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from flaxvgg.files.remote import THREADS, GoneError, Ranges, address, open_file
+from flaxvgg.files.addresses import address
+from flaxvgg.files.remote import THREADS, GoneError, Ranges, open_file
 from flaxvgg.images.finding import SUFFIXES, ImageError, is_hidden
 from flaxvgg.images.fingerprint import in_threads
 from flaxvgg.images.objects import Deferred

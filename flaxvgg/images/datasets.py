@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from flaxvgg.files.addresses import address
 from flaxvgg.files.foreign import AnyPath
-from flaxvgg.files.remote import address
 from flaxvgg.images.finding import class_folders, images_below, tell_passed_over, unreachable
 from flaxvgg.images.label_tables import MOST_CLASSES, Box, read_label_table, too_large
 from flaxvgg.images.table_files import DatasetError as DatasetError

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flaxvgg.files.addresses import address, below, folder_of
 from flaxvgg.files.nesting import parse_json
-from flaxvgg.files.remote import THREADS, Object, Ranges, address, below, folder_of
+from flaxvgg.files.remote import THREADS, Object, Ranges
 from flaxvgg.images.finding import ImageError
 from flaxvgg.images.fingerprint import in_threads
 from flaxvgg.images.objects import Deferred

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flaxvgg.files.remote import address, matching
+from flaxvgg.files.addresses import address
+from flaxvgg.files.remote import matching
 from flaxvgg.images.finding import files_below, is_archive
 from flaxvgg.images.table_files import DatasetError
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flaxvgg.files.addresses import named
 from flaxvgg.files.foreign import AnyPath
-from flaxvgg.files.remote import named, open_file
+from flaxvgg.files.remote import open_file
 
 if TYPE_CHECKING:
     from flaxvgg.images.hugging_face import DatasetImages

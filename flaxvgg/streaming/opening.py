@@ -13,10 +13,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from flaxvgg.files.addresses import named
 from flaxvgg.files.foreign import AnyPath, shown
 from flaxvgg.files.locking import LockedError
 from flaxvgg.files.records import difference
-from flaxvgg.files.remote import RemoteError, named
+from flaxvgg.files.remote import RemoteError
 from flaxvgg.images.fingerprint import UNKNOWN, Known, in_threads, what_differs
 from flaxvgg.streaming.places import place_of
 from flaxvgg.streaming.source import Source

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -28,6 +28,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 from flaxvgg.files import remote, remote_locking
+from flaxvgg.files.addresses import address
 from flaxvgg.files.foreign import AnyPath
 from flaxvgg.files.locking import alone_beside
 from flaxvgg.files.remote import GoneError
@@ -184,7 +185,7 @@ class _Part:
 
 def place_of(path: AnyPath) -> Folder | Bucket:
     """The place that a path or address is."""
-    url = remote.address(path)
+    url = address(path)
     return Bucket(url) if url else Folder(Path(path))
 
 
@@ -198,11 +199,11 @@ class FolderBox:
         """The files that are there."""
         return [path.name for path in self._folder.glob("*.npz")]
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> io.BufferedIOBase:
         """A file, to be read."""
         return (self._folder / name).open("rb")
 
-    def write(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
+    def write(self, name: str, write: Callable[[io.BufferedIOBase], None]) -> None:
         """Write a file, all or nothing."""
         self._folder.mkdir(exist_ok=True)
         path = self._folder / name
@@ -231,11 +232,11 @@ class BucketBox:
         """The objects that are there."""
         return [name for name, _ in remote.objects_below(self._url)]
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> io.BufferedIOBase:
         """An object, to be read."""
         return io.BytesIO(remote.Object(f"{self._url}/{name}").fetch()[0])
 
-    def write(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
+    def write(self, name: str, write: Callable[[io.BufferedIOBase], None]) -> None:
         """Write an object, all or nothing."""
         file = io.BytesIO()
         write(file)
@@ -251,5 +252,5 @@ class BucketBox:
 
 def box_of(path: AnyPath) -> FolderBox | BucketBox:
     """The box in a folder, or below an address."""
-    url = remote.address(path)
+    url = address(path)
     return BucketBox(url) if url else FolderBox(Path(path))

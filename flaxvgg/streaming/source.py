@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
-from flaxvgg.files.remote import THREADS, Object, address, below, folder_of
+from flaxvgg.files.addresses import address, below, folder_of
+from flaxvgg.files.remote import THREADS, Object
 from flaxvgg.images.archives import Archives
 from flaxvgg.images.datasets import Box, is_pascal_voc, pascal_voc
 from flaxvgg.images.finding import SUFFIXES, TABLES, images_below, is_archive

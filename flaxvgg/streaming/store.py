@@ -27,9 +27,10 @@ import zarr
 from jaxtyping import UInt8, UInt64
 from zarr.errors import GroupNotFoundError
 
+from flaxvgg.files.addresses import named
 from flaxvgg.files.foreign import AnyPath, plain, shown
 from flaxvgg.files.records import first_line
-from flaxvgg.files.remote import RemoteError, named
+from flaxvgg.files.remote import RemoteError
 from flaxvgg.streaming.places import Bucket, place_of
 from flaxvgg.streaming.source import Source
 from flaxvgg.streaming.units import BROKEN as BROKEN
