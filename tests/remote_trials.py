@@ -103,7 +103,8 @@ def objects(out: Path) -> dict[str, list]:
     from flaxvgg.files import remote
     from flaxvgg.files.addresses import named
 
-    return {name: list(x.version or ()) for name, x in remote.objects_below(named(out))}
+    found = [(name, x.pinned().version) for name, x in remote.objects_below(named(out))]
+    return {name: [version.size, version.tag] for name, version in found}
 
 
 def differences(a: Path, b: Path) -> list[str]:

@@ -2,7 +2,10 @@
 
 import re
 import shutil
+import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -16,12 +19,21 @@ from streaming_jobs import means_job, on_device
 from test_archives import image, tar
 
 import flaxvgg.commands.streaming
+from flaxvgg.cam.photos import plan_maps
 from flaxvgg.files import remote, remote_locking
 from flaxvgg.files.addresses import named
 from flaxvgg.files.locking import LockedError
 from flaxvgg.files.remote import GoneError, RemoteError
 from flaxvgg.network.provenance import PREPROCESSING
-from flaxvgg.streaming import Store, StoreError, find_source, stream
+from flaxvgg.streaming import (
+    Store,
+    StoreError,
+    features_job,
+    find_source,
+    maps_job,
+    sparsity_job,
+    stream,
+)
 from flaxvgg.streaming.places import Bucket
 from helpers import TINY_GAP, run_flaxvgg, tiny_vgg
 
@@ -112,6 +124,7 @@ def test_a_data_set_is_the_one_of_the_folder(folder, proxy, kind):
 
 def test_a_table_of_this_machine_lists_addresses(folder, proxy, tmp_path):
     lines = ["image", f"{BUCKET_URL}/photos/cats/ä 00.png", "here.png", f"{BUCKET_URL}/no.png"]
+    lines.append("http://127.0.0.1/keys.png")  # no address, in a table
     (tmp_path / "list.csv").write_text("\n".join(lines))
     (tmp_path / "here.png").write_bytes(image(1))
     source = find_source(tmp_path / "list.csv")
@@ -121,6 +134,7 @@ def test_a_table_of_this_machine_lists_addresses(folder, proxy, tmp_path):
         np.testing.assert_array_equal(pixels, expected)
     assert source.read(2, None, RECIPE).problem == "no such object: check the address"
     assert source.content(2) == 0
+    assert source.read(3, None, RECIPE).problem == "no such file: check the path"
 
 
 def test_only_what_is_needed_is_fetched(proxy, tmp_path):
@@ -216,7 +230,7 @@ def test_what_has_changed_is_not_mixed_in(job, folder, proxy):
     remote.write(f"{root}/03.png", image(3))  # the same bytes again are the same image
     remote.write(f"{root}/39.png", image(98))  # while the run knows another one
     (problem,) = run(job, source, out).problems.items()
-    assert problem == ("39.png", f"{root}/39.png has changed since the run began: run it again")
+    assert problem == ("39.png", "it has changed since the run began: run it again")
     assert not run(job, find_source(root), out).problems
     remote.write(f"{root}/new.png", image(1))
     with pytest.raises(StoreError, match=r"is of other images: 1 added \(new.png\)"):
@@ -290,12 +304,86 @@ def test_it_is_one_line_that_says_what_to_do(job, folder, server, proxy, monkeyp
         refused(says, StoreError)
         proxy.fault = lambda *_: None
         assert Store(out).left() <= COUNT - UNIT
+    # One image that cannot be had ends it, and does not count as broken.
+    proxy.fault = lambda method, path: "403 AccessDenied" if path.endswith("38.png") else None
+    refused(r"38.png: access is denied \(403 AccessDenied\)", RemoteError)
+    proxy.fault = lambda *_: None
+    assert Store(out).left() <= COUNT - UNIT
+    assert not Store(out).problems()
     monkeypatch.setitem(remote._RETRIES, "max_retries", 0)
     with at(1):  # where nobody listens
         refused("no connection .*check the network, and AWS_ENDPOINT_URL", RemoteError)
     assert not run(job, source, out).left
     run(job, find_source(folder / "photos"), tmp_path / "e.zarr")
     same_arrays(tmp_path / "e.zarr", out)
+
+
+@pytest.mark.slow
+def test_servers_that_fail_and_come_back(folder, proxy, server):
+    model = tiny_vgg(TINY_GAP)
+    plan = plan_maps(model, ("grad_cam",), "top2", None, "paper", (32, 32))
+    jobs = {
+        "features": features_job(model, ["pool2", "logits"]),
+        "sparsity": sparsity_job(model, None),
+        "cam": maps_job(model, plan),
+    }
+    place = f"s3://{BUCKET}/spoilt"
+    for name, job in jobs.items():
+        run(job, find_source(f"{BUCKET_URL}/photos"), f"{place}/whole/{name}.zarr")
+    # A tenth of all requests fail, from the first one on.
+    proxy.fault = some(1, 0.1, "503 SlowDown", "500 InternalError", "cut")
+    for name, job in jobs.items():
+        assert not run(job, find_source(f"{BUCKET_URL}/photos"), f"{place}/tenth/{name}.zarr").left
+    assert proxy.faults > 20
+    # The server dies in the middle of the first store, and is started again.
+    begun = len(proxy.requests)
+    down = threading.Thread(target=lambda: (server.kill(), time.sleep(1), server.start()))
+
+    def crash(method: str, path: str) -> None:
+        if len(proxy.requests) == begun + 100:
+            down.start()
+
+    proxy.fault = crash
+    for name, job in jobs.items():
+        assert not run(job, find_source(f"{BUCKET_URL}/photos"), f"{place}/down/{name}.zarr").left
+    down.join()
+    said = []
+    # Nothing more fits after so many writes: what is whole is kept, and gone on with.
+    for name, job in jobs.items():
+        out, left = f"{place}/full/{name}.zarr", 12
+
+        def fill(method: str, path: str) -> str | None:
+            nonlocal left
+            left -= method == "PUT" and ".lock" not in path
+            return "507 QuotaExceeded" if method == "PUT" and left < 0 else None
+
+        while True:
+            proxy.fault, left = fill, left + 12
+            try:
+                run(job, find_source(f"{BUCKET_URL}/photos"), out)
+                break
+            except (StoreError, RemoteError) as error:
+                said.append(str(error))
+    proxy.fault = lambda *_: None
+    assert len(said) > len(jobs)
+    assert all(re.search(r"no room \(507 QuotaExceeded\).*make room", line) for line in said)
+    whole = objects(f"{place}/whole")
+    assert len(whole) > 50
+    for how in ("tenth", "down", "full"):
+        assert objects(f"{place}/{how}") == whole, how
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment():
+    told = subprocess.run(
+        [sys.executable, "-m", "tests.remote_trials", "--count", "6"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert not told.returncode, told.stderr
+    assert "killed 6 times" in told.stdout
 
 
 def test_web_servers_are_read(folder, server, proxy):
@@ -323,6 +411,12 @@ def test_commands(folder, proxy, monkeypatch, tmp_path):
     told = run_flaxvgg("info", out)
     assert told.exit_code == 0
     assert "features of vgg11" in told.stdout
+    lines = "reference,image", "photos/cats/ä 00.png,photos/dogs/ä 01.png"
+    remote.write(f"{BUCKET_URL}/pairs.csv", "\n".join(lines).encode())
+    pairs = f"{BUCKET_URL}/pairs.csv", "--out", f"s3://{BUCKET}/stores/pairs.zarr"
+    compared = run_flaxvgg("compare", *pairs, "--metric", "psnr")
+    assert compared.exit_code == 0
+    assert "1 done, 0 broken, 0 left" in compared.stdout
     for command, says in {
         ("features", shard): "behind an address goes into a store (--out NAME.zarr)",
         ("features", shard, "--out", f"s3://{BUCKET}/f.npz"): "a store alone: add .zarr",

@@ -16,7 +16,7 @@ import typer
 from flaxvgg.commands import options
 from flaxvgg.commands.console import Shown, clear_errors, finish, say_where, show
 from flaxvgg.commands.options import is_store, load_model, parse_size
-from flaxvgg.files.addresses import named
+from flaxvgg.files.addresses import folder_of, named
 
 
 def compare(
@@ -96,7 +96,7 @@ def compare(
             from flaxvgg.streaming.jobs import compare_job
             from flaxvgg.streaming.pairs import pairs_source
 
-            root = reference.absolute().parent if is_table else Path.cwd()
+            root = folder_of(reference) if is_table else Path.cwd()
             streamed = into_store(
                 lambda model, *_: compare_job(model, metrics),
                 *(pairs, weights, "vgg16", size, Setting(out, batch, distributed)),

@@ -31,12 +31,17 @@ def named(path: AnyPath) -> str:
 def below(root: AnyPath, name: str) -> str | None:
     """The address of what a table in the folder `root` calls `name`; None for one on this machine.
 
+    A table names no address of http://: what only this network sees, such as a machine's own keys,
+    is mostly there.
+
     >>> below("s3://bucket/tables", "../photos/a.png"), below("tables", "gs://bucket/a.png")
     ('s3://bucket/photos/a.png', 'gs://bucket/a.png')
     """
     found = address(name)
-    if found or not (folder := address(root)):
+    if found and not found.startswith("http:"):
         return found
+    if not (folder := address(root)):
+        return None
     scheme, _, rest = folder.partition("://")
     return f"{scheme}://{posixpath.normpath(f'{rest}/{name}')}"
 

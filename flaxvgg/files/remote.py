@@ -6,6 +6,7 @@ A request that fails for good is one `RemoteError`.
 """
 
 import contextlib
+import dataclasses
 import datetime
 import fnmatch
 import functools
@@ -17,7 +18,7 @@ import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, TypeVar
 
 from flaxvgg.files.addresses import address, named, split
 from flaxvgg.files.foreign import plain
@@ -56,11 +57,16 @@ class GoneError(ValueError):
     """There is no such object, or it is another one by now; the message is one line."""
 
 
-class Version(NamedTuple):
-    """What tells one state of an object from another: its length, and its ETag or its time."""
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """What tells one state of an object from another: its length, and its ETag or its time.
+
+    `number` is what a server besides calls it by, where it does; Google's wants it to be replaced.
+    """
 
     size: int
     tag: str
+    number: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 class Object:
@@ -105,7 +111,7 @@ class Object:
 
         data, version = _request(self.url, get)
         if self.version not in (None, version):
-            raise GoneError(f"{self.url} has changed since the run began: run it again")
+            raise GoneError(f"{self.url}: it has changed since the run began: run it again")
         return data, version
 
 
@@ -203,7 +209,8 @@ def replace(url: str, data: bytes, version: Version) -> bool:
 
     As in `write`, that may be ours. Raises RemoteError.
     """
-    return _put(url, data, {"e_tag": version.tag})
+    number = {} if version.number is None else {"version": version.number}
+    return _put(url, data, {"e_tag": version.tag, **number})
 
 
 def _put(url: str, data: bytes, mode: Any) -> bool:
@@ -378,4 +385,5 @@ def _listed(root: str, key: str) -> list[Any]:
 
 
 def _version(meta: Any) -> Version:
-    return Version(meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
+    tag = meta["e_tag"] or meta["last_modified"].isoformat()
+    return Version(meta["size"], tag, meta["version"])

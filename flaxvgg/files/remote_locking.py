@@ -69,6 +69,9 @@ class _Lock:
         for _ in range(_TRIES):
             self._seen = time.monotonic()
             if write(self._url, self._body(), create=True) or self._take_over():
+                if write(self._url, self._body(), create=True):
+                    why = "the server takes no conditional writes (If-None-Match)"
+                    raise RemoteError(self._url, why, "write to one that does")
                 threading.Thread(target=self._beat, daemon=True).start()
                 return
         raise LockedError(f"{self._output} is being written by other runs: choose another --out")
