@@ -16,7 +16,7 @@ import os
 import posixpath
 import re
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -279,7 +279,7 @@ def zarr_store(url: str) -> Any:
             delete = super().delete
             await _awaited(f"{root}/{key}", lambda: delete(key))
 
-        async def list_dir(self, prefix: str) -> Any:
+        async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
             list_dir = super().list_dir
 
             async def listed() -> list[str]:

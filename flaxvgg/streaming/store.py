@@ -18,6 +18,7 @@ unit's last: what has none is done again, to the same bytes, but for what is `un
 import contextlib
 import itertools
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import zarr
 from jaxtyping import UInt8, UInt64
-from zarr.errors import GroupNotFoundError
+from zarr.errors import GroupNotFoundError, ZarrUserWarning
 
 from flaxvgg.files.addresses import named
 from flaxvgg.files.foreign import AnyPath, plain, shown
@@ -181,7 +182,10 @@ class Store:
 
     def arrays(self) -> dict[str, tuple[int, ...]]:
         """The shapes of what was made of the images, by name."""
-        members = self._group.members(max_depth=None)
+        with warnings.catch_warnings():
+            # A server that has folders keeps those of objects that a killed run did not put there.
+            warnings.simplefilter("ignore", ZarrUserWarning)
+            members = self._group.members(max_depth=None)
         found = {name: x.shape for name, x in members if isinstance(x, zarr.Array)}
         ours = ("name", "status", "problem", "size", "label", "content", "reference", "photo")
         return {
