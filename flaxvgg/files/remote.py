@@ -256,28 +256,30 @@ def age(url: str, beside: str) -> float:
 
 def zarr_store(url: str) -> Any:
     """What lies below an address for Zarr, which raises RemoteError as all here does."""
-    from zarr.storage import ObjectStore, StorePath
-
-    root, below = split(url)
+    from zarr.storage import ObjectStore
 
     class Told(ObjectStore):
         """`ObjectStore`, with our errors."""
 
         async def get(self, key: str, *args: Any, **options: Any) -> Any:
             get = super().get
-            return await _awaited(f"{root}/{key}", lambda: get(key, *args, **options))
+            return await _awaited(f"{url}/{key}", lambda: get(key, *args, **options))
 
         async def exists(self, key: str) -> bool:
             exists = super().exists
-            return await _awaited(f"{root}/{key}", lambda: exists(key))
+            return await _awaited(f"{url}/{key}", lambda: exists(key))
 
         async def set(self, key: str, value: Any) -> None:
             set_ = super().set
-            await _awaited(f"{root}/{key}", lambda: set_(key, value))
+            await _awaited(f"{url}/{key}", lambda: set_(key, value))
+
+        async def set_if_not_exists(self, key: str, value: Any) -> None:
+            set_ = super().set_if_not_exists
+            await _awaited(f"{url}/{key}", lambda: set_(key, value))
 
         async def delete(self, key: str) -> None:
             delete = super().delete
-            await _awaited(f"{root}/{key}", lambda: delete(key))
+            await _awaited(f"{url}/{key}", lambda: delete(key))
 
         async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
             list_dir = super().list_dir
@@ -285,10 +287,10 @@ def zarr_store(url: str) -> Any:
             async def listed() -> list[str]:
                 return [name async for name in list_dir(prefix)]
 
-            for name in await _awaited(f"{root}/{prefix}", listed):
+            for name in await _awaited(f"{url}/{prefix}", listed):
                 yield name
 
-    return StorePath(Told(_client(root)), below)
+    return Told(_client(*split(url)))  # rooted there: Zarr makes a group of all above a group
 
 
 def _request(url: str, request: Callable[[], T]) -> T:
@@ -368,13 +370,18 @@ def _error(url: str, error: Exception) -> RemoteError:
 
 
 @functools.cache
-def _client(root: str) -> Any:
-    from obstore.store import from_url
+def _client(root: str, prefix: str = "") -> Any:
+    from obstore.store import GCSStore, HTTPStore, S3Store
 
+    scheme, _, name = root.partition("://")
     endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
-    plain_http = root.startswith("http:") or (root[:3] == "s3:" and endpoint.startswith("http:"))
+    plain_http = (endpoint if scheme == "s3" else root).startswith("http:")
     client = {**_CLIENT, **({"allow_http": True} if plain_http else {})}
-    return from_url(root, client_options=client, retry_config=_RETRIES)
+    options = {"client_options": client, "retry_config": _RETRIES}
+    if scheme in ("http", "https"):
+        return HTTPStore(root, **options)
+    store = S3Store if scheme == "s3" else GCSStore
+    return store(name, prefix=prefix or None, **options)
 
 
 def _listed(root: str, key: str) -> list[Any]:

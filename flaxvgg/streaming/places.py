@@ -153,9 +153,12 @@ class Bucket:
 
     def array(self, path: str, metadata: Mapping[str, Any]) -> Any:
         """An array, which is made where there is none yet; writes begin at once."""
-        table = {"zarr_format": 3, "node_type": "array", "attributes": {}, **metadata}
-        table["chunk_key_encoding"] = {"name": "default", "configuration": {"separator": "/"}}
-        remote.write(f"{self.url}/{path}/zarr.json", json.dumps(table).encode(), create=True)
+        try:
+            remote.Object(f"{self.url}/{path}/zarr.json").pinned()
+        except GoneError:
+            table = {"zarr_format": 3, "node_type": "array", "attributes": {}, **metadata}
+            table["chunk_key_encoding"] = {"name": "default", "configuration": {"separator": "/"}}
+            remote.write(f"{self.url}/{path}/zarr.json", json.dumps(table).encode(), create=True)
         return _Array(zarr.open_array(self.zarr, path=path, mode="r+"), self._threads)
 
     def _put(self, key: str, data: bytes) -> Future[bool]:
