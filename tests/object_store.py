@@ -213,10 +213,12 @@ def at(port: int, key: str = "key") -> Iterator[None]:
 
     before = dict(os.environ)
     os.environ |= environment(port, key)
-    remote._client.cache_clear()
+    remote._made.cache_clear()
+    remote._answered.clear()
     try:
         yield
     finally:
         os.environ.clear()
         os.environ |= before
-        remote._client.cache_clear()
+        remote._made.cache_clear()
+        remote._answered.clear()

@@ -299,6 +299,8 @@ def test_it_is_one_line_that_says_what_to_do(job, folder, server, proxy, monkeyp
     with at(server.port, key="other"):
         refused("access is denied .403", RemoteError)
     # Whatever ends it in the middle, what was done by then is whole.
+    monkeypatch.setitem(remote._RETRIES, "max_retries", 1)
+    remote._made.cache_clear()
     full = "(507|403) QuotaExceeded.*what is in it is whole; make room, and rerun"
     for fault, says in (("507 QuotaExceeded", full), ("403 QuotaExceeded", full)):
         proxy.fault = lambda method, path, x=fault: x if "/corner/c/1" in path else None
@@ -311,7 +313,7 @@ def test_it_is_one_line_that_says_what_to_do(job, folder, server, proxy, monkeyp
     proxy.fault = lambda *_: None
     assert Store(out).left() <= COUNT - UNIT
     assert not Store(out).problems()
-    monkeypatch.setitem(remote._RETRIES, "max_retries", 0)
+    monkeypatch.setitem(remote._FIRST, "max_retries", 1)
     with at(1):  # where nobody listens
         refused("no connection .*check the network, and AWS_ENDPOINT_URL", RemoteError)
     assert not run(job, source, out).left
@@ -351,7 +353,7 @@ def test_servers_that_fail_and_come_back(folder, proxy, server, monkeypatch):
     said = []
     # Nothing more fits after so many writes: what is whole is kept, and gone on with.
     monkeypatch.setitem(remote._RETRIES, "max_retries", 1)
-    remote._client.cache_clear()
+    remote._made.cache_clear()
     for name, job in jobs.items():
         for most in range(12, 200, 12):
             writes = itertools.count()

@@ -28,16 +28,14 @@ T = TypeVar("T")
 THREADS = 32  # that wait for a server: its answers take long, and little of a processor
 _BLOCK = 16 * 1024  # bytes that are read at least: a header of a tar, and those close behind it
 _TRIES = 5  # of an answer that breaks off, besides what obstore repeats
-# How long a server may be away before a run ends: a restart is waited for.
-_RETRIES = {
-    "max_retries": 12,
-    "retry_timeout": datetime.timedelta(seconds=60),
-    "backoff": {
-        "init_backoff": datetime.timedelta(seconds=0.1),
-        "max_backoff": datetime.timedelta(seconds=8),
-        "base": 2,
-    },
-}
+# A server that has answered may be away for so long before a run ends: a restart is waited for. One
+# that has not is asked a few times, in seconds: there is no network, or the address is wrong.
+_SECOND = datetime.timedelta(seconds=1)
+_BACKOFF = {"init_backoff": _SECOND / 10, "max_backoff": 5 * _SECOND, "base": 2}
+_PATIENCE = 90 * _SECOND
+_RETRIES = {"max_retries": 1000, "retry_timeout": _PATIENCE, "backoff": _BACKOFF}
+_FIRST = {"max_retries": 5, "retry_timeout": _PATIENCE, "backoff": _BACKOFF}
+_answered: set[str] = set()  # roots
 # A large object may take minutes; a server that is there answers at once.
 _CLIENT = {"timeout": "300s", "connect_timeout": "5s"}
 
@@ -161,9 +159,7 @@ class Ranges(io.RawIOBase):
         """It is there to be read."""
         return True
 
-    def seekable(self) -> bool:
-        """It can be read anywhere."""
-        return True
+    seekable = readable
 
 
 def open_file(path: Path) -> IO[bytes] | Ranges:
@@ -296,10 +292,12 @@ def zarr_store(url: str) -> Any:
 def _request(url: str, request: Callable[[], T]) -> T:
     """What a request gives, sent again where its answer breaks off, which obstore does not."""
     with told(url):
-        for _ in range(_TRIES - 1):
-            with _unless_it_broke_off():
-                return request()
-        return request()
+        for last in [False] * (_TRIES - 1) + [True]:
+            with contextlib.nullcontext() if last else _unless_it_broke_off():
+                found = request()
+                _answered.add(split(url)[0])
+                return found
+    raise AssertionError
 
 
 async def _awaited(url: str, request: Callable[[], Awaitable[T]]) -> T:
@@ -369,15 +367,19 @@ def _error(url: str, error: Exception) -> RemoteError:
     return RemoteError(url, f"the server answers {said}", again)
 
 
-@functools.cache
 def _client(root: str, prefix: str = "") -> Any:
+    return _made(root, prefix, root in _answered)
+
+
+@functools.cache
+def _made(root: str, prefix: str, is_patient: bool) -> Any:
     from obstore.store import GCSStore, HTTPStore, S3Store
 
     scheme, _, name = root.partition("://")
     endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
     plain_http = (endpoint if scheme == "s3" else root).startswith("http:")
     client = {**_CLIENT, **({"allow_http": True} if plain_http else {})}
-    options = {"client_options": client, "retry_config": _RETRIES}
+    options = {"client_options": client, "retry_config": _RETRIES if is_patient else _FIRST}
     if scheme in ("http", "https"):
         return HTTPStore(root, **options)
     store = S3Store if scheme == "s3" else GCSStore
