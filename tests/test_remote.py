@@ -1,5 +1,6 @@
 """Data sets and stores in buckets, on a real S3 server of this machine: the same as in folders."""
 
+import doctest
 import itertools
 import re
 import subprocess
@@ -20,7 +21,7 @@ from test_archives import image, tar
 
 import flaxvgg.commands.streaming
 from flaxvgg.cam.photos import plan_maps
-from flaxvgg.files import remote, remote_locking
+from flaxvgg.files import addresses, remote, remote_locking
 from flaxvgg.files.addresses import named
 from flaxvgg.files.locking import LockedError
 from flaxvgg.files.remote import GoneError, RemoteError
@@ -92,6 +93,10 @@ def folder(server, tmp_path_factory):
 
 
 BUCKET_URL = f"s3://{BUCKET}/sets"
+
+
+def test_addresses():
+    assert doctest.testmod(addresses) == (0, 2)
 
 
 def zipped(path: Path, files: dict[str, bytes]) -> None:
