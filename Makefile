@@ -72,8 +72,8 @@ requirements:
 	uv pip compile --universal --quiet --upgrade --no-emit-index-url --no-header --no-annotate \
 		--python-version 3.11 --group demo pyproject.toml -o requirements/demo.txt
 	uv pip compile --universal --quiet --upgrade --no-emit-index-url --no-header --no-annotate \
-		--python-version 3.11 --extra train --extra stream --extra convert --group dev \
-		pyproject.toml \
+		--python-version 3.11 --extra train --extra stream --extra cloud --extra convert \
+		--group dev pyproject.toml \
 		-c requirements/demo.txt -o requirements/dev.txt
 
 clean:

@@ -38,20 +38,22 @@ class Trial(NamedTuple):
     """What is killed.
 
     `child` does it into a path, and writes a byte when it begins; `done` counts what is on disk of
-    it, `differences` names what is not the same in two that have ended.
+    it, `differences` names what is not the same in two that have ended, `remove` removes one.
     """
 
     name: str
     child: Callable[[Path, int], None]
     done: Callable[[Path], int]
     differences: Callable[[Path, Path], list[str]]
+    remove: Callable[[Path], None] = shutil.rmtree
 
 
 def stream_child(out: Path, started: int) -> None:
     """Stream, and say when it begins."""
-    from flaxvgg.streaming import Source, run, stream
+    from flaxvgg.streaming import Source, stream
+    from flaxvgg.streaming.places import Folder
 
-    run._SAVE_EVERY = (0.0, 1.0)[os.getpid() % 2]
+    Folder.save_every = (0.0, 1.0)[os.getpid() % 2]
     source = Source.of_grain(Drawn(_IMAGES, 32))
     begun = partial(os.write, started, b"x")
     stream(means_job(), source, out, size=(32, 32), batch=1, advance=lambda *_: begun())
@@ -147,7 +149,7 @@ def trials(trial: Trial, count: int, seed: int, folder: Path) -> tuple[int, int]
     undisturbed, out = folder / "undisturbed", folder / "killed"
     _, whole = run(trial, undisturbed, None)
     kills = ends = before = 0
-    while kills < count or out.exists():
+    while kills < count or before:
         ended = run(trial, out, draw.uniform(0, whole) if kills < count else None)[0]
         kills += not ended
         done = trial.done(out)
@@ -158,7 +160,7 @@ def trials(trial: Trial, count: int, seed: int, folder: Path) -> tuple[int, int]
             found = trial.differences(undisturbed, out)
             if found:
                 raise SystemExit(f"not the same: {found}")
-            shutil.rmtree(out)
+            trial.remove(out)
             ends, before = ends + 1, 0
     return kills, ends
 

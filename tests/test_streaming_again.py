@@ -27,6 +27,7 @@ from flaxvgg.streaming import (
 )
 from flaxvgg.streaming import run as streaming
 from flaxvgg.streaming import source as reading
+from flaxvgg.streaming.places import Folder
 from networks import TINY_GAP, tiny_vgg
 
 COUNT, UNIT = 40, 32
@@ -243,7 +244,7 @@ STEP = 2 * 2  # images: two devices with a batch each
 def of_mixed(job, out, monkeypatch, advance=lambda *_: None, steps=1000, images=MIXED):
     """A run in units of sixteen batches, of images at their own sizes."""
     monkeypatch.setattr(streaming, "_UNIT_BATCHES", 16)
-    monkeypatch.setattr(streaming, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(Folder, "save_every", 0.0)
     asked = iter(range(1000))
     options = {"size": None, "batch": 2, "stop": lambda: next(asked) >= steps}
     source = Source.of_grain(images)
@@ -336,7 +337,7 @@ def test_an_unfinished_unit_of_other_images_is_begun_anew(job, tmp_path, monkeyp
 
 def test_a_unit_that_takes_no_second_is_written_at_once(job, photos, tmp_path, monkeypatch):
     """No part of it is saved: on a fast device nothing is written twice."""
-    monkeypatch.setattr(streaming, "_SAVE_EVERY", 1e9)
+    monkeypatch.setattr(Folder, "save_every", 1e9)
     saved = []
     monkeypatch.setattr(Store, "save", lambda *given: saved.append(given))
     run(job, find_source(photos / "list.csv"), tmp_path / "a.zarr")

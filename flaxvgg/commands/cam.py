@@ -47,7 +47,10 @@ def cam(
     size: options.StoredSize = "224x224",
     out: Annotated[
         Path,
-        typer.Option(help="The folder for pictures, maps.npz, cam.json; or a .zarr store of maps."),
+        typer.Option(
+            help="The folder for pictures, maps.npz, cam.json; or a .zarr store of maps, "
+            "also s3://BUCKET/NAME.zarr."
+        ),
     ] = Path("cam"),
     scale: Annotated[
         str,

@@ -16,6 +16,7 @@ import typer
 from flaxvgg.commands import options
 from flaxvgg.commands.console import Shown, clear_errors, finish, say_where, show
 from flaxvgg.commands.options import is_store, load_model, parse_size
+from flaxvgg.files.addresses import folder_of, named
 
 
 def compare(
@@ -46,7 +47,8 @@ def compare(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A folder for compare.json and compare.png; a .csv file; or a .zarr store."
+            help="A folder for compare.json and compare.png; a .csv file; or a .zarr store, "
+            "also s3://BUCKET/NAME.zarr."
         ),
     ] = None,
     batch: options.Batch = None,
@@ -64,7 +66,7 @@ def compare(
     With a folder as --out, compare.png shows where they differ. A .zarr store takes any number of
     pairs: rerun the command to resume. Exit code 1 says that some photos could not be compared.
     """
-    with clear_errors(f"{out} is as it was" if out else "nothing was written"):
+    with clear_errors(f"{named(out)} is as it was" if out else "nothing was written"):
         from flaxvgg.commands.tables import compare_table
         from flaxvgg.files.folders import check_apart, check_folder
         from flaxvgg.files.locking import alone_beside, alone_in
@@ -94,7 +96,7 @@ def compare(
             from flaxvgg.streaming.jobs import compare_job
             from flaxvgg.streaming.pairs import pairs_source
 
-            root = reference.absolute().parent if is_table else Path.cwd()
+            root = folder_of(reference) if is_table else Path.cwd()
             streamed = into_store(
                 lambda model, *_: compare_job(model, metrics),
                 *(pairs, weights, "vgg16", size, Setting(out, batch, distributed)),

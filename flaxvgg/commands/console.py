@@ -32,6 +32,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from flaxvgg.commands.processes import end, ended_by_another
 from flaxvgg.files.foreign import plain
+from flaxvgg.files.remote import RemoteError
 from flaxvgg.watching import Bar, Watcher
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ _EXTRAS = {
     **dict.fromkeys(("h5py", "onnx", "onnxruntime", "torch", "torchvision"), "convert"),
     **dict.fromkeys(("pydantic", "tensorboardX"), "train"),
     **dict.fromkeys(("grain", "pyarrow", "zarr"), "stream"),
+    "obstore": "cloud",
 }
 _NAMES = {"skimage": "scikit-image"}  # on the package index
 _LONGEST = 20  # lines of an error
@@ -216,7 +218,7 @@ def clear_errors(unharmed: str) -> Iterator[None]:
             raise
         _say(_missing(error.name))
         end(2)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RemoteError) as error:
         _say(ended_by_another(error) or str(error))
         end(2)
     except (MemoryError, RuntimeError, AssertionError) as error:

@@ -8,6 +8,7 @@ import typer
 from flaxvgg.commands import options
 from flaxvgg.commands.console import Shown, clear_errors, console, finish, show
 from flaxvgg.commands.options import is_store, load_model, parse_size
+from flaxvgg.files.addresses import named
 from flaxvgg.files.foreign import plain
 
 
@@ -23,7 +24,10 @@ def features(
     ] = "pool5",
     size: options.StoredSize = "224x224",
     out: Annotated[
-        Path, typer.Option(help="Where the arrays go: a .npz file, or a .zarr store.")
+        Path,
+        typer.Option(
+            help="Where the arrays go: a .npz file, or a .zarr store, also s3://BUCKET/NAME.zarr."
+        ),
     ] = Path("features.npz"),
     batch: options.Batch = None,
     distributed: options.Distributed = False,
@@ -34,7 +38,7 @@ def features(
     A .zarr store takes any number of photos: rerun the command to resume. Exit code 1 says that
     some could not be read.
     """
-    with clear_errors(f"{out} is as it was"):
+    with clear_errors(f"{named(out)} is as it was"):
         if is_store(out, batch, distributed):
             from flaxvgg.commands.streaming import Setting, end, into_store
             from flaxvgg.streaming.jobs import features_job

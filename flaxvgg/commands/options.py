@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flaxvgg.commands.console import console, keep_stdout, step
+from flaxvgg.files.addresses import address
 from flaxvgg.network.config import ARCHITECTURES, SMALLEST_IMAGE, check_arch
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ Photos = Annotated[
     typer.Argument(
         help="Photos, or folders of photos; for a .zarr store also a manifest (.csv, .tsv, "
         ".parquet), archives (.tar, .tar.gz, .zip), shards ('train-*.parquet', "
-        "train-{000..146}.tar, or their folder), or a folder of Pascal VOC."
+        "train-{000..146}.tar, or their folder), a folder of Pascal VOC, or any of these but the "
+        "last at s3://, gs:// or https://."
     ),
 ]
 Batch = Annotated[
@@ -79,9 +81,14 @@ def one_of(option: str, value: str, known: Sequence[str]) -> Any:
 def is_store(
     out: Path | None, batch: int | None, distributed: bool, localise: bool = False
 ) -> bool:
-    """Whether the results go into a store. Raises ValueError for options that only it has."""
+    """Whether the results go into a store.
+
+    Raises ValueError for options that only it has, and for places where only it can be.
+    """
     if out is not None and out.suffix == ".zarr":
         return True
+    if out is not None and (url := address(out)):
+        raise ValueError(f"--out {url}: behind an address goes a store alone: add .zarr")
     given = {"--batch": batch is not None, "--distributed": distributed, "--localise": localise}
     for name, is_given in given.items():
         if is_given:

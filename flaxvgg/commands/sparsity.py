@@ -18,6 +18,7 @@ from flaxvgg.commands.console import (
     stoppable,
 )
 from flaxvgg.commands.options import is_store, load_model, parse_size
+from flaxvgg.files.addresses import named
 
 
 def sparsity(
@@ -34,7 +35,10 @@ def sparsity(
     size: options.StoredSize = "224x224",
     out: Annotated[
         Path | None,
-        typer.Option(help="A folder for sparsity.json and three pictures; or a .zarr store."),
+        typer.Option(
+            help="A folder for sparsity.json and three pictures; or a .zarr store, "
+            "also s3://BUCKET/NAME.zarr."
+        ),
     ] = None,
     html: Annotated[
         bool, typer.Option("--html", help="With a folder: sparsity.html, one page that has it all.")
@@ -48,7 +52,7 @@ def sparsity(
     Ctrl-C stops the counting and reports what was counted, marked as partial; into a .zarr store,
     rerun the command to resume. Exit code 1 says that some photos could not be read.
     """
-    with clear_errors(f"{out} is as it was" if out else "nothing was written"):
+    with clear_errors(f"{named(out)} is as it was" if out else "nothing was written"):
         names = layers.split(",") if layers is not None else None
         if is_store(out, batch, distributed):
             from flaxvgg.commands.streaming import Setting, end, into_store, show_zeros

@@ -25,9 +25,9 @@ def train(
 ) -> None:
     """Train a global average pooling head, and the convolutions if wanted, on your own images.
 
-    Rerun the command to resume a run that was stopped or killed, by as many processes or others, or,
-    with more epochs, to extend a finished one. Ctrl-C, and SIGTERM, stop after the step and keep it.
-    All devices, of all processes, share each batch.
+    Rerun the command to resume a run that was stopped or killed, by as many processes or others,
+    or, with more epochs, to extend a finished one. Ctrl-C, and SIGTERM, stop after the step and
+    keep it. All devices, of all processes, share each batch.
     """
     with clear_errors(f"the checkpoints in {out} are as they were"):
         if distributed:

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from flaxvgg.files.addresses import address
+
 T = TypeVar("T")
 
 _PREFIX = ".flaxvgg-saving-"
@@ -110,7 +112,12 @@ def cannot_be_written(path: Path, error: OSError) -> str:
 
 
 def followed(path: Path) -> Path:
-    """What a path points to, also where that does not exist yet. Raises WriteError for a circle."""
+    """What a path points to, also where that does not exist yet.
+
+    Raises WriteError for a circle of links, and for an address.
+    """
+    if url := address(path):
+        raise WriteError(f"{url}: only a .zarr store can be there: choose a place on this machine")
     target = Path(os.path.realpath(path)) if os.path.islink(path) else path
     if os.path.islink(target):
         raise WriteError(f"{path} is a symbolic link that leads back to itself: remove it")

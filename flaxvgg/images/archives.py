@@ -20,12 +20,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
+from flaxvgg.files.addresses import address
+from flaxvgg.files.remote import THREADS, GoneError, Ranges, open_file
 from flaxvgg.images.finding import SUFFIXES, ImageError, by_folder, is_hidden
+from flaxvgg.images.fingerprint import in_threads
+from flaxvgg.images.objects import Deferred
 from flaxvgg.images.table_files import DatasetError
 
 # What a damaged archive, or a member under a password, comes to: zipfile has no error of its own
 # for names that are no text, or are empty.
 _DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, IndexError)
+
+
+_SMALL = 64  # bytes: a class number
 
 
 class _Member(NamedTuple):
@@ -45,7 +52,10 @@ class Archives:
     """
 
     def __init__(self, paths: Sequence[Path]):
-        self._archives = [_open(path) for path in paths]
+        if any(map(address, paths)):
+            self._archives = list(in_threads(_open, paths, THREADS))
+        else:
+            self._archives = [_open(path) for path in paths]
         counts = [len(archive.members) for archive in self._archives]
         self._starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
         several = len(self._archives) > 1
@@ -76,17 +86,25 @@ class Archives:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, row: int) -> dict[str, bytes]:
+    def __getitem__(self, row: int) -> dict[str, Any]:
         number = bisect.bisect_right(self._starts, row) - 1
         archive = self._archives[number]
         member = archive.members[row - self._starts[number]]
-        try:
-            return {"image": archive.read(member.place)}
-        except _DAMAGE as error:
-            reason = str(error) or "it ends too soon"
-            raise ImageError(
-                f"{member.name} in {archive.path.name} is damaged ({reason}): get it again"
-            ) from error
+
+        def read() -> bytes:
+            try:
+                return archive.read(member.place)
+            except GoneError:
+                raise
+            except _DAMAGE as error:
+                reason = str(error) or "it ends too soon"
+                raise ImageError(
+                    f"{member.name} in {archive.path.name} is damaged ({reason}): get it again"
+                ) from error
+
+        if archive.remote is None:
+            return {"image": read()}
+        return {"image": Deferred(archive.remote, member.name, read)}
 
 
 def _open(path: Path) -> "_Zip | _Tar":
@@ -105,19 +123,24 @@ class _Tar:
 
     def __init__(self, path: Path):
         self.path = path
-        name = path.name.lower()
-        self._file = _unzipped(path) if name.endswith("gz") else path.open("rb")
+        opened = open_file(path)
+        self.remote = opened.object if isinstance(opened, Ranges) else None
+        self._file = _unzipped(path, opened) if path.name.lower().endswith("gz") else opened
         weakref.finalize(self, self._file.close)
-        size = os.fstat(self._file.fileno()).st_size
+        size = self._file.seek(0, os.SEEK_END)
+        self._file.seek(0)
         self._lock = threading.Lock()  # where a system cannot read at a place
         places: list[tuple[str, tuple[int, int]]] = []
+        self._beside: dict[tuple[int, int], bytes] = {}  # what came with a header
         try:
             with tarfile.open(fileobj=self._file, mode="r:") as tar:
-                places += [
-                    (member.name, (member.offset_data, member.size))
-                    for member in tar
-                    if member.isreg() and not member.issparse()
-                ]
+                for member in tar:
+                    if member.isreg() and not member.issparse():
+                        place = member.offset_data, member.size
+                        places.append((member.name, place))
+                        if isinstance(self._file, Ranges) and place[1] <= _SMALL:
+                            self._file.seek(place[0])
+                            self._beside[place] = self._file.read(place[1])
         except (tarfile.TarError, *_DAMAGE) as error:
             self._file.close()
             whole = f"whole up to {places[-1][0]}; " if places else ""
@@ -131,7 +154,9 @@ class _Tar:
 
     def read(self, place: tuple[int, int]) -> bytes:
         start, size = place
-        if hasattr(os, "pread"):
+        if isinstance(self._file, Ranges):
+            data = self._beside.get(place) or self._file.object.read(start, size)
+        elif hasattr(os, "pread"):
             data = os.pread(self._file.fileno(), size, start)
         else:
             with self._lock:
@@ -147,24 +172,31 @@ class _Zip:
 
     def __init__(self, path: Path):
         self.path = path
-        with path.open("rb"):  # what the system says of it comes first
-            pass
+        opened = open_file(path)  # what the system says of it comes first
+        self._ranges = opened if isinstance(opened, Ranges) else None
+        self.remote = self._ranges.object if self._ranges else None
+        if self._ranges is None:
+            opened.close()
         try:
-            self._file = zipfile.ZipFile(path)
+            self._file = zipfile.ZipFile(self._ranges or path)
             found = [(info.filename, info) for info in self._file.infolist() if not info.is_dir()]
         except _DAMAGE as error:
             raise DatasetError(path, [f"no zip archive, or a damaged one: {error}"]) from None
         self.members = _images(path, found, self.read)
 
     def read(self, place: zipfile.ZipInfo) -> bytes:
+        if self._ranges is not None:
+            # Its header has the name again, and fields that may be longer than the directory's.
+            around = 30 + 2 * len(place.orig_filename) + len(place.extra) + 1024
+            self._ranges.fetch(place.header_offset, around + place.compress_size)
         return self._file.read(place)
 
 
-def _unzipped(path: Path) -> IO[bytes]:
+def _unzipped(path: Path, opened: Any) -> IO[bytes]:
     """The plain form of a gzipped file, in a file that nobody else sees."""
     plain = tempfile.TemporaryFile()  # noqa: SIM115  (who reads from it closes it)
     try:
-        with gzip.open(path) as file:
+        with opened, gzip.open(opened) as file:
             shutil.copyfileobj(file, plain, 2**20)
     except _DAMAGE as error:
         plain.close()

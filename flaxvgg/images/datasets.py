@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from flaxvgg.files.addresses import address
 from flaxvgg.files.foreign import AnyPath
 from flaxvgg.images.finding import class_folders, images_below, tell_passed_over, unreachable
 from flaxvgg.images.inside import Inside
@@ -96,7 +97,8 @@ def image_folder(path: AnyPath, classes: Sequence[str] | None = None) -> Labelle
     """
     path = Path(path)
     if not path.is_dir():
-        raise DatasetError(path, ["no such folder or file: check the path"])
+        cure = "copy it to this machine" if address(path) else "check the path"
+        raise DatasetError(path, [f"no such folder or file: {cure}"])
     try:
         folders = class_folders(path)
     except OSError as error:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from flaxvgg.files.addresses import address
 from flaxvgg.files.foreign import AnyPath
+from flaxvgg.files.remote import objects_below
 
 SUFFIXES = {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"}
 SUFFIXES |= {".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
@@ -78,6 +80,9 @@ def find_images(paths: AnyPath | Iterable[AnyPath]) -> list[Path]:
     found: dict[Path, None] = {}
     problems: list[str] = []
     for path in as_paths(paths):
+        if url := address(path):
+            problems.append(f"{url}: what is behind an address goes into a store (--out NAME.zarr)")
+            continue
         try:
             is_folder = stat.S_ISDIR(os.stat(path).st_mode)
         except (OSError, ValueError) as error:
@@ -163,7 +168,13 @@ def images_below(folder: Path) -> Found:
 
 
 def files_below(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    """The files in a folder and in all below it that are wanted, sorted; none hidden."""
+    """The files in a folder and in all below it that are wanted, sorted; none hidden.
+
+    The folder may be an address.
+    """
+    if url := address(folder):
+        names = [name for name, _ in objects_below(url) if wanted(Path(name))]
+        return [folder / name for name in names if not any(map(is_hidden, name.split("/")))]
     return sorted(filter(wanted, (Path(x.path) for x in _files(os.fspath(folder), (), []))))
 
 

@@ -88,9 +88,11 @@ def model_digest(model: VGG, rooms: Collection[str] = ("conv_stack", "head")) ->
     return digest.hexdigest()
 
 
-def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map`, on all processors; what is read ahead is bounded."""
-    threads = os.cpu_count() or 1
+def in_threads(
+    function: Callable[[T], R], items: Iterable[T], threads: int | None = None
+) -> Iterator[R]:
+    """`map`, by default on all processors; what is read ahead is bounded."""
+    threads = threads or os.cpu_count() or 1
     running: collections.deque[Future[R]] = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

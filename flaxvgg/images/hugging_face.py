@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flaxvgg.images.objects import OBJECTS, objects_column
+from flaxvgg.images.detections import OBJECTS, objects_column
 from flaxvgg.images.parquet_files import (
     classes_of,
     holds_images,

@@ -4,8 +4,8 @@ Columns: `image`, a path relative to the table's folder; `labels` or `label`, if
 class names, several with semicolons between them (in Parquet a list as well), or class numbers;
 `left`, `top`, `right`, `bottom`, if there are boxes: a line for each, in pixels of the file, the
 last two exclusive. In Parquet, and in data sets of Hugging Face, all objects of an image may be in
-one column instead (`flaxvgg.images.objects`), whose classes are its labels. Other columns are left
-alone.
+one column instead (`flaxvgg.images.detections`), whose classes are its labels. Other columns are
+left alone.
 
 Numbers are class numbers: 3, "3" and 3.0 are the class 3, and its name is "3". An image whose cell
 is empty, or -1, has no label. Names are numbered in alphabetical order.
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from flaxvgg.files.foreign import AnyPath
-from flaxvgg.images.objects import a_line_each
+from flaxvgg.files.remote import open_file
+from flaxvgg.images.detections import a_line_each
 from flaxvgg.images.parquet_files import read_parquet
 from flaxvgg.images.table_files import BOX, DatasetError, TableFile, read_csv
 
@@ -63,7 +64,7 @@ def read_label_table(*paths: Path) -> LabelTable:
 
 
 def _is_parquet(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(4) == b"PAR1" or path.suffix.lower() == ".parquet"
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from flaxvgg.files.addresses import address
 from flaxvgg.files.foreign import AnyPath
 from flaxvgg.images.archives import Archives
 from flaxvgg.images.array_records import ArrayRecords
@@ -17,10 +18,11 @@ from flaxvgg.images.datasets import (
     pascal_voc,
 )
 from flaxvgg.images.finding import class_folders, is_archive, is_array_record
-from flaxvgg.images.inside import Inside, Spooled
+from flaxvgg.images.inside import Inside
 from flaxvgg.images.label_tables import MOST_CLASSES, LabelTable, read_label_table
 from flaxvgg.images.parquet_files import ImagesInside
 from flaxvgg.images.shards import shards_below, written_out
+from flaxvgg.images.spooled import Spooled
 
 
 def read_labelled(path: AnyPath, classes: Sequence[str] | None = None) -> LabelledImages:
@@ -32,6 +34,8 @@ def read_labelled(path: AnyPath, classes: Sequence[str] | None = None) -> Labell
     Parquet, an archive, ArrayRecord files of TFDS; or it is a pattern of several
     (`train-*.parquet`, `train-{000..146}.tar`). Raises DatasetError.
     """
+    if url := address(path):
+        raise DatasetError(url, ["training reads images from this machine: copy them here first"])
     path = Path(path)
     if is_pascal_voc(path):
         found = pascal_voc(path)

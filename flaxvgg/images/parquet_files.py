@@ -11,9 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flaxvgg.files.addresses import address, below, folder_of
 from flaxvgg.files.nesting import parse_json
+from flaxvgg.files.remote import THREADS, Object, Ranges
+from flaxvgg.images.detections import OBJECTS, objects_column, told_of_classes
 from flaxvgg.images.finding import ImageError
-from flaxvgg.images.objects import OBJECTS, objects_column, told_of_classes
+from flaxvgg.images.fingerprint import in_threads
+from flaxvgg.images.objects import Deferred
 from flaxvgg.images.table_files import COLUMNS, DatasetError, TableFile
 
 # Groups of rows in memory: threads that read one row after the other are in two of them at once.
@@ -26,17 +30,24 @@ def read_parquet(*paths: Path) -> TableFile:
     Of the images only their names are read. Raises DatasetError for files that are none, that are
     damaged, or do not go together.
     """
-    tables = [_read_one(path) for path in paths]
+    if any(map(address, paths)):
+        tables = list(in_threads(_read_one, paths, THREADS))
+    else:
+        tables = [_read_one(path) for path in paths]
     return tables[0] if len(tables) == 1 else _joined(paths, tables)
 
 
 class _Group(NamedTuple):
-    """Rows of a file that are read at once: which, and the column of the images."""
+    """Rows of a file that are read at once: which, and the column of the images.
+
+    `remote` is the object that the file is, where it is behind an address.
+    """
 
     path: Path
     number: int
     rows: range
     column: str
+    remote: Object | None
 
 
 class ImagesInside:
@@ -58,8 +69,20 @@ class ImagesInside:
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         number = bisect.bisect_right(self._starts, row) - 1
-        cell = self._cells(number)[row - self._starts[number]].as_py()
-        return {"image": image_in(cell, self.groups[number].path.absolute().parent)}
+        group, at = self.groups[number], row - self._starts[number]
+        root = folder_of(group.path)
+
+        def read() -> Any:
+            return image_in(self._cells(number)[at].as_py(), root)
+
+        def fetch() -> bytes:
+            found = read()
+            url = None if isinstance(found, bytes) else below(root, str(found))
+            return Object(url).fetch()[0] if url else found
+
+        if group.remote is None:
+            return {"image": read()}
+        return {"image": Deferred(group.remote, f"row {group.rows.start + at}", fetch)}
 
     def group_of(self, row: int) -> range:
         """The images that are read together with one."""
@@ -82,7 +105,8 @@ class ImagesInside:
         from pyarrow import parquet
 
         try:
-            with parquet.ParquetFile(group.path, page_checksum_verification=True) as file:
+            path = Ranges(group.remote) if group.remote else group.path
+            with parquet.ParquetFile(path, page_checksum_verification=True) as file:
                 columns = [group.column]
                 found = file.read_row_group(group.number, columns=columns).column(group.column)
             if len(found) != len(group.rows):
@@ -173,8 +197,10 @@ def _read_one(path: Path) -> TableFile:
     import pyarrow
     from pyarrow import parquet
 
+    url = address(path)
     try:
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        opened = Ranges(Object(url)) if url else path
+        with parquet.ParquetFile(opened, page_checksum_verification=True) as file:
             schema = file.schema_arrow
             told = _told(path, schema.metadata or {})
             columns = known_columns(path, schema.names, told)
@@ -182,7 +208,8 @@ def _read_one(path: Path) -> TableFile:
             image = columns.pop("image")
             inside = None
             if holds_images(path, image, schema.field(image).type):
-                inside = _inside(path, file, image)
+                remote = opened.object if isinstance(opened, Ranges) else None
+                inside = _inside(path, remote, file, image)
             else:
                 columns["image"] = image
             for name in columns.values():
@@ -197,11 +224,12 @@ def _read_one(path: Path) -> TableFile:
     return TableFile(cells, range(1, count + 1), "row", classes, inside)
 
 
-def _inside(path: Path, file: Any, column: str) -> ImagesInside:
+def _inside(path: Path, remote: Object | None, file: Any, column: str) -> ImagesInside:
     counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     starts = [0, *itertools.accumulate(counts)]
     groups = [
-        _Group(path, i, range(*ends), column) for i, ends in enumerate(itertools.pairwise(starts))
+        _Group(path, i, range(*ends), column, remote)
+        for i, ends in enumerate(itertools.pairwise(starts))
     ]
     paths: list[Any] = [None] * starts[-1]
     kind = file.schema_arrow.field(column).type

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from flaxvgg.files.addresses import address
+from flaxvgg.files.remote import matching
 from flaxvgg.images.finding import files_below, is_archive, is_array_record
 from flaxvgg.images.table_files import DatasetError
 
@@ -40,7 +42,7 @@ def _written_out(path: Path) -> Iterator[Path]:
         for i in range(int(first), int(last) + 1):
             yield Path(f"{before}{i:0{len(first)}}{after}")
     elif glob.has_magic(str(path)):
-        found = sorted(map(Path, glob.glob(str(path))))
+        found = matching(path) if address(path) else sorted(map(Path, glob.glob(str(path))))
         if not found:
             raise DatasetError(path, ["no file is called so: check the pattern"])
         _check_whole(path, found)

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flaxvgg.files.addresses import named
 from flaxvgg.files.foreign import AnyPath
+from flaxvgg.files.remote import open_file
 
 if TYPE_CHECKING:
     from flaxvgg.images.hugging_face import DatasetImages
@@ -29,7 +31,7 @@ class DatasetError(ValueError):
         if len(self.problems) > len(shown):
             shown.append(f"and {len(self.problems) - len(shown)} more")
         many = f"{len(self.problems)} problems\n  " + "\n  ".join(shown)
-        super().__init__(f"{source}: {shown[0] if len(self.problems) == 1 else many}")
+        super().__init__(f"{named(source)}: {shown[0] if len(self.problems) == 1 else many}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +54,12 @@ class TableFile:
 
 
 def read_csv(path: Path) -> TableFile:
-    """A CSV file, whatever its suffix. Raises DatasetError where it is none, and OSError."""
-    data = path.read_bytes()
-    text = _text(path, data)
+    """A CSV file, whatever its suffix. Raises DatasetError where it is none, and OSError.
+
+    It may be behind an address: GoneError and RemoteError then.
+    """
+    with open_file(path) as file:
+        text = _text(path, file.read() or b"")
     first = text.lstrip().split("\n", 1)[0]
     # The separator is the one around the word `image`: a label may hold any of the others.
     around = re.search(rf'(^|[{_SEPARATORS}])[ "]*image[ "]*([{_SEPARATORS}]|\s*$)', first, re.I)

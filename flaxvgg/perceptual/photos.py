@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from flaxvgg.files.addresses import address, folder_of
 from flaxvgg.files.choices import choose
+from flaxvgg.files.remote import open_file
 from flaxvgg.images.loading import ImageError, load_pixels
 from flaxvgg.network.model import VGG
 from flaxvgg.network.provenance import PREPROCESSING
@@ -54,16 +57,17 @@ def parse_metrics(text: str) -> tuple[str, ...]:
 def read_pairs(table: Path) -> list[Pair]:
     """The pairs of a CSV file with the columns `reference` and `image`: paths, from its folder on.
 
-    Raises ValueError for another table.
+    Raises ValueError for another table, and RemoteError where it is behind an address.
     """
-    if not table.is_file():
+    if not address(table) and not table.is_file():
         raise ValueError(f"{table}: no such file: check the path")
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
+        with open_file(table) as file:
+            text = io.StringIO((file.read() or b"").decode("utf-8-sig"), newline="")
+        rows = list(csv.DictReader(text, skipinitialspace=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{table}: no CSV file in UTF-8: {error}") from None
-    root = table.absolute().parent
+    root = folder_of(table)
     for line, row in enumerate(rows, start=2):
         if not row.get("reference") or not row.get("image"):
             raise ValueError(

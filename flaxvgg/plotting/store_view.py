@@ -49,7 +49,7 @@ class StoreView:
     def page(self) -> str:
         """The HTML of the page, which asks for all else."""
         told = self.store.settings
-        title = f"{self.store.path.name}: {told['job']} of {told['config']['arch']}, "
+        title = f"{Path(self.store.path).name}: {told['job']} of {told['config']['arch']}, "
         title += f"{told['weights']['source']}"
         extra = {"layers": told["layers"], "slider": True} if "zeros" in self._keys else {}
         value = viewer_value(self._methods, None, self._sorts(), scales=["photo", "map"], **extra)

@@ -7,17 +7,19 @@ are looked at again: rows of others would stay beside those that are still to co
 import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from flaxvgg.files.foreign import shown
+from flaxvgg.files.addresses import named
+from flaxvgg.files.foreign import AnyPath, shown
 from flaxvgg.files.locking import LockedError
 from flaxvgg.files.records import difference
+from flaxvgg.files.remote import RemoteError
 from flaxvgg.images.fingerprint import UNKNOWN, Known, in_threads, what_differs
 from flaxvgg.network.processes import total
+from flaxvgg.streaming.places import place_of
 from flaxvgg.streaming.source import Source
 from flaxvgg.streaming.store import BROKEN, DONE, Store, StoreError
 
@@ -46,7 +48,7 @@ def image_settings(source: Source, *, with_boxes: bool) -> dict[str, Any]:
 
 
 def open_store(
-    path: Path,
+    path: AnyPath,
     source: Source,
     settings: Mapping[str, Any],
     unit: int,
@@ -58,21 +60,22 @@ def open_store(
 
     Raises StoreError and LockedError, in all processes alike.
     """
-    path = path.absolute()
-    refused: ValueError | None = None
+    place = place_of(path)
+    refused: StoreError | LockedError | RemoteError | None = None
     if jax.process_index() == 0:
         try:
-            if not path.parent.is_dir():
-                raise StoreError(f"{path.parent} is no directory: create it first")
-            is_locked = held.enter_context(Store.lock(path))
-            if path.exists():
+            if place.problem():
+                raise StoreError(place.problem())
+            is_locked = held.enter_context(place.lock())
+            if place.exists():
                 Store(path).sweep(held=is_locked)
             else:
                 Store.create(path, source, settings, unit, class_names=class_names, held=is_locked)
-        except (StoreError, LockedError) as error:
+        except (StoreError, LockedError, RemoteError) as error:
             refused = error
     if total(refused is not None):
-        raise refused or StoreError(f"{path}: another process could not open it, and says why")
+        other = f"{named(path)}: another process could not open it, and says why"
+        raise refused or StoreError(other)
     store = Store(path)
     _check_settings(store, source, settings, note)
     return store
@@ -113,7 +116,7 @@ def _known(store: Store, source: Source) -> tuple[dict[str, Known], dict[str, Kn
     contents = [[UNKNOWN] * len(x) for x in (before, now)]
     classes = [set(x or ()) for x in (store.settings["classes"], source.classes)]
     if all(classes) and classes[0] != classes[1] and source.root is not None:
-        found = in_threads(source.content, range(len(source)))
+        found = in_threads(source.content, range(len(source)), source.threads)
         contents = [store.contents().tolist(), list(found)]
 
     def table(names: Sequence[str], contents: Sequence[int], classes: set[str]) -> dict[str, Known]:
@@ -145,7 +148,7 @@ def compare(store: Store, source: Source, units: Sequence[int], note: Note) -> N
         names = [str(source.names[row]) for row in found.changed[:_NAMED]]
         more = ", ..." if len(found.changed) > _NAMED else ""
         named = f" ({', '.join(names)}{more})" if names else ""
-        labels = "" if source.root is not None else ", or their labels,"
+        labels = "" if source.root is not None or source.is_remote else ", or their labels,"
         raise StoreError(
             f"{store.path} is of other images: {changed} of those that are done{labels} have "
             f"changed since{named}; restore them, choose another store, or delete this one"
@@ -167,7 +170,8 @@ def _compared(store: Store, source: Source, units: Sequence[int], note: Note) ->
     if len(known) > _MANY:
         note(f"comparing {len(known)} images with what they were")
     changed, gone, again = [], [], set()
-    for row, content in zip(known, in_threads(source.content, known), strict=True):
+    now = in_threads(source.content, known, source.threads)
+    for row, content in zip(known, now, strict=True):
         if status[row] == BROKEN:
             if content not in (UNKNOWN, contents[row]):
                 again.add(row // store.unit)

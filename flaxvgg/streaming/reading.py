@@ -1,6 +1,5 @@
 """Images on their way in: decoded ahead in threads, and cut into batches of one size."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -25,7 +24,7 @@ def read_ahead(
         part = int(np.searchsorted(starts, i, side="right")) - 1
         return source.read(rows[part][i - int(starts[part])], size, recipe)
 
-    threads = min(ahead, os.cpu_count() or 1)
+    threads = min(ahead, source.threads)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.range(int(starts[-1])).map(read).to_iter_dataset(options))
 

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +36,6 @@ from flaxvgg.versions import versions
 
 _STEPS_AHEAD = 2  # given to the devices before the oldest result is asked for
 _UNITS_WRITING = 2  # at once, so that memory stays bounded
-_SAVE_EVERY = 1.0  # seconds of work that are on no disk: a unit may take a minute
 _UNIT_BYTES = 64 * 2**20
 _UNIT_BATCHES = 32  # at most
 _PROGRAMS = 32  # compiled ones that are kept, one for each size of image: 2 to 4 MB each
@@ -109,11 +107,11 @@ def stream(
     `jax.distributed`, which see the same files, each takes its share of the units. `size` None
     leaves images at their own sizes. `batch` is the number of images that a device takes at once:
     by default 8, on a GPU 64. `stop` is asked after each step, and what is done by then is kept, as
-    it is every second for a run that is killed; `advance` is told how many images are done, and how
-    many of them broken: first those that were, then the others by batches; `note` what cannot be
-    checked.
+    it is every second for a run that is killed (every ten for a store in a bucket); `advance` is
+    told how many images are done, and how many of them broken: first those that were, then the
+    others by batches; `note` what cannot be checked.
     Raises StoreError for a store of another job or of other images, and where there is no room,
-    LockedError while another run writes it.
+    LockedError while another run writes it, RemoteError for addresses that cannot be reached.
     """
     devices = jax.local_devices()
     if batch is None:
@@ -124,7 +122,7 @@ def stream(
     with contextlib.ExitStack() as held:
         unit_size = _unit(job, size, batch)
         names = job.model.classes
-        store = open_store(Path(path), source, settings, unit_size, note, held, names)
+        store = open_store(path, source, settings, unit_size, note, held, names)
         mine = range(jax.process_index(), store.units, jax.process_count())
         compare(store, source, mine, note)
         status = store.status
@@ -140,7 +138,8 @@ def stream(
 
         program = _Program(job, batch, devices, size)
         with _Writer(store, job.axes) as writer:
-            for unit in _finished_units(program, units, size, stop, told, writer.save):
+            save = writer.save, store.place.save_every
+            for unit in _finished_units(program, units, size, stop, told, *save):
                 writer.put(unit)
         seconds = time.perf_counter() - start
         meet("flaxvgg: all units are written")
@@ -253,10 +252,11 @@ def _finished_units(
     stop: Callable[[], bool],
     advance: Callable[[int, int], None],
     save: Callable[[Unit], None],
+    save_every: float,
 ) -> Iterator[Unit]:
     """The units, in order, each when all its images are done; until `stop` says so.
 
-    What is done of the others is saved, every second and in the end.
+    What is done of the others is saved, every so many seconds and in the end.
     """
     running: collections.deque[tuple[Looked, Unit, list[list[Item]]]] = collections.deque()
     open_units: collections.deque[Unit] = collections.deque()
@@ -287,7 +287,7 @@ def _finished_units(
                 return
             running.append((program(batches), unit, batches))
             yield from settle_until(_STEPS_AHEAD)
-            if time.perf_counter() - saved >= _SAVE_EVERY:
+            if time.perf_counter() - saved >= save_every:
                 for begun in open_units:
                     save(begun)
                 saved = time.perf_counter()

@@ -10,14 +10,24 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
+from flaxvgg.files.addresses import address, below, folder_of
+from flaxvgg.files.remote import THREADS, Object
 from flaxvgg.images.archives import Archives
 from flaxvgg.images.array_records import ArrayRecords
 from flaxvgg.images.datasets import Box, is_pascal_voc, pascal_voc
-from flaxvgg.images.finding import TABLES, by_folder, images_below, is_archive, is_array_record
+from flaxvgg.images.finding import (
+    SUFFIXES,
+    TABLES,
+    by_folder,
+    images_below,
+    is_archive,
+    is_array_record,
+)
 from flaxvgg.images.fingerprint import UNKNOWN, content_of, content_of_file
 from flaxvgg.images.hugging_face import SOURCE, read_dataset
 from flaxvgg.images.label_tables import label_table
 from flaxvgg.images.loading import AnyPath, ImageError, find_images, fit_image, open_turned, upright
+from flaxvgg.images.objects import Deferred, Objects, images_below_address
 from flaxvgg.images.orientation import orientation, upright_boxes
 from flaxvgg.images.shards import shards_below, written_out
 from flaxvgg.images.table_files import DatasetError
@@ -61,7 +71,8 @@ class Source:
     are class numbers (N,), or (N, K) with a column for each class, or None; `classes` their names,
     where they are known. `boxes` has for each image those of each class, in pixels of the file,
     `box_sizes` the (height, width) of the image that they are said to be of, where that is said.
-    `texts` is what a store is to note of each image besides its name, by array.
+    `texts` is what a store is to note of each image besides its name, by array. `is_remote` says
+    that images are behind addresses, and many can be waited for at once.
     """
 
     images: RandomAccess
@@ -72,6 +83,7 @@ class Source:
     boxes: Sequence[Mapping[int, tuple[Box, ...]]] | None = None
     box_sizes: Sequence[tuple[int, int] | None] | None = None
     texts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    is_remote: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
@@ -111,6 +123,11 @@ class Source:
         return _listed(manifest_of(SOURCE, table), Path.cwd())
 
     @property
+    def threads(self) -> int:
+        """How many threads read at once."""
+        return THREADS if self.is_remote else os.cpu_count() or 1
+
+    @property
     def label_shape(self) -> tuple[int, ...] | None:
         """() for one class an image, (K,) for any of K classes, None for no labels."""
         if self.labels is not None:
@@ -132,8 +149,12 @@ class Source:
         except ImageError as error:  # of the file that holds many of them
             return Item(row, nothing, (0, 0), known, str(error), UNKNOWN)
         label = own_label if self.labels is None else known
-        content = _content(element, own_label)
+        content = UNKNOWN
         try:
+            if isinstance(element, Deferred):
+                element, content = element.fetch()
+            else:
+                content = _content(element, own_label)
             image, turned = _opened(element)
             pixels = fit_image(image, size, recipe)
             if content == UNKNOWN and isinstance(element, str | os.PathLike):
@@ -158,7 +179,8 @@ class Source:
         """What holds an image: a path, or what a data set gives, with the label given there."""
         element = self.images[row]
         if self.root is not None:
-            return self.root / element, None
+            url = below(self.root, element)
+            return (Deferred(Object(url)) if url else self.root / element), None
         if isinstance(element, Mapping):
             return element["image"], element.get("label")
         return element, None
@@ -184,12 +206,18 @@ def find_source(paths: AnyPath | Sequence[AnyPath]) -> Source:
     themselves, in one file or in several. An archive is a .tar, .tar.gz or .zip file
     (`flaxvgg.images.archives`), or several: folders in it name classes as well, or .cls files give
     their numbers. ArrayRecord files may be those of TFDS (`flaxvgg.images.array_records`). Shards
-    are given one by one, as `train-*.parquet` or `train-{000..146}.tar`, or by their folder. Raises
-    ImageError where there are no images, DatasetError for a manifest, a shard or an archive that
-    cannot be used.
+    are given one by one, as `train-*.parquet` or `train-{000..146}.tar`, or by their folder. Each
+    but ArrayRecord files may be an address, s3://, gs:// or https://, and a manifest may list
+    addresses. Raises ImageError where there are no images, DatasetError for a manifest, a shard or
+    an archive that cannot be used, GoneError and RemoteError for addresses.
     """
     given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(p) for p in paths]
     given = written_out(given)
+    found = _find(given)
+    return dataclasses.replace(found, is_remote=True) if any(map(address, given)) else found
+
+
+def _find(given: list[Path]) -> Source:
     if any(map(is_archive, given)):
         return _archives(given)
     if given and all(map(is_array_record, given)):
@@ -197,8 +225,8 @@ def find_source(paths: AnyPath | Sequence[AnyPath]) -> Source:
         return Source(records, records.names, None, None, records.classes, records.boxes)
     suffixes = {"/" if path.is_dir() else path.suffix.lower() for path in given}
     if suffixes == {".parquet"} or (len(given) == 1 and suffixes <= TABLES):
-        return _listed(read_manifest(*given), given[0].absolute().parent)
-    return _photos(given)
+        return _listed(read_manifest(*given), folder_of(given[0]))
+    return _objects(given) if any(map(address, given)) else _photos(given)
 
 
 def _listed(manifest: Manifest, root: Path) -> Source:
@@ -207,7 +235,7 @@ def _listed(manifest: Manifest, root: Path) -> Source:
     told = manifest.labels, manifest.classes, manifest.boxes
     if manifest.inside is not None:
         return Source(manifest.inside, names, None, *told)
-    return Source(names, names, root, *told)
+    return Source(names, names, root, *told, is_remote=any(map(address, names)))
 
 
 def _photos(given: list[Path]) -> Source:
@@ -227,9 +255,30 @@ def _photos(given: list[Path]) -> Source:
         if not shards:
             raise
         return find_source(shards)
+    return Source(names, names, root, *_labels_by_folder(names))
+
+
+def _labels_by_folder(names: list[str]) -> tuple[Int[np.ndarray, " n"] | None, list[str]]:
     numbers, classes = by_folder(names)
-    labels = None if numbers is None else np.array(numbers, np.int32)
-    return Source(names, names, root, labels, classes)
+    return None if numbers is None else np.array(numbers, np.int32), classes
+
+
+def _objects(given: list[Path]) -> Source:
+    """Images, or folders of them, behind addresses."""
+    urls = [address(path) for path in given]
+    if None in urls:
+        raise ImageError(f"{given[urls.index(None)]}: what is on this machine goes alone")
+    if len(given) == 1 and given[0].suffix.lower() not in SUFFIXES:
+        try:
+            names, images = images_below_address(str(urls[0]))
+        except ImageError:
+            shards = shards_below(given[0])
+            if not shards:
+                raise
+            return _find(shards)
+        return Source(images, names, None, *_labels_by_folder(names))
+    names = [str(url) for url in urls]
+    return Source(Objects(list(map(Object, names))), names)
 
 
 def _archives(given: list[Path]) -> Source:
@@ -253,6 +302,8 @@ def _content(element: Any, label: Any) -> int:
                 return content_of(element, label)
             case Image.Image():
                 return content_of(np.asarray(_opened(element)[0]), label)
+            case Deferred():
+                return element.content()
             case str() | os.PathLike():
                 data = content_of_file(element).to_bytes(8, "little")
                 return content_of(data, label)

@@ -10,30 +10,29 @@
       375x1242/...                            instead, where images keep their own sizes
       sums/...            (unit, ...)         what was added up over a unit of images
 
-zarr-python makes the groups and writes texts, TensorStore writes numbers. Both put a chunk under a
-temporary name and move it, so a chunk is whole or missing. The chunk of `status` is a unit's last:
-what has none is done again, to the same bytes, but for what is `unfinished` (`streaming.units`).
+A chunk is whole or missing, here and in buckets (`streaming.places`). The chunk of `status` is a
+unit's last: what has none is done again, to the same bytes, but for what is `unfinished`
+(`streaming.units`).
 """
 
 import contextlib
-import glob
 import itertools
 import json
-import os
-import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 import zarr
 from jaxtyping import UInt8, UInt64
-from zarr.errors import GroupNotFoundError
+from zarr.errors import GroupNotFoundError, ZarrUserWarning
 
-from flaxvgg.files.foreign import plain, shown
-from flaxvgg.files.locking import alone_beside
+from flaxvgg.files.addresses import named
+from flaxvgg.files.foreign import AnyPath, plain, shown
 from flaxvgg.files.records import first_line
+from flaxvgg.files.remote import RemoteError
+from flaxvgg.streaming.places import Bucket, place_of
 from flaxvgg.streaming.source import Source
 from flaxvgg.streaming.units import BROKEN as BROKEN
 from flaxvgg.streaming.units import DONE as DONE
@@ -55,14 +54,16 @@ class Store:
     """The rows of N images in units, which are written one by one.
 
     `settings` is what the store was made with, `units` how many there are, `unit` the rows of each.
-    `class_names` are those of the weights' classes, where they are known.
+    `class_names` are those of the weights' classes, where they are known. `path` is a path of this
+    machine or an address (`flaxvgg.files.remote`), where all here may raise RemoteError.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: AnyPath):
         """Open the store at `path`. Raises StoreError where there is none."""
-        self.path = path.absolute()
+        self.place = place_of(path)
+        self.path = self.place.url if isinstance(self.place, Bucket) else Path(path).absolute()
         try:
-            self._group = zarr.open_group(self.path, mode="r+", zarr_format=3)
+            self._group = zarr.open_group(self.place.zarr, mode="r+", zarr_format=3)
             told: Any = self._group.attrs[_ATTRIBUTE]
             if told["format"] != _FORMAT:
                 raise StoreError(
@@ -78,13 +79,13 @@ class Store:
             json.JSONDecodeError,
         ) as error:
             raise StoreError(f"{path} is no store of flaxvgg: {first_line(error)}") from None
-        self._arrays: dict[str, ts.TensorStore] = {}
-        self.unfinished = Unfinished(self.path / "status" / "unfinished")
+        self._arrays: dict[str, Any] = {}
+        self.unfinished = Unfinished(f"{self.path}/status/unfinished")
 
     @classmethod
     def create(
         cls,
-        path: Path,
+        path: AnyPath,
         source: Source,
         settings: Mapping[str, Any],
         unit: int,
@@ -94,16 +95,13 @@ class Store:
     ) -> "Store":
         """A new store without rows. Raises StoreError where it cannot be written.
 
-        Who holds its lock removes half-made ones that killed runs have left beside it.
+        `held` says that its lock is held, and leftovers of killed runs are nobody's.
         """
-        path = path.absolute()
-        for left in path.parent.glob(f".{glob.escape(path.name)}.new-*") if held else ():
-            if left.is_dir() and left.suffix.removeprefix(".new-").isdecimal():
-                shutil.rmtree(left, ignore_errors=True)
-        new = path.with_name(f".{path.name}.new-{os.getpid()}")
+        place = place_of(path)
         told = {"format": _FORMAT, "images": len(source), "unit": unit, "settings": settings}
         told |= {"class_names": list(map(plain, class_names))} if class_names else {}
-        try:
+
+        def build(new: Any) -> None:
             group = zarr.create_group(new, attributes={_ATTRIBUTE: told})
             texts = {"name": source.names, **source.texts}
             for name, chunk in {**dict.fromkeys(texts, _NAMES), "problem": unit}.items():
@@ -113,18 +111,19 @@ class Store:
                 )
                 if name in texts:
                     array[:] = np.array([shown(x) for x in texts[name]], object)
-            cls(new)._status()
-            new.rename(path)
+
+        try:
+            place.make(build, held)
         except OSError as error:
-            raise StoreError(f"{path} cannot be written: {error.strerror}") from None
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-        return cls(path)
+            raise StoreError(f"{named(path)} cannot be written: {error.strerror}") from None
+        store = cls(path)
+        store._status()
+        return store
 
     @staticmethod
-    def lock(path: Path) -> contextlib.AbstractContextManager[bool]:
+    def lock(path: AnyPath) -> contextlib.AbstractContextManager[bool]:
         """The lock of a store, for one run at a time: `flaxvgg.files.locking.alone`, beside it."""
-        return alone_beside(path.absolute())
+        return place_of(path).lock()
 
     @property
     def units(self) -> int:
@@ -151,9 +150,10 @@ class Store:
 
     def save(self, unit: int, part: int, rows: Mapping[str, np.ndarray]) -> None:
         """Save what is done of a unit. Raises StoreError where there is no room."""
+        self.place.check()
         try:
             self.unfinished.save(unit, part, rows)
-        except OSError as error:
+        except (OSError, RemoteError) as error:
             raise self._no_room(error) from None
 
     def contents(self) -> UInt64[np.ndarray, " n"]:
@@ -182,7 +182,10 @@ class Store:
 
     def arrays(self) -> dict[str, tuple[int, ...]]:
         """The shapes of what was made of the images, by name."""
-        members = self._group.members(max_depth=None)
+        with warnings.catch_warnings():
+            # A server that has folders keeps those of objects that a killed run did not put there.
+            warnings.simplefilter("ignore", ZarrUserWarning)
+            members = self._group.members(max_depth=None)
         found = {name: x.shape for name, x in members if isinstance(x, zarr.Array)}
         ours = ("name", "status", "problem", "size", "label", "content", "reference", "photo")
         return {
@@ -241,17 +244,12 @@ class Store:
 
         Raises LockedError while a run writes; who has the store's lock says that it is `held`.
         """
-        with contextlib.nullcontext() if held else self.lock(self.path):
-            for pattern in ("*.partial", "*.__lock"):
-                for path in self.path.rglob(pattern):
-                    path.unlink(missing_ok=True)
+        with contextlib.nullcontext() if held else self.place.lock():
+            self.place.sweep()
             status = self.status
-            written = [status[self.rows(x).start] != TODO for x in self.unfinished.numbers()]
-            self.unfinished.forget(itertools.compress(self.unfinished.numbers(), written))
-            with contextlib.suppress(
-                OSError
-            ):  # of images that are broken no longer, if it is empty
-                (self.path / "problem" / "c").rmdir()
+            begun = self.unfinished.numbers()
+            written = [status[self.rows(x).start] != TODO for x in begun]
+            self.unfinished.forget(itertools.compress(begun, written))
 
     def write(
         self,
@@ -269,6 +267,7 @@ class Store:
         """
         here = self.rows(unit)
         place = slice(here.start, here.stop)
+        self.place.check()
         try:
             writing = [
                 self._rows(group, name, values, axes)[place].write(values)
@@ -284,19 +283,20 @@ class Store:
                 texts[row - here.start] = shown(problem)
             self._group["problem"][place] = texts
             self._status()[place].write(status).result()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RemoteError) as error:
             raise self._no_room(error) from None
         self.unfinished.forget([unit])
 
     def _no_room(self, error: Exception) -> StoreError:
-        return StoreError(
-            f"{self.path} cannot be written ({first_line(error)}): what is in it is whole; "
-            "make room, and rerun the command to resume"
-        )
+        why, cure = first_line(error), "make room, and rerun the command to resume"
+        if isinstance(error, RemoteError):
+            why, cure = error.reason, error.advice
+            cure += "" if "resume" in cure else ", and rerun the command to resume"
+        return StoreError(f"{self.path} cannot be written ({why}): what is in it is whole; {cure}")
 
     def _rows(
         self, group: str, name: str, values: np.ndarray, axes: Callable[[str, int], Sequence[str]]
-    ) -> ts.TensorStore:
+    ) -> Any:
         row = values.shape[1:]
         dimensions = _OWN[name][: len(row)] if name in _OWN else axes(name, len(row))
         if not group:
@@ -308,19 +308,19 @@ class Store:
 
     def _rows_array(
         self, path: str, row: tuple[int, ...], dtype: np.dtype, dimensions: Sequence[str], few: int
-    ) -> ts.TensorStore:
+    ) -> Any:
         """An array with a `row` for each image: a file for each unit, read `few` rows at a time."""
         shape, unit = (self.images, *row), (self.unit, *row)
         few = max(n for n in range(1, min(few, self.unit) + 1) if self.unit % n == 0)
         return self._array(path, shape, unit, (few, *row), dtype, ("image", *dimensions))
 
-    def _sums_array(self, name: str, values: np.ndarray) -> ts.TensorStore:
+    def _sums_array(self, name: str, values: np.ndarray) -> Any:
         self._group.require_group("sums")
         shape, unit = (self.units, *values.shape), (1, *values.shape)
         dimensions = ("unit", *(f"{name}_{i}" for i in range(values.ndim)))
         return self._array(f"sums/{name}", shape, unit, unit, values.dtype, dimensions)
 
-    def _status(self) -> ts.TensorStore:
+    def _status(self) -> Any:
         return self._rows_array("status", (), np.dtype(np.uint8), (), self.unit)
 
     def _array(
@@ -331,7 +331,7 @@ class Store:
         chunk: tuple[int, ...],
         dtype: np.dtype,
         dimensions: Sequence[str],
-    ) -> ts.TensorStore:
+    ) -> Any:
         """An array in files of the shape `file`, in which chunks are compressed one by one.
 
         It is made where the store has none yet.
@@ -356,9 +356,7 @@ class Store:
                 "codecs": codecs,
                 "dimension_names": dimensions,
             }
-            kvstore = {"driver": "file", "path": f"{self.path / path}/"}
-            spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": metadata}
-            self._arrays[path] = ts.open(spec, create=True, open=True).result()
+            self._arrays[path] = self.place.array(path, metadata)
         return self._arrays[path]
 
 

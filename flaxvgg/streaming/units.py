@@ -7,19 +7,21 @@ They lie beside the chunks of an array, where nothing of Zarr looks, and are rem
 is written. A run goes on behind the last of them that is whole.
 """
 
-import contextlib
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from flaxvgg.files.foreign import AnyPath
 from flaxvgg.images.fingerprint import UNKNOWN, in_threads
+from flaxvgg.streaming.places import box_of
 from flaxvgg.streaming.source import Item, Source
 
 TODO, DONE, BROKEN = range(3)
 
 Rows = dict[str, np.ndarray]
+_PART = re.compile(r"\d+-\d+\.npz")
 
 # What a file comes to that is damaged, or has other arrays than ours.
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile)
@@ -117,7 +119,8 @@ class Unit:
         """Whether the images that are done are still the same, and broken ones still broken."""
         known = self.rows[""]["content"].tolist()
         at = np.flatnonzero(self.status != TODO).tolist()
-        now = in_threads(source.content, (self.here.start + row for row in at))
+        rows = (self.here.start + row for row in at)
+        now = in_threads(source.content, rows, source.threads)
         return all(
             content == known[row] or (self.status[row] == BROKEN and content == UNKNOWN)
             for row, content in zip(at, now, strict=True)
@@ -132,25 +135,20 @@ class Unit:
 
 
 class Unfinished:
-    """The parts of units that lie in a folder."""
+    """The parts of units that lie in a folder, or below an address."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: AnyPath):
+        self._box = box_of(folder)
 
     def save(self, number: int, part: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write a part of a unit, all or nothing. Raises OSError."""
-        self._folder.mkdir(exist_ok=True)
-        path = self._path(number, part)
-        new = path.with_name(f"{path.name}.partial")
-        with new.open("wb") as file:
-            np.savez(file, **arrays)
-        new.replace(path)
+        """Write a part of a unit, all or nothing. Raises OSError, or RemoteError."""
+        self._box.write(f"{number}-{part}.npz", lambda file: np.savez(file, **arrays))
 
     def parts(self, number: int) -> Iterator[Rows]:
         """The parts of a unit, in order, up to the first that is missing or damaged."""
         for part in range(len(self._of(number))):
             try:
-                with self._path(number, part).open("rb") as file, np.load(file) as arrays:
+                with self._box.open(f"{number}-{part}.npz") as file, np.load(file) as arrays:
                     found = dict(arrays)
             except _DAMAGE:
                 return
@@ -158,7 +156,7 @@ class Unfinished:
 
     def numbers(self) -> list[int]:
         """The units that something is there of."""
-        return sorted({int(path.name.partition("-")[0]) for path in self._folder.glob("*-*.npz")})
+        return sorted({int(name.partition("-")[0]) for name in self._names()})
 
     def images(self, numbers: Iterable[int]) -> int:
         """How many images of some units are done."""
@@ -181,24 +179,23 @@ class Unfinished:
                 break
         if not unit.is_still_of(source):
             unit = Unit(number, here, label)
-        for path in self._of(number):  # what comes now takes the names of what could not be read
-            if int(path.stem.partition("-")[2]) >= unit.parts:
-                path.unlink(missing_ok=True)
+        for name in self._of(number):  # what comes now takes the names of what could not be read
+            if int(name.removesuffix(".npz").partition("-")[2]) >= unit.parts:
+                self._box.remove(name)
         return unit
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Remove what is there of some units; and the folder, where that was all."""
         for number in numbers:
-            for path in self._of(number):
-                path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._folder.rmdir()
+            for name in self._of(number):
+                self._box.remove(name)
+        self._box.end()
 
-    def _of(self, number: int) -> list[Path]:
-        return list(self._folder.glob(f"{number}-*.npz"))
+    def _of(self, number: int) -> list[str]:
+        return [name for name in self._names() if name.startswith(f"{number}-")]
 
-    def _path(self, number: int, part: int) -> Path:
-        return self._folder / f"{number}-{part}.npz"
+    def _names(self) -> list[str]:
+        return [name for name in self._box.names() if _PART.fullmatch(name)]
 
 
 def nothing(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -11,8 +11,8 @@ from test_archives import image
 from test_shards import cells, write
 
 from flaxvgg.images.datasets import DatasetError
+from flaxvgg.images.detections import objects_column, told_of_classes
 from flaxvgg.images.labelled import read_labelled
-from flaxvgg.images.objects import objects_column, told_of_classes
 from flaxvgg.streaming import Source, find_source
 
 # Class and [x, y, w, h] in pixels of the objects of each of four images.
