@@ -258,7 +258,7 @@ def _photos(given: list[Path]) -> Source:
     return Source(names, names, root, *_labels_by_folder(names))
 
 
-def _labels_by_folder(names: list[str]) -> tuple[Int[np.ndarray, " n"] | None, list[str]]:
+def _labels_by_folder(names: list[str]) -> tuple[Int[np.ndarray, " n"] | None, tuple[str, ...]]:
     numbers, classes = by_folder(names)
     return None if numbers is None else np.array(numbers, np.int32), classes
 
