@@ -215,9 +215,12 @@ def test_devices_of_each_process_that_divide_a_batch():
 
     def chosen(processes: int, each: int, batch: int) -> list[tuple[int, int]]:
         devices = [Device(p, i) for i in range(each) for p in range(processes)]
+        found: list[tuple[int, int]] = []
+        mesh = flaxvgg.data_mesh()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sharding, "data_mesh", lambda devices: devices)
-            return [tuple(x) for x in sharding.batch_mesh(devices, batch)]
+            patch.setattr(sharding, "data_mesh", lambda devices: found.extend(devices) or mesh)
+            sharding.batch_mesh(devices, batch)
+        return [tuple(x) for x in found]
 
     # As many of each, and those of a process one behind the other, as its part of a batch is.
     assert chosen(2, 2, 8) == [(0, 0), (0, 1), (1, 0), (1, 1)]
