@@ -128,5 +128,5 @@ def test_a_pattern_without_files_and_a_tar_without_classes(packed, tmp_path):
 
 
 def test_addresses_are_refused_in_a_line():
-    with pytest.raises(DatasetError, match="^s3://bucket/photos: training reads images from this"):
+    with pytest.raises(DatasetError, match=r"^s3://bucket/photos: training reads images"):
         read_labelled("s3://bucket/photos")
