@@ -21,7 +21,7 @@ def main(
     batch: Annotated[int, typer.Option(help="Pairs at once, for the speed.")] = 8,
     speed_size: Annotated[int, typer.Option(help="Pixels of a side, for the speed.")] = 224,
     rounds: Annotated[int, typer.Option(help="Rounds of the speed.")] = 5,
-    steps: Annotated[int, typer.Option(help="Steps from noise, in five minutes at most.")] = 2000,
+    steps: Annotated[int, typer.Option(help="Steps from noise, in three minutes at most.")] = 2000,
 ) -> None:
     """Compare values, gradients and speed, and find an image from noise under each distance.
 

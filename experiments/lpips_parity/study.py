@@ -27,7 +27,7 @@ from flaxvgg.perceptual.published import lpips_weights
 OURS = "flaxvgg"
 SIGNED = (-1, 1)
 Distance = Callable[[jax.Array, jax.Array], Any]
-_PATIENCE = 300  # seconds for an image from noise: some packages need hours for all steps
+_PATIENCE = 180  # seconds for an image from noise: some packages need hours for all steps
 _AT_ONCE = 50  # steps
 
 
