@@ -28,8 +28,8 @@ def readme(results: dict[str, Any]) -> str:
         + ", ".join(f"{name} {value:.2g}" for name, value in gradients["equal"].items())
         + ".",
         "## An image from noise",
-        f"{results['steps']} steps of Adam, or as many as take three minutes, on 32x32 pixels under "
-        "the distance from a photo whose right half is black.",
+        f"{results['steps']} steps of Adam, or as many as take three minutes, on 32x32 pixels "
+        "under the distance from a photo whose right half is black.",
         _table(
             ("", "steps", "first loss", "last loss", "NaN at step"),
             {
