@@ -94,7 +94,7 @@ def page(readme: Callable[[Any], str], results: dict[str, Any]) -> str:
         return readme(results)
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     lines = [
-        f"Made on {made['date']} on {made['cores']} cores of {made['processor']}",
+        f"Made on {made['date']} on {_cores(made['cores'])} of {made['processor']}",
         f"with Python {made['python']}, {versions}.",
     ]
     if "sha256" in made:
@@ -118,3 +118,7 @@ def finish(out: Path, picture: str, missed: Sequence[str] = ()) -> None:
     console.print(f"look at {out / picture} and {out / 'README.md'}", style="bold")
     if missed:
         raise typer.Exit(1)
+
+
+def _cores(count: str | int) -> str:
+    return f"{count} core{'' if str(count) == '1' else 's'}"

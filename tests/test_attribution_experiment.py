@@ -1,5 +1,8 @@
 """The experiment that compares attributions: a small run."""
 
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +11,21 @@ from flax import nnx
 import flaxvgg
 from experiments.attribution_on_vgg16 import figure, methods, peers, report, study
 from experiments.composed.picture import to_png
+from experiments.running import page
+
+FOLDER = Path(study.__file__).parent
+
+
+def test_the_committed_page_is_that_of_the_committed_results():
+    results = json.loads((FOLDER / "results.json").read_text("utf-8"))
+    assert (FOLDER / "README.md").read_text("utf-8") == page(report.readme, results)
+    rows = {row["method"]: row for row in results["methods"]}
+    assert list(rows) == [method.name for method in methods.methods_of(4, 32)]
+    # A method that knows where the object is has more of its relevance there than chance.
+    assert (
+        min(rows[name]["mass"] for name in rows if name.startswith("LRP")) > 2 * results["chance"]
+    )
+    assert max(rows[name]["apart"] for name in rows if name.startswith("LRP")) < 1e-3
 
 
 @pytest.mark.slow

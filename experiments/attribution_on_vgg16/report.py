@@ -75,7 +75,8 @@ python -m experiments.attribution_on_vgg16     # on a machine with nothing else 
 ```
 
 {scenes} scenes of two objects each, so {pairs} (image, class) pairs: "where is the cat?", with the
-other object beside it. The convolutions are {weights}; fc6, fc7 and fc8 are
+other object beside it. The convolutions are
+{weights}; fc6, fc7 and fc8 are
 fitted to parts of the same things on other backgrounds, as in
 [cam_on_vgg16](../cam_on_vgg16/README.md), so that the answer is known.
 
@@ -87,18 +88,21 @@ fitted to parts of the same things on other backgrounds, as in
   part of the positive relevance inside the object's box (relevance mass accuracy); and how many of
   the K most relevant pixels are in the box of K pixels. A map without any knowledge has {chance} of
   each. The most relevance on the object has {best}, with {best_mass}. Quantus's figures of the
-  same maps differ by at most {quantus:.0e}.
+  same maps differ by at most {quantus:.0e}: in the rank accuracy of maps with equal pixels, such as
+  the zeros behind a ReLU, of which each counts others first.
 - **Sparseness** is the Gini index of the magnitudes: 0 for a constant map, 1 for a single pixel.
 - **Like itself** is the randomisation test (Adebayo et al. 2018): rank correlation of magnitudes
   between the map of the network and that of the same network with fc8 drawn anew, and with every
-  layer drawn anew ({layers}, in this order, on {randomised} images). A method whose maps stay alike
-  does not show what the network has learned. Above 0.5 at the end: {insensitive}.
+  layer drawn anew ({layers}, in
+  this order, on {randomised} images, of which the picture shows one). A method whose maps stay
+  alike does not show what the network has learned. Above 0.5 at the end: {insensitive}.
 - **Apart by**: the largest difference from that package's map of the same image and class, of its
   largest magnitude. Where rounding decides which of two equal values a pooling or a ReLU takes, a
   gradient goes another way.
 - **Passes** are each tool's own forward passes of the same network on the same image, in {rounds}
   rounds: median, least and most. RISE has {samples} masks, occlusion windows of {window} pixels and
-  half of that as stride, integrated gradients 25 steps, SmoothGrad 25 samples.
+  half of that as stride, integrated gradients 25 steps, SmoothGrad 25 samples. Many images at once
+  take less than one after the other, so that a mask or window costs less than a pass.
 
 ![The randomisation test](randomisation.png)
 """

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SIDE, _CURVES = 1.0, 2.2  # of a map, and the height of the curves, in inches
+_ABREAST = 5  # names in a line of the legend
+_COLOURS, _LINES = 6, ("-", "--", ":")  # of the curves: then the colours begin again
 
 
 def randomisation_figure(
@@ -34,9 +36,10 @@ def randomisation_figure(
     if not 0 <= number < count:
         raise ValueError(f"no image {number}: there are 0 to {count - 1}")
     columns = len(layers) + 2
-    size = max(_SIDE * columns + 1.2, 7), 1.15 * _SIDE * len(methods) + _CURVES + 0.8
+    curves = _CURVES + 0.2 * ((len(methods) - 1) // _ABREAST)
+    size = max(_SIDE * columns + 1.2, 7), 1.15 * _SIDE * len(methods) + curves + 0.8
     figure = new_figure(figsize=size, dpi=110, layout="constrained")
-    parts = figure.subfigures(2, 1, height_ratios=[size[1] - _CURVES, _CURVES])
+    parts = figure.subfigures(2, 1, height_ratios=[size[1] - curves, curves])
     top, bottom = np.ravel(np.array(parts))
     grid = top.subplots(len(methods), columns, squeeze=False)
     titles = ["image", "original", *layers]
@@ -75,10 +78,12 @@ def _draw_curves(figure, randomisation: Randomisation) -> None:
     for ax, (title, by_method) in zip(
         figure.subplots(1, len(similarities), sharey=True), similarities.items(), strict=True
     ):
-        for method, values in by_method.items():
+        for i, (method, values) in enumerate(by_method.items()):
             # A map that is constant has no rank correlation.
             known = np.ma.masked_invalid(values)
-            (line,) = ax.plot(places, known.mean(axis=1), ".-", lw=1.2, label=literal(method))
+            style = {"color": f"C{i % _COLOURS}", "ls": _LINES[i // _COLOURS % len(_LINES)]}
+            middle = known.mean(axis=1)
+            (line,) = ax.plot(places, middle, marker=".", lw=1.2, label=literal(method), **style)
             ends = known.min(axis=1), known.max(axis=1)
             ax.fill_between(places, *ends, color=line.get_color(), alpha=0.15, lw=0)
         ax.axhline(0, color="0.7", lw=0.8)
@@ -88,5 +93,5 @@ def _draw_curves(figure, randomisation: Randomisation) -> None:
         ax.tick_params(axis="y", labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    options = {"frameon": False, "fontsize": 8, "ncols": len(labels)}
+    options = {"frameon": False, "fontsize": 8, "ncols": min(len(labels), _ABREAST)}
     figure.legend(handles, labels, loc="outside upper center", **options)
