@@ -20,7 +20,7 @@ from flaxvgg.attribution.rules import (
     Site,
 )
 from flaxvgg.network.config import Kind, Layer
-from flaxvgg.ops.pooling import largest_of_windows
+from flaxvgg.ops.pooling import largest_of_windows, selected
 
 _register = jax.tree_util.register_dataclass
 
@@ -107,14 +107,7 @@ def _to_the_largest(x: Array) -> Back:
     Here they are equal but for rounding, since a compiled convolution computes them in different
     places of a tile: on photos they were apart by at most 0.7 eps of the channel's largest.
     """
-    n, height, width, channels = x.shape
-    h, w = height // 2, width // 2
     rounding = jnp.finfo(x.dtype).eps * jnp.abs(x).max(axis=(1, 2), keepdims=True)
     chosen = largest_of_windows(x, within=rounding)
-
-    def back(g: Array) -> Array:
-        spread = jnp.where(chosen, g[:, :, None, :, None], 0)
-        beyond = [(0, 0), (0, height - 2 * h), (0, width - 2 * w), (0, 0)]
-        return jnp.pad(spread.reshape(n, 2 * h, 2 * w, channels), beyond)
-
-    return back
+    _, pull_back = jax.vjp(partial(selected, chosen=chosen), x)
+    return lambda g: pull_back(g)[0]

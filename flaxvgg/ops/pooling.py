@@ -28,10 +28,17 @@ def max_pool_2x2(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
 @max_pool_2x2.defjvp
 def _max_pool_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return max_pool_2x2(x), jnp.where(largest_of_windows(x), windows_of(dx), 0).sum(axis=(2, 4))
+    return max_pool_2x2(x), selected(dx, largest_of_windows(x))
 
 
-def windows_of(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 2 w//2 2 c"]:
+def selected(
+    x: Float[Array, "n h w c"], chosen: Bool[Array, "n h//2 2 w//2 2 c"]
+) -> Float[Array, "n h//2 w//2 c"]:
+    """Of each window the value that is chosen."""
+    return jnp.where(chosen, _windows_of(x), 0).sum(axis=(2, 4))
+
+
+def _windows_of(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 2 w//2 2 c"]:
     """The windows, without an odd last row or column."""
     n, height, width, channels = x.shape
     h, w = height // 2, width // 2
@@ -46,7 +53,7 @@ def largest_of_windows(
     It is found by a number for each window: a CPU reads that many times faster than it scatters
     gradients over four strided arrays.
     """
-    windows = windows_of(x)
+    windows = _windows_of(x)
     a, b, c, d = (windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
     largest = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d)) - within
     place = jnp.where(a >= largest, 0, jnp.where(b >= largest, 1, jnp.where(c >= largest, 2, 3)))
