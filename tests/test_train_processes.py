@@ -116,7 +116,7 @@ def test_the_loss_of_a_process_ends_all_with_a_line(tmp_path):
 def test_a_process_that_is_asked_to_stop_stops_all_behind_the_same_step(tmp_path):
     found = trial("stopped", tmp_path)
     assert [x["code"] for x in found["ended"]] == [130, 130]
-    assert "stopped after step 3 of 7: run it again" in found["ended"][0]["said"]
+    assert "stopped after step 3 of 7: rerun the command to resume" in found["ended"][0]["said"]
     assert "3" in found["checkpoints"]
     assert "resuming after step 3 of 7" in found["again"][0]
     assert "epoch" not in found["again"][1]  # one log
