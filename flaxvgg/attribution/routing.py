@@ -20,7 +20,6 @@ from flaxvgg.attribution.rules import (
     Site,
 )
 from flaxvgg.network.config import Kind, Layer
-from flaxvgg.ops.pooling import largest_of_windows, selected
 
 _register = jax.tree_util.register_dataclass
 
@@ -69,8 +68,6 @@ class Gradient(Rule):
             return lambda g: site.operation.transposed(g, site.kernel, site.inputs)
         if kind == "relu":
             return lambda g: jnp.where(site.outputs > 0, g, 0)
-        if kind == "max_pool":
-            return _to_the_largest(site.inputs)
         _, pull_back = jax.vjp(site.apply, site.inputs)
         return lambda g: pull_back(g)[0]
 
@@ -98,16 +95,3 @@ class DeconvolutionReLU(Rule):
 
     def __call__(self, site: Site) -> Back:
         return lambda g: jnp.maximum(g, 0)
-
-
-def _to_the_largest(x: Array) -> Back:
-    """From 2x2 windows to the first of their largest values.
-
-    Equal values are common, where a photo is of one colour, and PyTorch takes the first of them.
-    Here they are equal but for rounding, since a compiled convolution computes them in different
-    places of a tile: on photos they were apart by at most 0.7 eps of the channel's largest.
-    """
-    rounding = jnp.finfo(x.dtype).eps * jnp.abs(x).max(axis=(1, 2), keepdims=True)
-    chosen = largest_of_windows(x, within=rounding)
-    _, pull_back = jax.vjp(partial(selected, chosen=chosen), x)
-    return lambda g: pull_back(g)[0]
