@@ -114,9 +114,9 @@ HEADS = {
         model, 5, channels=16, last="none", fc=True, rngs=nnx.Rngs(0)
     ),
     "average": lambda model: HEADS["gap"](flaxvgg.with_pooling(model, "average")),
-    "l2": lambda model: HEADS["gap"](flaxvgg.with_pooling(model, "l2", "replicate")),
+    "l2": lambda model: HEADS["gap"](flaxvgg.with_pooling(model, "l2", padding="replicate")),
 }
-EPSILON = {"conv": Epsilon(0.0, bias=False), "linear": Epsilon(0.0, bias=False)}
+POSITIVE = {"conv": ZPlus(0.0, bias=False), "linear": Epsilon(0.0, bias=False)}
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_every_head_and_pooling_conserves(name: str):
     model = HEADS[name](random_model(config))
     averages = ("average_pool", "l2_pool", "avg_pool", "global_avg_pool")
     norms = dict.fromkeys(averages, Norm(0.0))
-    found = flaxvgg.attribute(model, random_images(1, 64, 64), [0, 2], composite=EPSILON | norms)
+    found = flaxvgg.attribute(model, random_images(1, 64, 64), [0, 2], composite=POSITIVE | norms)
     np.testing.assert_allclose(found.values.sum(axis=(2, 3, 4)), found.scores, rtol=2e-3)
 
 
@@ -135,11 +135,11 @@ def test_a_fully_convolutional_head_explains_the_mean_of_its_scores():
     classifier = flaxvgg.vgg11(num_classes=3, rngs=nnx.Rngs(0))
     images = random_images(1, 224, 224)
     expected = flaxvgg.attribute(
-        classifier, images, 1, composite=EPSILON | {"avg_pool": "gradient"}
+        classifier, images, 1, composite=POSITIVE | {"avg_pool": "gradient"}
     )
     wide = flaxvgg.fully_convolutional(classifier)
-    assert_close(flaxvgg.attribute(wide, images, 1, composite=EPSILON).values, expected.values)
-    larger = flaxvgg.attribute(wide, random_images(1, 256, 256), 1, composite=EPSILON)
+    assert_close(flaxvgg.attribute(wide, images, 1, composite=POSITIVE).values, expected.values)
+    larger = flaxvgg.attribute(wide, random_images(1, 256, 256), 1, composite=POSITIVE)
     np.testing.assert_allclose(larger.values.sum(axis=(2, 3, 4)), larger.scores, rtol=2e-3)
 
 
