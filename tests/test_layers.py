@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 
 from flaxvgg.network.layers import BatchNorm, adaptive_avg_pool
+from flaxvgg.ops.convolution import conv3x3
 from flaxvgg.ops.linear import conv_general_dilated, dot_general
 from flaxvgg.ops.pooling import max_pool_2x2
 
@@ -78,6 +79,43 @@ def test_max_pool_gradient_at_ties_by_hand():
     x = jnp.asarray([window for window, _ in windows]).reshape(6, 2, 2, 1)
     gradient = jax.grad(lambda x: max_pool_2x2(x).sum())(x)
     np.testing.assert_array_equal(gradient[..., 0], np.array([expected for _, expected in windows]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_max_pool_gradient_of_pixels_that_are_alike_but_for_rounding(dtype):
+    with jax.enable_x64(dtype == np.float64):
+        eps = np.finfo(dtype).eps
+        flat = np.abs(_normal(1, 4, 6, 16)[:, ::2, ::2].repeat(2, 1).repeat(2, 2)).astype(dtype)
+        noise = np.random.default_rng(0).uniform(-2, 2, flat.shape).astype(dtype)
+        x = jnp.asarray(flat + noise * eps * flat.max(axis=-1, keepdims=True).min())
+        first = np.zeros(flat.shape)
+        first[:, ::2, ::2] = 1
+        np.testing.assert_array_equal(jax.grad(lambda x: max_pool_2x2(x).sum())(x), first)
+        # Where one channel tells them apart, the others go by what is larger, however little.
+        apart = (
+            jnp.asarray(x).at[..., 3].multiply(1 + jnp.arange(24, dtype=dtype).reshape(4, 6) / 100)
+        )
+        found = jax.grad(lambda x: max_pool_2x2(x).sum())(apart)[..., 5]
+        windows = np.asarray(apart)[..., 5].reshape(2, 2, 3, 2)
+        largest = windows == windows.max(axis=(1, 3), keepdims=True)
+        np.testing.assert_array_equal(found, largest.reshape(1, 4, 6))
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (32, 48)])
+def test_gradients_where_an_image_is_of_one_colour_are_torchs(shape):
+    """Whichever algorithm the size takes: equal pixels come out apart by rounding in some."""
+    colours = _normal(3, 16)
+    x = np.broadcast_to(colours[0], (1, *shape, 16)).copy()
+    x[:, 5:, 11:] = colours[1]
+    x[:, shape[0] // 2 :, : shape[1] // 2] = colours[2]
+    kernel = _normal(3, 3, 16, 32, seed=1)
+    y, exact = conv3x3(jnp.asarray(x), jnp.asarray(kernel)), _nchw(x).double()
+    exact = torch.nn.functional.conv2d(
+        exact, torch.from_numpy(kernel).permute(3, 2, 0, 1).double(), padding=1
+    )
+    cotangent = _normal(1, shape[0] // 2, shape[1] // 2, 32, seed=2)
+    _, expected = _torch_pool_and_gradient(_nhwc(exact), cotangent)
+    np.testing.assert_array_equal(jax.vjp(max_pool_2x2, y)[1](jnp.asarray(cotangent))[0], expected)
 
 
 @pytest.mark.parametrize("where", [(0, 0), (0, 1), (1, 0), (1, 1)])
