@@ -15,11 +15,11 @@ from flaxvgg.attribution.method import Found, Method
 from flaxvgg.attribution.passes import bytes_of_backward
 from flaxvgg.cam.network import Network, as_float32, as_scores
 from flaxvgg.cam.targets import Targets
+from flaxvgg.ops.pooling import max_pool_2x2
 
 Convention = Literal["paper", "captum"]
 
 _RECTIFIED = ("relu", "leaky_relu", "shifted_relu")
-_ROUNDING = 16  # eps of a map's largest value, within which a baseline's values are equal
 _LEAST = 1e-10  # captum's: below it a difference is none, and the gradient counts
 # What a layer's multipliers make of those behind it, (N, ...) to (N, ...).
 Rule = Callable[[Array], Array]
@@ -93,8 +93,6 @@ def _multipliers(
     outputs = network.run(both, wanted | {network.output})
     logits = as_scores(outputs[network.output])
 
-    one_colour = (start == start[:, :1, :1]).all(axis=(1, 2, 3))[:, None, None, None]
-    units = jnp.where(one_colour, _ROUNDING, 0).astype(start.dtype)
     rules: list[Rule] = []
     before: str | None = None
     for i in bent:
@@ -109,7 +107,7 @@ def _multipliers(
             for half in jnp.split(as_float32(outputs[name]), [n])
         )
         if layer.kind == "max_pool":
-            rules.append(_max_pooling(x, x0, y, y0, units, options.convention))
+            rules.append(_max_pooling(x, x0, y, y0, options.convention))
         else:
             slopes = _derivative(network, outputs[inputs][:n], inputs, layer.name)(jnp.ones_like(y))
             rules.append(_rescale(x, x0, y, y0, slopes))
@@ -145,10 +143,10 @@ def _rescale(x: Array, x0: Array, y: Array, y0: Array, slopes: Array) -> Rule:
     return lambda c: c * multipliers
 
 
-def _max_pooling(x: Array, x0: Array, y: Array, y0: Array, units: Array, convention: str) -> Rule:
+def _max_pooling(x: Array, x0: Array, y: Array, y0: Array, convention: str) -> Rule:
     """Max pooling's rule, for the same inputs and outputs."""
     different, away = _differences(x, x0)
-    first, first0 = _first_of_window(x, 0 * units), _first_of_window(x0, units)
+    first, first0 = _first_of_window(x), _first_of_window(x0)
     if convention == "captum":
         return lambda c: _over_windows(c, x) * first
     larger = jnp.maximum(y, y0)
@@ -165,22 +163,10 @@ def _differences(x: Array, x0: Array) -> tuple[Array, Array]:
     return different, jnp.where(different, away, 1)
 
 
-def _first_of_window(
-    x: Float[Array, "n h w c"], units: Float[Array, "n 1 1 1"]
-) -> Float[Array, "n h w c"]:
-    """1 at the first largest value of each 2x2 window, 0 elsewhere.
-
-    A baseline of one colour gives a map that is the same everywhere, where rounding alone would
-    choose: values within so many units of rounding count as equal.
-    """
-    n, h, w, c = x.shape
-    rounding = units * jnp.finfo(x.dtype).eps * jnp.abs(x).max(axis=(1, 2, 3), keepdims=True)
-    cropped = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
-    places = jnp.moveaxis(cropped, 2, 3).reshape(n, h // 2, w // 2, 4, c)
-    largest = places >= places.max(axis=3, keepdims=True) - rounding[..., None]
-    one_hot = jax.nn.one_hot(largest.argmax(axis=3), 4, axis=3, dtype=x.dtype)
-    back = jnp.moveaxis(one_hot.reshape(n, h // 2, w // 2, 2, 2, c), 3, 2)
-    return _at_size(back.reshape(n, h // 2 * 2, w // 2 * 2, c), x)
+def _first_of_window(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """1 at the first largest value of each 2x2 window, 0 elsewhere."""
+    y, pull_back = jax.vjp(max_pool_2x2, x)
+    return pull_back(jnp.ones_like(y))[0]
 
 
 def _over_windows(y: Float[Array, "n oh ow c"], x: Array) -> Float[Array, "n h w c"]:
