@@ -20,12 +20,13 @@ def readme(results: dict[str, Any]) -> str:
         "against that distance, the others against `lpips` 0.1.",
         _table(("", "median", "largest"), values["errors"]),
         "## Gradients",
-        f"With respect to the first image, of {gradients['pairs']} pairs of photos: the norm of "
-        "the difference from float64, relative. Where rounding decides a ReLU or a max pooling, a "
-        "gradient goes another way, in every package. In flaxvgg that is so more often on photos "
-        "with areas of one colour: there a window's values are equal, and its convolution computes "
-        "them in different places of a tile, so that they are not equal to the bit.",
-        _table(("", "median", "largest"), gradients["errors"]),
+        f"With respect to each photo beside the next one, {gradients['pairs']} pairs: the norm of "
+        "the difference from float64, relative. What is more than 2e-5 is a unit that is zero, or "
+        "a window's two largest values that are equal, but for rounding: then part of a gradient "
+        "goes another way. No float32 escapes that, and whom it hits is chance.",
+        _table(
+            ("", "median", "largest", f"within 2e-5, of {gradients['pairs']}"), gradients["errors"]
+        ),
         "At equal images, where it is zero, the largest value of the gradient is: "
         + ", ".join(f"{name} {value:.2g}" for name, value in gradients["equal"].items())
         + ".",

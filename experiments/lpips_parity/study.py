@@ -14,6 +14,9 @@ import torch
 import flaxvgg
 from experiments.lpips_parity import pairs, peers
 from experiments.timing import compete
+from flaxvgg.conversion.rule import relative_error
+from flaxvgg.images.loading import load_pixels
+from flaxvgg.images.samples import sample_photos
 from flaxvgg.network.model import VGG
 from flaxvgg.perceptual.photos import (
     METRICS,
@@ -29,6 +32,7 @@ SIGNED = (-1, 1)
 Distance = Callable[[jax.Array, jax.Array], Any]
 _PATIENCE = 180  # seconds for an image from noise: some packages need hours for all steps
 _AT_ONCE = 50  # steps
+CLOSE = 2e-5  # gradients that are equal but for rounding
 
 
 def study(
@@ -169,37 +173,39 @@ def _ranked(
 def _gradients(
     arrays: Any, in_torch: dict[str, Any], in_jax: dict[str, Distance], size: int
 ) -> dict[str, Any]:
-    """Relative errors of the gradient by the first image, of twelve pairs, against float64."""
-    _, first, second = pairs.photo_pairs(size)
-    a, b = _signed(first[::3]), _signed(second[::3])
+    """Relative errors of the gradient by each photo, beside the next, against float64."""
+    photos = [x[:, None] for side in (size, size * 3 // 2) for x in _beside_the_next(side)]
 
-    def of_torch(network: Any, dtype: torch.dtype) -> np.ndarray:
+    def of_torch(network: Any, dtype: torch.dtype) -> list[np.ndarray]:
         found = []
-        for x, y in zip(a, b, strict=True):
-            x = peers.tensor(x[None], dtype).requires_grad_(True)
-            network(x, peers.tensor(y[None], dtype)).sum().backward()
-            found.append(peers.array(x.grad)[0])
-        return np.stack(found)
+        for a, b in photos:
+            x = peers.tensor(a, dtype).requires_grad_(True)
+            network(x, peers.tensor(b, dtype)).sum().backward()
+            found.append(peers.array(x.grad))
+        return found
 
     truth = of_torch(peers.lpips(arrays, torch.float64), torch.float64)
 
-    def error(found: np.ndarray) -> list[float]:
-        axes = (1, 2, 3)
-        off = np.linalg.norm((found - truth).reshape(len(truth), -1), axis=1)
-        return _spread(off / np.sqrt((truth**2).sum(axis=axes)))
+    def error(found: list[np.ndarray]) -> list[float]:
+        off = np.array([relative_error(*pair) for pair in zip(found, truth, strict=True)])
+        return [*_spread(off), int((off <= CLOSE).sum())]
 
     errors = {name: error(of_torch(x, torch.float32)) for name, x in in_torch.items()}
-    equal = {}
+    equal, (same, _) = {}, photos[0]
     for name, distance in in_jax.items():
         slope = jax.jit(jax.grad(lambda x, y, f=distance: f(x, y).sum()))
-        errors[name] = error(
-            np.concatenate([slope(a[i : i + 1], b[i : i + 1]) for i in range(len(a))])
-        )
-        equal[name] = float(abs(slope(a[:1], a[:1])).max())
-    x = peers.tensor(a[:1]).requires_grad_(True)
-    in_torch["lpips"](x, peers.tensor(a[:1])).sum().backward()
+        errors[name] = error([np.asarray(slope(*pair)) for pair in photos])
+        equal[name] = float(abs(slope(same, same)).max())
+    x = peers.tensor(same).requires_grad_(True)
+    in_torch["lpips"](x, peers.tensor(same)).sum().backward()
     equal["lpips"] = float(abs(peers.array(x.grad)).max())
-    return {"pairs": len(a), "errors": errors, "equal": equal}
+    return {"pairs": len(photos), "errors": errors, "equal": equal}
+
+
+def _beside_the_next(size: int) -> np.ndarray:
+    """Every photo and the one after it: (photos, 2, H, W, 3)."""
+    photos = _signed(np.stack([load_pixels(path, (size, size)) for path in sample_photos()]))
+    return np.stack([photos, np.roll(photos, -1, axis=0)], axis=1)
 
 
 def _start(size: int) -> tuple[np.ndarray, np.ndarray]:
