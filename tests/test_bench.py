@@ -81,6 +81,12 @@ def test_operations_of_the_layers(results: dict):
     assert " ".join(rows) == "conv1_1 conv2_1 conv3_1 conv3_2 conv4_1 conv4_2 conv5_1 to conv5_2"
     # 8x8 places of 256 x 256 channels through 9 weights; maps in and out, and the kernel.
     assert rows["conv3_2"]["flops"] == 2 * 64 * 9 * 256 * 256
+    assert rows["conv5_1 to conv5_2"]["layers"] == 2
+    assert [rows[name]["products"] for name in ("conv1_1", "conv3_2", "conv5_1 to conv5_2")] == [
+        9,
+        4,
+        9,
+    ]
     assert rows["conv3_2"]["bytes"] == 4 * (64 * 512 + 9 * 256 * 256)
 
 

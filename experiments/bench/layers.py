@@ -12,14 +12,15 @@ from jax import lax
 
 from experiments.bench.plan import Shape
 from experiments.bench.steps import Row, Step, Study
-from experiments.bench.tools import EAGER, FAST, OURS, inferring
+from experiments.bench.tools import EAGER, FAST, OURS, PREPARED, inferring
 from experiments.gpu_report import torch_side
 from experiments.gpu_report.speed import tuned
 from experiments.gpu_report.subject import HIGHEST
 from experiments.timing import Call, Report
 from experiments.torch_device import DEVICE
 from flaxvgg.network.config import Layer
-from flaxvgg.ops.convolution import conv3x3_block
+from flaxvgg.ops import native
+from flaxvgg.ops.convolution import conv3x3_block, pack, packed_block
 
 XLA = "XLA's convolution"
 PRODUCT, TRIAD = "matrix product", "triad"
@@ -30,13 +31,13 @@ def layers(study: Study) -> Iterator[Step]:
     """Each convolution with its bias on random maps; of those with equal shapes, the first."""
     yield Step("ceilings", partial(_ceilings, study), 1)
     for batch in study.plan.layer_batches:
-        for names, layer, size in _shapes(study):
-            step = partial(_contest, study, names, layer, (batch, size))
-            yield Step(f"{names}, batch {batch}", step, 0.3 + batch / 10)
+        for same, size in _shapes(study):
+            step = partial(_contest, study, same, (batch, size))
+            yield Step(f"{_title(same)}, batch {batch}", step, 0.3 + batch / 10)
 
 
-def _shapes(study: Study) -> list[tuple[str, Layer, tuple[int, int]]]:
-    """The convolutions that differ: their names, one of them, and the size of its maps."""
+def _shapes(study: Study) -> list[tuple[list[Layer], tuple[int, int]]]:
+    """The convolutions by shape, with the size of their maps."""
     (height, width), found = study.plan.size, {}
     for layer in study.tools.config.conv_stack:
         if layer.kind == "max_pool":
@@ -44,14 +45,15 @@ def _shapes(study: Study) -> list[tuple[str, Layer, tuple[int, int]]]:
         elif layer.kind == "conv":
             key = layer.inputs, layer.outputs, height, width
             found.setdefault(key, []).append(layer)
-    return [
-        (same[0].name + (f" to {same[-1].name}" if len(same) > 1 else ""), same[0], key[2:])
-        for key, same in found.items()
-    ]
+    return [(same, key[2:]) for key, same in found.items()]
 
 
-def _contest(study: Study, names: str, layer: Layer, shape: Shape, report: Report) -> list[Row]:
-    batch, (height, width) = shape
+def _title(same: list[Layer]) -> str:
+    return f"{same[0].name} to {same[-1].name}" if len(same) > 1 else same[0].name
+
+
+def _contest(study: Study, same: list[Layer], shape: Shape, report: Report) -> list[Row]:
+    layer, (batch, (height, width)) = same[0], shape
     rng = np.random.default_rng(0)
     maps = rng.standard_normal((batch, height, width, layer.inputs)).astype(np.float32)
     x = jax.block_until_ready(jnp.asarray(maps))
@@ -59,22 +61,34 @@ def _contest(study: Study, names: str, layer: Layer, shape: Shape, report: Repor
     for tool, model in study.tools.models.items():
         module = getattr(model.conv_stack, layer.name)
         calls[tool] = partial(_waited, _ours, module, x)
+        if tool == OURS and native.IS_AVAILABLE and jax.default_backend() == "cpu":
+            packed = jax.block_until_ready(pack(module.kernel[...], height, width))
+            calls[PREPARED] = partial(_waited, _prepared, (module, packed), x)
     module: Any = getattr(study.tools.models[FAST].conv_stack, layer.name)
     calls[XLA] = partial(_waited, _xla, (module.kernel[...], module.bias[...]), x)
     theirs, conv = torch_side.tensor(maps), study.tools.eager.get_submodule(layer.torch)
     functional = torch.nn.functional.conv2d
     calls[EAGER] = inferring(lambda: functional(theirs, conv.weight, conv.bias, padding=1))
     with tuned(HIGHEST):
-        rows = study.contest(f"{names}, batch {batch}", calls, EAGER, report)
+        rows = study.contest(f"{_title(same)}, batch {batch}", calls, EAGER, report)
     places, weights = batch * height * width, layer.kernel**2 * layer.inputs * layer.outputs
     values = places * (layer.inputs + layer.outputs) + weights
     more = {
-        "layer": names,
+        "layer": _title(same),
+        "layers": len(same),
         "batch": batch,
         "flops": 2 * places * weights,
         "bytes": _FLOAT * values,
     }
+    if PREPARED in calls:
+        more["products"] = _products(layer, height, width)
     return [row | more for row in rows]
+
+
+def _products(layer: Layer, height: int, width: int) -> float:
+    """Products that it takes for an output and a pair of channels, where direct sums take 9."""
+    places, _, _ = native.packing(height, width, layer.inputs, layer.outputs)
+    return {1: 9.0, 16: 4.0, 24: 3.0}[places]
 
 
 def _ceilings(study: Study, report: Report) -> list[Row]:
@@ -105,6 +119,14 @@ def _waited(function: Any, weights: Any, x: jax.Array) -> object:
 def _ours(module: Any, x: jax.Array) -> jax.Array:
     settings = {"relu": False, "pool": False, "precision": module.precision}
     return conv3x3_block(x, module.kernel[...], module.bias[...], **settings)
+
+
+@jax.jit
+def _prepared(weights: tuple[Any, jax.Array], x: jax.Array) -> jax.Array:
+    module, packed = weights
+    kernel, bias = module.kernel[...], module.bias[...]
+    settings = {"relu": False, "pool": False, "precision": module.precision}
+    return packed_block(x, kernel, packed, bias, **settings)
 
 
 @jax.jit

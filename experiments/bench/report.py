@@ -6,7 +6,7 @@ from typing import Any
 from experiments.bench import ratios
 from experiments.bench.layers import PRODUCT, TRIAD
 from experiments.bench.ratios import Results, Row, Spread
-from experiments.bench.tools import EAGER, ORT, STACK
+from experiments.bench.tools import EAGER, ORT, PREPARED, STACK
 from experiments.bench_cam.report import costs_table
 from experiments.bench_training.__main__ import table as training_table
 
@@ -156,8 +156,40 @@ def _layers(rows: Sequence[Row]) -> str:
         f"GFLOP/s, counted as a direct convolution's. The most, measured here: {product:.0f} "
         f"GFLOP/s in a matrix product, and {bandwidth:.0f} GB/s in `a = b + s c` on vectors. "
         "Winograd's algorithm takes 3 or 4 products where a direct sum has 9: points may lie "
-        "above the roof.\n\n" + _table(["", "GFLOP", "FLOP a byte", *names], lines)
+        "above the roof.\n\n" + _table(["", "GFLOP", "FLOP a byte", *names], lines) + _left(rows)
     )
+
+
+def _left(rows: Sequence[Row]) -> str:
+    """Of the prepared convolutions, what their products and their maps alone would take."""
+    product, bandwidth = ceilings(rows)
+    found = [row for row in rows if row["tool"] == PREPARED and "products" in row]
+    lines = []
+    for batch in dict.fromkeys(row["batch"] for row in found):
+        totals = [0.0, 0.0, 0.0]
+        for row in (row for row in found if row["batch"] == batch):
+            times = (
+                1e3 * ratios.seconds(row).median,
+                row["flops"] * row["products"] / 9 / product / 1e6,
+                row["bytes"] / bandwidth / 1e6,
+            )
+            lines.append([row["case"], f"{row['products']:.0f}", *_shares(*times)])
+            totals = [sum + row["layers"] * x for sum, x in zip(totals, times, strict=True)]
+        lines.append([f"**all 13, batch {batch}**", "", *_shares(*totals)])
+    head = ["", "products of 9", "ms", "products alone", "maps alone", "share of both"]
+    return (
+        "\n\nWhat the roofline leaves: milliseconds of the prepared convolutions, those that their "
+        "products would take at the rate of the matrix product, and those in which their maps are "
+        "read and written at the rate of the vectors. What is missing from the share is the "
+        "transforms, and what the caches do not hold.\n\n" + _table(head, lines)
+        if lines
+        else ""
+    )
+
+
+def _shares(time: float, products: float, maps: float) -> list[str]:
+    share = (products + maps) / time
+    return [f"{time:.2f}", f"{products:.2f}", f"{maps:.2f}", f"{100 * share:.0f} %"]
 
 
 def ceilings(rows: Iterable[Row]) -> tuple[float, float]:
