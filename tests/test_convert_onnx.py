@@ -70,8 +70,9 @@ def _assert_same_weights(source: SourceWeights, model: torch.nn.Module) -> None:
 
 
 def _assert_close(found: np.ndarray, expected: np.ndarray, name: str) -> None:
+    """Two float32 networks, each with its processor's order of sums through up to 16 layers."""
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=2e-6 * abs(expected).max(), err_msg=name)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * abs(expected).max(), err_msg=name)
 
 
 @pytest.fixture(scope="module")
