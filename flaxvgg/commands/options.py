@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 Weights = Annotated[
     str,
     typer.Option(
-        help="A checkpoint of flaxvgg, a .pth or .safetensors file, or published weights "
+        help="A checkpoint of flaxvgg, a .pth or .safetensors file, also at s3:// or gs://, or "
+        "published weights "
         "(IMAGENET1K_V1, downloaded; IMAGENET1K_V1_CONVOLUTIONS, the same without the classifier)."
     ),
 ]
@@ -107,6 +108,13 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def load_model(weights: str, arch: str, **options: Any) -> "VGG":
+    from flaxvgg.files.remote_folders import brought
+
+    with brought(weights) as here:
+        return _load_model(str(here), arch, **options)
+
+
+def _load_model(weights: str, arch: str, **options: Any) -> "VGG":
     import flaxvgg
     from flaxvgg.weights.checkpoint import is_checkpoint
     from flaxvgg.weights.packaged import find_packaged, packaged

@@ -1,0 +1,271 @@
+"""Training runs in a bucket, on a real S3 server of this machine: the same as in a folder."""
+
+import dataclasses
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+from object_store import BUCKET, some
+
+import flaxvgg
+from flaxvgg.files import remote
+from flaxvgg.files.locking import LockedError
+from flaxvgg.files.remote import RemoteError
+from flaxvgg.files.remote_locking import alone_at
+from flaxvgg.network.config import VGGConfig
+from flaxvgg.training.run import train
+from flaxvgg.training.settings import Data, Model, Run
+from flaxvgg.training.trainer import Optimisation
+from flaxvgg.watching import Watcher
+from flaxvgg.weights import checkpoint
+from flaxvgg.weights.checkpoint import CheckpointError
+from helpers import TINY_GAP, TinyConfig, random_model, tiny_vgg
+from networks import coloured_photos
+
+PLACE = f"s3://{BUCKET}/runs"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return coloured_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """What to load for a run whose network does not matter: it gets a tiny one."""
+
+    def with_head(model: Model, _: object, num_classes: int, seed: int):
+        head = (*TINY_GAP[:-1], dataclasses.replace(TINY_GAP[-1], outputs=num_classes))
+        return tiny_vgg(head, precision="default", dtype=jnp.dtype(model.dtype))
+
+    monkeypatch.setattr(Model, "with_head", with_head)
+    monkeypatch.setattr(checkpoint, "VGGConfig", TinyConfig)
+    return lambda: tiny_vgg(TINY_GAP)
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Go to another machine: one that has nothing of any run. Gives where it would."""
+
+    def go() -> Path:
+        home = tmp_path / f"machine{next(count)}"
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+        return home / "flaxvgg" / "runs"
+
+    count = itertools.count()
+    go()
+    return go
+
+
+def a_run(photos: Path, epochs: int = 2, every: int = 3) -> Run:
+    """Seven steps an epoch."""
+    training = Optimisation(loss="softmax", learning_rate=1e-2, average=0.5)
+    return Run(
+        Data(photos, size=(32, 32), batch=4, crop=0.5), Model(), training, epochs, every=every
+    )
+
+
+def stopped_after(steps: int):
+    """A `stop` that says so behind a step. (It is asked twice at the beginning of an epoch.)"""
+    asked = iter(range(1000))
+    return lambda: next(asked) >= steps + 1
+
+
+def objects(url: str) -> list[str]:
+    return [name for name, _ in remote.objects_below(url)]
+
+
+def same_models(a: str | Path, b: str | Path) -> bool:
+    a, b = (flaxvgg.to_torch(flaxvgg.load(x)) for x in (a, b))
+    return a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
+
+
+def test_one_run_at_a_time_and_nowhere_else(photos, tiny, proxy, machine):
+    run = a_run(photos)
+    remote.write(f"{PLACE}/refused/notes.txt", b"")
+    with pytest.raises(ValueError, match="also holds notes.txt, and is no run: choose another"):
+        train(tiny, run, f"{PLACE}/refused")
+    with pytest.raises(ValueError, match="s3://bucket also holds runs, and is no run"):
+        train(tiny, run, f"s3://{BUCKET}")
+    with pytest.raises(ValueError, match="a web server is read only"):
+        train(tiny, run, "https://example.org/run")
+    with pytest.raises(RemoteError, match="s3://none: no such bucket: create it"):
+        train(tiny, run, "s3://none/run")
+    with (
+        alone_at(f"{PLACE}/held"),
+        pytest.raises(LockedError, match="is being written by another run"),
+    ):
+        train(tiny, run, f"{PLACE}/held")
+    assert not machine().exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_machine(photos, tiny, proxy, machine, tmp_path):
+    run, url, home = a_run(photos), f"{PLACE}/on", machine()
+    whole = train(tiny, run, tmp_path / "whole")
+    first = train(tiny, run, url, stopped_after(4))
+    assert first.steps == 4
+    assert not [x for x in home.rglob("*") if x.is_file()]  # the bucket has it all
+    machine()
+    again = train(tiny, run, url)
+    assert again.rows == whole.rows
+    assert same_models(f"{url}/model", tmp_path / "whole" / "model")
+    for name in ("data.csv", "metrics.csv", "confusion.csv"):
+        assert remote.Object(f"{url}/{name}").fetch()[0] == (tmp_path / "whole" / name).read_bytes()
+    steps = {x.split("/")[1] for x in objects(url) if x.startswith("checkpoints/")}
+    assert steps == {x.name for x in (tmp_path / "whole" / "checkpoints").iterdir()}
+    assert f"{PLACE}/.on.lock".removeprefix(f"{PLACE}/") not in objects(PLACE)
+    # What does not fit is said of the address, and stays there.
+    with pytest.raises(CheckpointError, match=f"^{url}/checkpoints at step 14 is of another run"):
+        train(tiny, dataclasses.replace(run, every=2), url)
+    assert train(tiny, a_run(photos, epochs=3), url).steps == 21
+
+
+@pytest.mark.slow
+def test_servers_that_fail_and_come_back(photos, tiny, proxy, server, machine, monkeypatch):
+    """Whatever the server does, the run ends in the same bits, and a line says what is wrong."""
+    run = a_run(photos)
+    whole = train(tiny, run, f"{PLACE}/spoilt/whole")
+    # A tenth of all requests fail, from the first one on.
+    proxy.fault = some(1, 0.1, "503 SlowDown", "500 InternalError", "cut")
+    assert train(tiny, run, f"{PLACE}/spoilt/tenth").rows == whole.rows
+    assert proxy.faults > 5
+    # The server dies while a checkpoint is put there, and is started again.
+    down = threading.Thread(target=lambda: (server.kill(), time.sleep(1), server.start()))
+    puts = itertools.count()
+
+    def crash(method: str, path: str) -> None:
+        if method == "PUT" and "checkpoints/7/" in path and next(puts) == 2:
+            down.start()
+
+    proxy.fault = crash
+    assert train(tiny, run, f"{PLACE}/spoilt/down").rows == whole.rows
+    down.join()
+    # Nothing more fits after so many writes: the folder is kept and named, and gone on with.
+    monkeypatch.setitem(remote._RETRIES, "max_retries", 1)
+    remote._made.cache_clear()
+    said, home, url = [], machine(), f"{PLACE}/spoilt/full"
+    for most in range(2, 400, 12):
+        writes = itertools.count()
+
+        def fill(method: str, path: str, writes=writes, most=most) -> str | None:
+            is_more = method == "PUT" and ".lock" not in path and next(writes) >= most
+            return "507 QuotaExceeded" if is_more else None
+
+        proxy.fault = fill
+        try:
+            assert train(tiny, run, url).rows == whole.rows
+            break
+        except RemoteError as error:
+            said.append(str(error))
+    proxy.fault = lambda *_: None
+    assert len(said) > 2
+    kept = rf"no room \(507 QuotaExceeded\): make room; until then the run is kept in {home}/full-"
+    assert all(re.search(kept, line) for line in said), said
+    assert not [x for x in home.rglob("*") if x.is_file()]
+    for how in ("tenth", "down", "full"):
+        assert same_models(f"{PLACE}/spoilt/{how}/model", f"{PLACE}/spoilt/whole/model"), how
+        left = {x.partition("/")[2].partition("/")[0] for x in objects(f"{PLACE}/spoilt/{how}")}
+        assert {"7", "14"} <= left, how
+
+
+@pytest.mark.slow
+def test_what_the_bucket_has_not_is_gone_on_with(photos, tiny, proxy, machine, monkeypatch):
+    """Of a run that lost its server in the middle; and with another one's instead, if later."""
+    run, url, home = a_run(photos), f"{PLACE}/behind", machine()
+    whole = train(tiny, run, f"{PLACE}/ahead")
+    monkeypatch.setitem(remote._RETRIES, "max_retries", 0)
+    remote._made.cache_clear()
+
+    def fault(method: str, path: str) -> str | None:
+        return "403 AccessDenied" if "checkpoints/7" in path and method == "PUT" else None
+
+    proxy.fault = fault
+    with pytest.raises(RemoteError, match=rf"access is denied .* is kept in {home}/behind-"):
+        train(tiny, run, url)
+    # The state at which it was noticed is kept as well.
+    (kept,) = home.glob("behind-*/checkpoints")
+    assert "9" in {x.name for x in kept.iterdir()}
+    proxy.fault = lambda *_: None
+    told = []
+
+    class Heard(Watcher):
+        def say(self, text: str) -> None:
+            told.append(text)
+
+    assert train(tiny, run, url, watch=Heard()).rows == whole.rows
+    assert told[0].startswith(f"resuming with what {home}/behind-")
+    assert "resuming after step 9 of 14" in told
+    assert same_models(f"{url}/model", f"{PLACE}/ahead/model")
+
+
+_KILLED = """
+import os, signal, sys
+from flaxvgg.commands.cli import app
+from flaxvgg.training.log import Log
+from flaxvgg.training.places import Bucket
+import flaxvgg.training.places as places
+kind, at = sys.argv.pop(1), int(sys.argv.pop(1))
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+add, put, count = Log.add, places.put_folder, 0
+def add_and_die(self, row):
+    add(self, row)
+    if row["step"] == at:
+        die()
+def put_and_die(folder, url):
+    global count
+    count += 1
+    if count == at:
+        import flaxvgg.files.remote_folders as folders
+        write, folders.write = folders.write, lambda *told, **how: (write(*told, **how), die())
+    put(folder, url)
+if kind == "step":
+    Log.add = add_and_die
+else:
+    places.put_folder = put_and_die
+app(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_in_the_same_bits(photos, proxy, machine, tmp_path):
+    """At a step, or within the upload of a checkpoint or of the model; on other machines."""
+    stack = tmp_path / "stack.safetensors"
+    flaxvgg.save(random_model(VGGConfig.features_only("vgg11", "random")), stack)
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'epochs = 2\nevery = 3\n[data]\ntrain = "{photos}"\nsize = [32, 32]\nbatch = 4\n'
+        f'[model]\narch = "vgg11"\nweights = "{PLACE}/stack.safetensors"\n'
+        '[training]\nloss = "softmax"\nlearning_rate = 1e-2\n'
+    )
+    flaxvgg.save(flaxvgg.load(stack), f"{PLACE}/stack.safetensors")
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+    def run(out: object, *program: str) -> subprocess.CompletedProcess:
+        machine()
+        told = [*program, "train", "--config", config, "--out", out]
+        home = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+        return subprocess.run(
+            [sys.executable, *told], env=environment | home, capture_output=True, text=True
+        )
+
+    assert not run(tmp_path / "whole", "-m", "flaxvgg").returncode
+    for kind, where in ("step", 9), ("put", 1), ("put", 3), ("put", 5):
+        out = f"{PLACE}/killed/{kind}{where}"
+        killed = run(out, "-c", _KILLED, kind, str(where))
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        again = run(out, "-m", "flaxvgg")
+        assert not again.returncode, again.stderr
+        assert f"written: {out}/model" in again.stdout
+        assert same_models(f"{out}/model", tmp_path / "whole" / "model")
+        rows = remote.Object(f"{out}/metrics.csv").fetch()[0]
+        assert rows == (tmp_path / "whole" / "metrics.csv").read_bytes()
+        assert "curves.png" in objects(out)
