@@ -25,6 +25,9 @@ from flaxvgg.files import addresses, remote, remote_locking
 from flaxvgg.files.addresses import named
 from flaxvgg.files.locking import LockedError
 from flaxvgg.files.remote import GoneError, RemoteError
+from flaxvgg.images.fingerprint import content_of_photo
+from flaxvgg.images.labelled import read_labelled
+from flaxvgg.images.loading import ImageError, open_image
 from flaxvgg.network.provenance import PREPROCESSING
 from flaxvgg.streaming import (
     Store,
@@ -112,6 +115,40 @@ def test_a_data_set_is_the_one_of_the_folder(folder, proxy, kind):
         assert not found.problem
         np.testing.assert_array_equal(found.pixels, expected.pixels)
         assert found.content == there.content(row) != expected.content
+
+
+@pytest.mark.parametrize("kind", ["photos", "list.csv", "s-000.tar", "shards"])
+def test_what_is_trained_on_is_that_of_the_folder(folder, proxy, kind):
+    here, there = read_labelled(folder / kind), read_labelled(f"{BUCKET_URL}/{kind}")
+    assert there.classes == here.classes
+    np.testing.assert_array_equal(there.labels, here.labels)
+    contents = [[content_of_photo(x) for x in found.paths] for found in (here, there)]
+    assert contents[0] == contents[1]
+    asked = len(proxy.requests)
+    assert contents[1] == [content_of_photo(x) for x in there.paths]
+    assert len(proxy.requests) == asked  # each is fetched once
+    for a, b in zip(here.paths[:3], there.paths[:3], strict=True):
+        assert str(a).endswith(str(b))
+        np.testing.assert_array_equal(open_image(a), open_image(b))
+
+
+def test_what_cannot_be_trained_on_is_said_in_a_line(folder, proxy):
+    for kind, says in {
+        "photos/cats": "images in no folder: put those of each class into one",
+        "nothing": "no image below this address",
+        "x.array_record": "ArrayRecord files are read from this machine",
+        "list.parquet": "no column `labels` in it",
+        "no.csv": "no such object: check the address",
+    }.items():
+        with pytest.raises(ValueError, match=says) as error:
+            read_labelled(f"{BUCKET_URL}/{kind}")
+        assert str(error.value).startswith(f"{BUCKET_URL}/{kind}: ")
+    table = f"{BUCKET_URL}/lists.csv"
+    remote.write(table, b"image,label\nphotos/cats/\xc3\xa4 00.png,a\nno.png,b")
+    with pytest.raises(ImageError, match=r"^no\.png: no such object: check the address"):
+        open_image(read_labelled(table).paths[1])
+    with pytest.raises(ValueError, match="they are b"):
+        read_labelled(f"{BUCKET_URL}/photos", ["b"])
 
 
 def test_a_table_of_this_machine_lists_addresses(folder, proxy, tmp_path):

@@ -21,6 +21,7 @@ from flaxvgg.files.locking import LockedError
 from flaxvgg.files.remote import RemoteError
 from flaxvgg.files.remote_locking import alone_at
 from flaxvgg.network.config import VGGConfig
+from flaxvgg.training.places import Bucket
 from flaxvgg.training.run import train
 from flaxvgg.training.settings import Data, Model, Run
 from flaxvgg.training.trainer import Optimisation
@@ -88,12 +89,12 @@ def same_models(a: str | Path, b: str | Path) -> bool:
     return a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
 
 
-def test_one_run_at_a_time_and_nowhere_else(photos, tiny, proxy, machine):
-    run = a_run(photos)
+def test_one_run_at_a_time_and_nowhere_else(photos, tiny, proxy, machine, monkeypatch):
+    run, home = a_run(photos), machine()
     remote.write(f"{PLACE}/refused/notes.txt", b"")
-    with pytest.raises(ValueError, match="also holds notes.txt, and is no run: choose another"):
+    with pytest.raises(ValueError, match=r"also holds notes\.txt, and is no run: choose another"):
         train(tiny, run, f"{PLACE}/refused")
-    with pytest.raises(ValueError, match="s3://bucket also holds runs, and is no run"):
+    with pytest.raises(ValueError, match="s3://bucket is a whole bucket: add a name"):
         train(tiny, run, f"s3://{BUCKET}")
     with pytest.raises(ValueError, match="a web server is read only"):
         train(tiny, run, "https://example.org/run")
@@ -104,7 +105,10 @@ def test_one_run_at_a_time_and_nowhere_else(photos, tiny, proxy, machine):
         pytest.raises(LockedError, match="is being written by another run"),
     ):
         train(tiny, run, f"{PLACE}/held")
-    assert not machine().exists()
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(ValueError, match="several processes write into a folder that all of them"):
+        Bucket(f"{PLACE}/many").check(run.data)
+    assert not home.exists()
 
 
 @pytest.mark.slow
@@ -127,6 +131,23 @@ def test_a_run_goes_on_on_another_machine(photos, tiny, proxy, machine, tmp_path
     with pytest.raises(CheckpointError, match=f"^{url}/checkpoints at step 14 is of another run"):
         train(tiny, dataclasses.replace(run, every=2), url)
     assert train(tiny, a_run(photos, epochs=3), url).steps == 21
+
+
+@pytest.mark.slow
+def test_photos_in_the_bucket_are_those_of_the_folder(photos, tiny, proxy, machine, tmp_path):
+    for path in photos.rglob("*.png"):
+        remote.write(f"{PLACE}/photos/{path.relative_to(photos)}", path.read_bytes())
+    there = Path(f"{PLACE}/photos")
+    whole = train(tiny, a_run(photos), tmp_path / "whole")
+    assert train(tiny, a_run(there), tmp_path / "there").rows == whole.rows
+    # A run may go from one to the other.
+    train(tiny, a_run(photos), f"{PLACE}/moved", stopped_after(4))
+    assert train(tiny, a_run(there), f"{PLACE}/moved").rows == whole.rows
+    with pytest.raises(ValueError, match="is among the images: choose another --out"):
+        train(tiny, a_run(there), f"{PLACE}/photos/run")
+    remote.write(f"{PLACE}/photos/red/x.png", b"broken")
+    with pytest.raises(ValueError, match=rf"{PLACE}/photos: red/x.png: "):
+        train(tiny, a_run(there), tmp_path / "broken")
 
 
 @pytest.mark.slow

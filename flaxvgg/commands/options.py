@@ -1,5 +1,6 @@
 """What commands share: their options, and how these are read."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,10 +109,14 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def load_model(weights: str, arch: str, **options: Any) -> "VGG":
-    from flaxvgg.files.remote_folders import brought
+    from flaxvgg.files.remote_folders import brought, bucket_address
 
-    with brought(weights) as here:
-        return _load_model(str(here), arch, **options)
+    with contextlib.ExitStack() as held:
+        if url := bucket_address(weights):
+            with step("fetching") as found:
+                weights = str(held.enter_context(brought(url)))
+                found.append(url)
+        return _load_model(weights, arch, **options)
 
 
 def _load_model(weights: str, arch: str, **options: Any) -> "VGG":

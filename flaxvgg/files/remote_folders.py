@@ -10,6 +10,7 @@ gets the old one or the new one, and what a killed save has left goes with the n
 import contextlib
 import hashlib
 import json
+import os
 import posixpath
 import re
 import shutil
@@ -38,19 +39,24 @@ _TRIES = 5
 
 def bucket_address(path: object) -> str | None:
     """The address of a place in a bucket that a path or text is, without a slash at its end."""
-    url = address(path) if isinstance(path, str | Path) else None
+    url = address(path) if isinstance(path, str | os.PathLike) else None
     return url.rstrip("/") if url and not url.startswith("http") else None
 
 
-def check_place_at(url: str, is_file: bool) -> None:
-    """Raise WriteError where no file, or folder, can be saved at an address; RemoteError."""
-    url = url.rstrip("/")
+def check_address(url: str) -> None:
+    """Raise WriteError for an address that is no place in a bucket."""
     if url.startswith("http"):
         raise WriteError(
             f"{url}: a web server is read only: choose s3://, gs:// or a place on this machine"
         )
     if not split(url)[1]:
         raise WriteError(f"{url} is a whole bucket: add a name, {url}/NAME")
+
+
+def check_place_at(url: str, is_file: bool) -> None:
+    """Raise WriteError where no file, or folder, can be saved at an address; RemoteError."""
+    url = url.rstrip("/")
+    check_address(url)
     for name, _ in objects_below(url):
         if is_file:
             raise WriteError(f"{url} is a folder, with {name} in it: choose another name")

@@ -25,6 +25,7 @@ from flaxvgg.files.foreign import AnyPath
 from flaxvgg.files.locking import alone_in
 from flaxvgg.files.remote import GoneError, Object, RemoteError, objects_below, write
 from flaxvgg.files.remote_folders import (
+    check_address,
     check_place_at,
     fetch_folder,
     folders_below,
@@ -96,6 +97,7 @@ class Bucket:
                 f"--out {self._url}: several processes write into a folder that all of them see: "
                 "name one, and copy it there"
             )
+        check_address(self._url)
         check_place_at(self.named(MODEL), is_file=False)
         others = {name.partition("/")[0] for name, _ in objects_below(self._url)} - _OURS
         if others:
