@@ -20,7 +20,6 @@ from flaxvgg.files import remote
 from flaxvgg.files.locking import LockedError
 from flaxvgg.files.remote import RemoteError
 from flaxvgg.files.remote_locking import alone_at
-from flaxvgg.network.config import VGGConfig
 from flaxvgg.training.places import Bucket
 from flaxvgg.training.run import train
 from flaxvgg.training.settings import Data, Model, Run
@@ -28,7 +27,7 @@ from flaxvgg.training.trainer import Optimisation
 from flaxvgg.watching import Watcher
 from flaxvgg.weights import checkpoint
 from flaxvgg.weights.checkpoint import CheckpointError
-from helpers import TINY_GAP, TinyConfig, random_model, tiny_vgg
+from helpers import TINY_GAP, TinyConfig, tiny_vgg
 from networks import coloured_photos
 
 PLACE = f"s3://{BUCKET}/runs"
@@ -228,64 +227,80 @@ def test_what_the_bucket_has_not_is_gone_on_with(photos, tiny, proxy, machine, m
     assert same_models(f"{url}/model", f"{PLACE}/ahead/model")
 
 
-_KILLED = """
-import os, signal, sys
-from flaxvgg.commands.cli import app
+# flaxvgg train on a tiny network; killed at a step, or within the upload of a folder.
+_PROGRAM = """
+import dataclasses, os, signal, sys
+from networks import TINY_GAP, tiny_vgg
+from flaxvgg.commands import cli, train
+from flaxvgg.files import remote_folders
+from flaxvgg.training import places
 from flaxvgg.training.log import Log
-from flaxvgg.training.places import Bucket
-import flaxvgg.training.places as places
+from flaxvgg.training.settings import Model
+
+def with_head(model, loaded, classes, seed):
+    return tiny_vgg((*TINY_GAP[:-1], dataclasses.replace(TINY_GAP[-1], outputs=classes)))
+
+Model.with_head = with_head
+train.load_model = lambda *told, **options: tiny_vgg(TINY_GAP)
 kind, at = sys.argv.pop(1), int(sys.argv.pop(1))
-def die(*_): os.kill(os.getpid(), signal.SIGKILL)
-add, put, count = Log.add, places.put_folder, 0
+add, put, write, folders = Log.add, places.put_folder, remote_folders.write, []
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
 def add_and_die(self, row):
     add(self, row)
-    if row["step"] == at:
+    if kind == "step" and row["step"] == at:
         die()
-def put_and_die(folder, url):
-    global count
-    count += 1
-    if count == at:
-        import flaxvgg.files.remote_folders as folders
-        write, folders.write = folders.write, lambda *told, **how: (write(*told, **how), die())
+
+def write_and_die(*told, **options):
+    write(*told, **options)
+    if kind == "put" and len(folders) == at:
+        die()
+
+def put_noted(folder, url):
+    folders.append(folder)
     put(folder, url)
-if kind == "step":
-    Log.add = add_and_die
-else:
-    places.put_folder = put_and_die
-app(sys.argv[1:])
+
+Log.add, places.put_folder, remote_folders.write = add_and_die, put_noted, write_and_die
+cli.app(sys.argv[1:])
 """
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_in_the_same_bits(photos, proxy, machine, tmp_path):
+def test_a_killed_run_ends_in_the_same_bits(photos, tiny, proxy, machine, tmp_path):
     """At a step, or within the upload of a checkpoint or of the model; on other machines."""
-    stack = tmp_path / "stack.safetensors"
-    flaxvgg.save(random_model(VGGConfig.features_only("vgg11", "random")), stack)
     config = tmp_path / "run.toml"
     config.write_text(
         f'epochs = 2\nevery = 3\n[data]\ntrain = "{photos}"\nsize = [32, 32]\nbatch = 4\n'
-        f'[model]\narch = "vgg11"\nweights = "{PLACE}/stack.safetensors"\n'
         '[training]\nloss = "softmax"\nlearning_rate = 1e-2\n'
     )
-    flaxvgg.save(flaxvgg.load(stack), f"{PLACE}/stack.safetensors")
+    command = "train", "--config", str(config), "--out"
+    tests = Path(__file__).parent
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment |= {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
 
-    def run(out: object, *program: str) -> subprocess.CompletedProcess:
+    def run(out: object, kind: str = "whole", where: int = 0) -> subprocess.CompletedProcess:
         machine()
-        told = [*program, "train", "--config", config, "--out", out]
         home = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
         return subprocess.run(
-            [sys.executable, *told], env=environment | home, capture_output=True, text=True
+            [sys.executable, "-c", _PROGRAM, kind, str(where), *command, str(out)],
+            env=environment | home,
+            capture_output=True,
+            text=True,
         )
 
-    assert not run(tmp_path / "whole", "-m", "flaxvgg").returncode
-    for kind, where in ("step", 9), ("put", 1), ("put", 3), ("put", 5):
+    done = run(tmp_path / "whole")
+    assert not done.returncode, done.stderr
+    for kind, where in ("step", 9), ("put", 3), ("put", 7):
         out = f"{PLACE}/killed/{kind}{where}"
-        killed = run(out, "-c", _KILLED, kind, str(where))
+        killed = run(out, kind, where)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-        again = run(out, "-m", "flaxvgg")
+        assert "model/flaxvgg.json" not in objects(out)
+        again = run(out)
         assert not again.returncode, again.stderr
         assert f"written: {out}/model" in again.stdout
+        assert re.search(r"resuming after step \d+ of 14", again.stdout)
         assert same_models(f"{out}/model", tmp_path / "whole" / "model")
         rows = remote.Object(f"{out}/metrics.csv").fetch()[0]
         assert rows == (tmp_path / "whole" / "metrics.csv").read_bytes()
