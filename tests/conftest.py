@@ -26,6 +26,7 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # the command line's: test
 import jax
 import pytest
 from jaxtyping import install_import_hook
+from object_store import Proxy, Server, at
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -114,3 +115,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.removeprefix("tests/").startswith(_LONG):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A real S3 server with one bucket, which all tests share."""
+    with Server(tmp_path_factory.mktemp("server")) as found:
+        yield found
+
+
+@pytest.fixture
+def proxy(server):
+    """What stands between this process and the server, and does nothing unless it is told to."""
+    with Proxy(server.port) as found, at(found.port):
+        yield found

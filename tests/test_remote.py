@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow
 import pytest
 import zarr
-from object_store import BUCKET, Proxy, Server, at, some
+from object_store import BUCKET, at, some
 from pyarrow import parquet
 from streaming_jobs import means_job, on_device
 from test_archives import image, tar
@@ -25,6 +25,9 @@ from flaxvgg.files import addresses, remote, remote_locking
 from flaxvgg.files.addresses import named
 from flaxvgg.files.locking import LockedError
 from flaxvgg.files.remote import GoneError, RemoteError
+from flaxvgg.images.fingerprint import content_of_photo
+from flaxvgg.images.labelled import read_labelled
+from flaxvgg.images.loading import ImageError, open_image
 from flaxvgg.network.provenance import PREPROCESSING
 from flaxvgg.streaming import (
     Store,
@@ -40,19 +43,6 @@ from helpers import TINY_GAP, run_flaxvgg, tiny_vgg
 
 RECIPE = PREPROCESSING["torchvision"]
 COUNT, UNIT = 40, 32
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("server")) as found:
-        yield found
-
-
-@pytest.fixture
-def proxy(server):
-    """What stands between this process and the server, and does nothing unless it is told to."""
-    with Proxy(server.port) as found, at(found.port):
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +115,40 @@ def test_a_data_set_is_the_one_of_the_folder(folder, proxy, kind):
         assert not found.problem
         np.testing.assert_array_equal(found.pixels, expected.pixels)
         assert found.content == there.content(row) != expected.content
+
+
+@pytest.mark.parametrize("kind", ["photos", "list.csv", "s-000.tar", "shards"])
+def test_what_is_trained_on_is_that_of_the_folder(folder, proxy, kind):
+    here, there = read_labelled(folder / kind), read_labelled(f"{BUCKET_URL}/{kind}")
+    assert there.classes == here.classes
+    np.testing.assert_array_equal(there.labels, here.labels)
+    contents = [[content_of_photo(x) for x in found.paths] for found in (here, there)]
+    assert contents[0] == contents[1]
+    asked = len(proxy.requests)
+    assert contents[1] == [content_of_photo(x) for x in there.paths]
+    assert len(proxy.requests) == asked  # each is fetched once
+    for a, b in zip(here.paths[:3], there.paths[:3], strict=True):
+        assert str(a).endswith(str(b))
+        np.testing.assert_array_equal(open_image(a), open_image(b))
+
+
+def test_what_cannot_be_trained_on_is_said_in_a_line(folder, proxy):
+    for kind, says in {
+        "photos/cats": "images in no folder: put those of each class into one",
+        "nothing": "no image below this address",
+        "x.array_record": "ArrayRecord files are read from this machine",
+        "list.parquet": "no column `labels` in it",
+        "no.csv": "no such object: check the address",
+    }.items():
+        with pytest.raises(ValueError, match=says) as error:
+            read_labelled(f"{BUCKET_URL}/{kind}")
+        assert str(error.value).startswith(f"{BUCKET_URL}/{kind}: ")
+    table = f"{BUCKET_URL}/lists.csv"
+    remote.write(table, b"image,label\nphotos/cats/\xc3\xa4 00.png,a\nno.png,b")
+    with pytest.raises(ImageError, match=r"^no\.png: no such object: check the address"):
+        open_image(read_labelled(table).paths[1])
+    with pytest.raises(ValueError, match="they are b"):
+        read_labelled(f"{BUCKET_URL}/photos", ["b"])
 
 
 def test_a_table_of_this_machine_lists_addresses(folder, proxy, tmp_path):
@@ -436,8 +460,8 @@ def test_commands_refuse_in_a_line(folder, proxy, monkeypatch, tmp_path):
     for command, says in {
         ("features", shard): "behind an address goes into a store (--out NAME.zarr)",
         ("features", shard, "--out", f"s3://{BUCKET}/f.npz"): "a store alone: add .zarr",
-        ("attribute", folder / "photos", "--out", f"s3://{BUCKET}/f"): "only a .zarr store can be",
-        ("train", "--config", config, "--out", f"s3://{BUCKET}/f"): "only a .zarr store can be",
+        ("attribute", folder / "photos", "--out", f"s3://{BUCKET}/f"): ".zarr stores can be there",
+        ("train", "--config", config, "--out", f"s3://{BUCKET}/sets"): "and is no run",
         ("sparsity", f"{BUCKET_URL}/nothing", "--out", out): "no image below this address",
     }.items():
         refused = run_flaxvgg(*command)

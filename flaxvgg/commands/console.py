@@ -31,6 +31,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from flaxvgg.commands.processes import end, ended_by_another
+from flaxvgg.files.addresses import named
 from flaxvgg.files.foreign import plain
 from flaxvgg.files.remote import RemoteError
 from flaxvgg.watching import Bar, Watcher
@@ -188,7 +189,7 @@ def _finite(value: Any) -> Any:
 
 def say_where(path: Path) -> None:
     """Point to what is to be looked at."""
-    console.print(f"look at {plain(str(path))}", style="bold", highlight=False, soft_wrap=True)
+    console.print(f"look at {plain(named(path))}", style="bold", highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from flaxvgg.commands.console import (
     show,
     step,
 )
+from flaxvgg.files.addresses import named
 
 
 def convert(
@@ -23,14 +24,14 @@ def convert(
             help="A file of PyTorch, safetensors, ONNX or Keras, whatever its name; a folder or an "
             "index of several (model.safetensors.index.json); a checkpoint of flaxvgg; a "
             "torchvision name (VGG16_Weights.IMAGENET1K_V1); or DISTRIBUTION:FILE for a file in an "
-            "installed Python package."
+            "installed Python package. A file, and what flaxvgg saved there, also at s3:// or gs://."
         ),
     ],
     out: Annotated[
         Path,
         typer.Option(
             help="An Orbax directory; a .safetensors file (read by flaxvgg and by PyTorch); or a "
-            ".pth file for torchvision's load_state_dict."
+            ".pth file for torchvision's load_state_dict; also at s3:// or gs://."
         ),
     ],
     arch: Annotated[
@@ -61,8 +62,11 @@ def convert(
     nothing was written. 2: bad input, and nothing was written.
     """
     accept_any_text()
-    with clear_errors(f"{out} is as it was"):
-        agreed = _convert(source, out, arch, dtype, preprocessing, prefix, verify, as_json)
+    with clear_errors(f"{named(out)} is as it was"):
+        from flaxvgg.files.remote_folders import brought
+
+        with brought(source) as here:
+            agreed = _convert(str(here), out, arch, dtype, preprocessing, prefix, verify, as_json)
     raise typer.Exit(0 if agreed else 1)
 
 
@@ -105,11 +109,11 @@ def _convert(
             found += [*checks, f"on {what}"]
         print_verification(console, checks)
         if not all(check.holds for peer in checks.values() for check in peer):
-            errors.print(f"not verified: {out} was not written", style="red")
+            errors.print(f"not verified: {named(out)} was not written", style="red")
             return False
     with step("writing") as found:
         write(model, out)
-        found.append(str(out))
-    rows = model_facts(model) | {"written": str(out)}
+        found.append(named(out))
+    rows = model_facts(model) | {"written": named(out)}
     show(lambda: facts(rows), rows | {"verified": verification_json(checks)}, as_json=as_json)
     return True

@@ -11,7 +11,10 @@ from flaxvgg.commands.console import clear_errors, show
 
 def info(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="A checkpoint or a .zarr store, to see what it records.")
+        Path | None,
+        typer.Argument(
+            help="A checkpoint or a .zarr store, to see what it records; also at s3:// or gs://."
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:

@@ -1,5 +1,6 @@
 """What commands share: their options, and how these are read."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 Weights = Annotated[
     str,
     typer.Option(
-        help="A checkpoint of flaxvgg, a .pth or .safetensors file, or published weights "
+        help="A checkpoint of flaxvgg, a .pth or .safetensors file, also at s3:// or gs://, or "
+        "published weights "
         "(IMAGENET1K_V1, downloaded; IMAGENET1K_V1_CONVOLUTIONS, the same without the classifier)."
     ),
 ]
@@ -107,6 +109,17 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def load_model(weights: str, arch: str, **options: Any) -> "VGG":
+    from flaxvgg.files.remote_folders import brought, bucket_address
+
+    with contextlib.ExitStack() as held:
+        if url := bucket_address(weights):
+            with step("fetching") as found:
+                weights = str(held.enter_context(brought(url)))
+                found.append(url)
+        return _load_model(weights, arch, **options)
+
+
+def _load_model(weights: str, arch: str, **options: Any) -> "VGG":
     import flaxvgg
     from flaxvgg.weights.checkpoint import is_checkpoint
     from flaxvgg.weights.packaged import find_packaged, packaged

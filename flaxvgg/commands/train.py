@@ -9,6 +9,7 @@ from flaxvgg.commands import options
 from flaxvgg.commands.console import Shown, clear_errors, errors, say_where, stoppable
 from flaxvgg.commands.options import load_model
 from flaxvgg.commands.processes import join_processes
+from flaxvgg.files.addresses import named
 
 if TYPE_CHECKING:
     from flaxvgg.network.model import VGG
@@ -19,7 +20,10 @@ def train(
         Path, typer.Option(help="A TOML file: the images, the weights, how to train.")
     ],
     out: Annotated[
-        Path, typer.Option(help="The folder for the model, checkpoints and curves.")
+        Path,
+        typer.Option(
+            help="The folder for the model, checkpoints and curves, or s3://BUCKET/NAME, gs://..."
+        ),
     ] = Path("run"),
     distributed: options.Distributed = False,
 ) -> None:
@@ -29,7 +33,7 @@ def train(
     or, with more epochs, to extend a finished one. Ctrl-C, and SIGTERM, stop after the step and
     keep it. All devices, of all processes, share each batch.
     """
-    with clear_errors(f"the checkpoints in {out} are as they were"):
+    with clear_errors(f"the checkpoints in {named(out)} are as they were"):
         if distributed:
             join_processes()
         from flaxvgg.files.folders import write_bytes

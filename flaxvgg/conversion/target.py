@@ -9,7 +9,9 @@ import numpy as np
 
 import flaxvgg
 from flaxvgg.conversion.source_weights import SourceError, SourceWeights
+from flaxvgg.files.addresses import address
 from flaxvgg.files.choices import choose
+from flaxvgg.files.remote_folders import save_at
 from flaxvgg.files.replacing import sweep, write_atomically
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG
@@ -26,7 +28,7 @@ def check_out(out: Path) -> None:
         raise SourceError(
             f"{out}: flaxvgg writes an Orbax directory, .safetensors or .pth, not {out.suffix}"
         )
-    check_target(out.absolute())
+    check_target(out if address(out) else out.absolute())
 
 
 def convert(source: SourceWeights, dtype: str | None = None) -> VGG:
@@ -57,7 +59,10 @@ def write(model: VGG, out: Path) -> None:
 
     A model without a classifier gets the all-NaN one that torchvision publishes such weights with.
     """
-    if out.suffix in (".pth", ".pt"):
+    if url := address(out):
+        check_target(out)
+        save_at(url, lambda here: write(model, here))
+    elif out.suffix in (".pth", ".pt"):
         sweep(out.absolute().parent)
         write_atomically(out.absolute(), lambda target: _write_pth(model, target))
     else:

@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from flaxvgg.files import remote
+from flaxvgg.files.addresses import address
 from flaxvgg.files.foreign import plain
 from flaxvgg.files.replacing import (
     cannot_be_written,
@@ -81,7 +83,13 @@ def make_folder(out: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file, all or nothing, and the folders above it. Raises ValueError."""
+    """Write a file, all or nothing, and the folders above it, or an object.
+
+    Raises ValueError, and for an address RemoteError.
+    """
+    if url := address(path):
+        remote.write(url, data)
+        return
     make_folder(path.parent)
 
     def write(target: Path) -> None:

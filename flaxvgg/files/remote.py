@@ -47,7 +47,7 @@ class RemoteError(Exception):
     """
 
     def __init__(self, address: str, reason: str, advice: str):
-        self.reason, self.advice = reason, advice
+        self.address, self.reason, self.advice = address, reason, advice
         super().__init__(f"{address}: {reason}: {advice}")
 
 
@@ -192,10 +192,10 @@ def matching(pattern: Path) -> list[Path]:
     return [Path(pattern.parent, name) for name in fnmatch.filter(names, pattern.name)]
 
 
-def write(url: str, data: bytes, *, create: bool = False) -> bool:
-    """Put an object there, whole or not at all; to `create` one, False where one is there.
+def write(url: str, data: bytes | Path, *, create: bool = False) -> bool:
+    """Put an object there, or a file as one, whole or not at all.
 
-    Where an answer does not arrive, the one that is there may be ours. Raises RemoteError.
+    To `create` one, False where one is there: of an answer that was lost, ours. RemoteError.
     """
     return _put(url, data, "create" if create else None)
 
@@ -209,7 +209,7 @@ def replace(url: str, data: bytes, version: Version) -> bool:
     return _put(url, data, {"e_tag": version.tag, **number})
 
 
-def _put(url: str, data: bytes, mode: Any) -> bool:
+def _put(url: str, data: bytes | Path, mode: Any) -> bool:
     import obstore
 
     root, key = split(url)

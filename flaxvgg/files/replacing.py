@@ -117,7 +117,10 @@ def followed(path: Path) -> Path:
     Raises WriteError for a circle of links, and for an address.
     """
     if url := address(path):
-        raise WriteError(f"{url}: only a .zarr store can be there: choose a place on this machine")
+        raise WriteError(
+            f"{url}: only models, training runs and .zarr stores can be there: choose a place on "
+            "this machine"
+        )
     target = Path(os.path.realpath(path)) if os.path.islink(path) else path
     if os.path.islink(target):
         raise WriteError(f"{path} is a symbolic link that leads back to itself: remove it")

@@ -47,8 +47,11 @@ def content_of_file(path: str | os.PathLike[str]) -> int:
         size = os.fstat(file.fileno()).st_size
         if size <= _WHOLE:
             return content_of(file.read(_WHOLE + 1))
-        places = [*range(0, size - _PIECE, _EVERY), size - _PIECE]
-        return _digest(size, (_read_at(file.fileno(), place) for place in places))
+        return _digest(size, (_read_at(file.fileno(), place) for place in _places(size)))
+
+
+def _places(size: int) -> list[int]:
+    return [*range(0, size - _PIECE, _EVERY), size - _PIECE]
 
 
 def content_of(data: bytes | np.ndarray, label: Any = None) -> int:
@@ -62,9 +65,14 @@ def content_of(data: bytes | np.ndarray, label: Any = None) -> int:
 
 
 def content_of_photo(photo: Path | Inside) -> int:
-    """The content of a file, or of one inside another. Raises OSError and ImageError."""
+    """The content of a file, or of one inside another: the same. Raises OSError and ImageError."""
     found = photo.read() if isinstance(photo, Inside) else photo
-    return content_of(found) if isinstance(found, bytes) else content_of_file(found)
+    if not isinstance(found, bytes):
+        return content_of_file(found)
+    size = len(found)
+    if size <= _WHOLE:
+        return content_of(found)
+    return _digest(size, (found[place : place + _PIECE] for place in _places(size)))
 
 
 def _digest(size: int, blocks: Iterable[Any]) -> int:

@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,22 @@ class Checkpoints:
 
     They are written in the background, each whole or not at all: a run that is killed at any moment
     finds the last one that was finished. `run` are its options, which have to be those of the
-    states that are there; `data` says what it learns from, for `data_of_last`. Of several processes
+    states that are there; `data` says what it learns from, for `data_of_last`; `then` is called in
+    the background when a state is whole, and `save` and `wait` wait for it. Of several processes
     all do everything here alike: each writes its part of a state, however that is sharded, and
     reads all of it.
     """
 
     def __init__(
-        self, folder: Path, run: Mapping[str, Any], keep: int, data: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        run: Mapping[str, Any],
+        keep: int,
+        data: Mapping[str, Any] | None = None,
+        then: Callable[[], None] | None = None,
     ):
+        self._then, self._thread = then, ThreadPoolExecutor(1)
+        self._called: Future[None] | None = None
         self._run = json.loads(json.dumps(run))
         self._data = json.loads(json.dumps(data))
         policies = ocp.training.preservation_policies
@@ -53,9 +62,11 @@ class Checkpoints:
     def save(self, state: TrainState, data: Any, metric: float | None = None) -> None:
         """Write the state, and that of the data, as of now. Raises CheckpointError.
 
-        The state is copied before this returns. An error of the previous save is raised too.
+        The state is copied before this returns. An error of the previous save is raised too; one of
+        the previous `then` when this state is on disk.
         """
         step = int(state.step)
+        failed = self._failed()
         self.wait()
         if any(found.step == step for found in self._checkpointer.checkpoints):
             return
@@ -65,9 +76,26 @@ class Checkpoints:
         copied = _named(state, np.array if jax.process_count() == 1 else jnp.copy)
         with self._writing():
             self._checkpointer.save_async(step, copied, metrics=metrics, custom_metadata=told)
+        if failed is not None:
+            self.wait()
+            raise failed
+        if self._then is not None:
+            self._called = self._thread.submit(self._when_whole, self._then)
+
+    def _when_whole(self, then: Callable[[], None]) -> None:
+        with self._writing():
+            self._checkpointer.wait()
+        then()
+
+    def _failed(self) -> BaseException | None:
+        """Wait for `then`; why it failed."""
+        called, self._called = self._called, None
+        return None if called is None else called.exception()
 
     def wait(self) -> None:
         """Wait until the last state is on disk. Raises CheckpointError where it could not be."""
+        if (failed := self._failed()) is not None:
+            raise failed
         with self._writing():
             self._checkpointer.wait()
 
@@ -106,8 +134,12 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the last save and let go of the folder. Raises CheckpointError as `wait`."""
+        failed = self._failed()
+        self._thread.shutdown()
         with self._writing():
             self._checkpointer.close()
+        if failed is not None:
+            raise failed
 
     def _read(self, step: int, template: TrainState) -> tuple[TrainState, Any]:
         where, metadata = self._where(step), self._metadata(step)

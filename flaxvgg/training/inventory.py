@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from flaxvgg.files.remote import THREADS
 from flaxvgg.images.datasets import DatasetError, LabelledImages
 from flaxvgg.images.fingerprint import (
     UNKNOWN,
@@ -22,6 +23,7 @@ from flaxvgg.images.fingerprint import (
 )
 from flaxvgg.images.inside import Inside
 from flaxvgg.images.loading import ImageError, load_pixels
+from flaxvgg.images.spooled import Fetched
 from flaxvgg.network.processes import gathered, own_part
 from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.training.data import check_photo
@@ -65,7 +67,7 @@ def take_inventory(
                 else:
                     load_pixels(path, run.data.size, recipe)
         except ImageError as error:
-            return content, str(error)
+            return content, f"{path}: {str(error).removeprefix(f'{path}: ')}"
         except OSError as error:
             return content, f"{path}: cannot be read: {error.strerror}"
         return content, ""
@@ -76,7 +78,9 @@ def take_inventory(
     labels = [*_labels(train), *_labels(validation)]
     entries, problems = [], []
     own = [jobs[i] for i in own_part(len(jobs))]
-    looked = list(watch.each(in_threads(look, own), "checking photos", len(own)))
+    waited_for = any(isinstance(x, Inside) and isinstance(x.holds, Fetched) for _, x in own)
+    threads = THREADS if waited_for else None
+    looked = list(watch.each(in_threads(look, own, threads), "checking photos", len(own)))
     found = [x for part in gathered(json.dumps(looked).encode()) for x in json.loads(part)]
     for (part, path), named, (content, problem) in zip(jobs, labels, found, strict=True):
         if problem:

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flaxvgg.evaluation.classification import accuracy
-from flaxvgg.files.folders import check_folder, write_bytes
-from flaxvgg.files.locking import alone_in
-from flaxvgg.images.datasets import LabelledImages, is_pascal_voc
+from flaxvgg.files.folders import write_bytes
+from flaxvgg.files.foreign import AnyPath
+from flaxvgg.images.datasets import LabelledImages
 from flaxvgg.images.fingerprint import model_digest
 from flaxvgg.images.labelled import read_labelled
 from flaxvgg.images.loading import normalise
@@ -34,7 +33,16 @@ from flaxvgg.training.inventory import (
     to_csv,
 )
 from flaxvgg.training.log import Log, Row
-from flaxvgg.training.settings import Data, Run
+from flaxvgg.training.places import (
+    CHECKPOINTS,
+    CONFUSION,
+    DATA,
+    MODEL,
+    Bucket,
+    Folder,
+    place_of,
+)
+from flaxvgg.training.settings import Run
 from flaxvgg.training.trainer import Trainer, TrainState
 from flaxvgg.training.validation import (
     confusion_csv,
@@ -45,9 +53,7 @@ from flaxvgg.training.validation import (
     scores_of,
 )
 from flaxvgg.watching import Watcher
-from flaxvgg.weights.checkpoint import CheckpointError, check_target, save
-
-_DATA = "data.csv"
+from flaxvgg.weights.checkpoint import CheckpointError, save
 
 
 class TrainingError(ValueError):
@@ -86,62 +92,51 @@ def read_images(run: Run) -> tuple[LabelledImages, LabelledImages]:
     return train, validation
 
 
-def _check_apart(out: Path, data: Data) -> None:
-    """Raise ValueError where `out` is in a folder of classes, of which it would become one."""
-    for folder in filter(None, (data.train, data.validation)):
-        has_classes = folder.is_dir() and not is_pascal_voc(folder)
-        if has_classes and out.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(
-                f"{out} is in {folder}, where every folder is a class: choose another --out"
-            )
-
-
 def train(
     load: Callable[[], VGG],
     run: Run,
-    out: Path,
+    out: AnyPath,
     stop: Callable[[], bool] = lambda: False,
     devices: Sequence[Device] | None = None,
     watch: Watcher = Watcher(),
 ) -> Trained:
     """Train a new head on the model that `load` gives, and write what comes of it into `out`.
 
-    That is checkpoints/ (a run that was killed goes on from the last one and ends in the same
-    parameters, bit for bit on as many devices), data.csv (the images, and their contents),
-    metrics.csv, tensorboard/, and, at the end, model/: the best by the validation metric, for
-    `flaxvgg.load`, and for images of one class each confusion.csv. A run with more epochs than
-    before goes on, unless its schedule is "cosine", to what it would have been with them at once.
-    All images are decoded once before the first step. A run goes on only with the
-    images, labels and weights that it began with, and one at a time in `out`. The metric is the
-    mean average precision, with "softmax" the accuracy. `stop` is asked after each step. Batches
-    are shared by `devices`, by default all, or by as many of them as divide a batch; a run may go
-    on on another number, to the same within rounding. Several processes of `jax.distributed`, which
+    `out` is a folder, or, for one process, an address in a bucket (s3://, gs://). What comes is
+    checkpoints/ (a run that was killed goes on from the last one and ends in the same parameters,
+    bit for bit on as many devices), data.csv (the images, and their contents), metrics.csv,
+    tensorboard/, and, at the end, model/: the best by the validation metric, for `flaxvgg.load`,
+    and for images of one class each confusion.csv. A run with more epochs than before goes on,
+    unless its schedule is "cosine", to what it would have been with them at once. All images are
+    decoded once before the first step. A run goes on only with the images, labels and weights that
+    it began with, and one at a time in `out`. The metric is the mean average precision, with
+    "softmax" the accuracy. `stop` is asked after each step. Batches are shared by `devices`, by
+    default all, or by as many of them as divide a batch; a run may go on on another number, to the
+    same within rounding. Several processes of `jax.distributed`, which
     see the same files, all call this: each decodes its part of every batch and of the validation
     images, and writes its part of a checkpoint; the first alone writes everything else, is told
     what happens, and gets the rows; `stop` of any of them stops all. Raises TrainingError where
     training cannot go on, with the reason and the cure; DatasetError with all broken images;
     CheckpointError where something else was trained in `out`; LockedError while another run writes
-    there; ValueError for what does not fit.
+    there; ValueError for what does not fit; RemoteError for an address that cannot be reached.
     """
     if not is_first():
         watch = Watcher()
     mesh = _mesh(jax.devices() if devices is None else devices, run.data.batch, watch)
+    where = place_of(out)
     with contextlib.ExitStack() as held:
-        if is_first():
-            check_folder(out)
-            _check_apart(out, run.data)
-            if out.is_dir():  # what is in the way is said now, and not behind the last step
-                check_target(out / "model")
+        if is_first() or isinstance(where, Bucket):
+            where.check(run.data)
         images, validation = read_images(run)
         if is_first():
-            held.enter_context(alone_in(out))
-        return _train(load, run, out, stop, mesh, images, validation, watch)
+            held.enter_context(where.alone(watch))
+        return _train(load, run, where, stop, mesh, images, validation, watch)
 
 
 def _train(
     load: Callable[[], VGG],
     run: Run,
-    out: Path,
+    where: Folder | Bucket,
     stop: Callable[[], bool],
     mesh: Mesh,
     images: LabelledImages,
@@ -165,7 +160,8 @@ def _train(
         part=jax.process_index(),
         parts=jax.process_count(),
     )
-    before = read_csv(out / _DATA)
+    out = where.folder
+    before = read_csv(out / DATA)
     entries = take_inventory(run, images, validation, model.preprocessing, before, watch)
     data = {
         "images": digest(entries),
@@ -175,11 +171,12 @@ def _train(
     }
     trainer = Trainer.of(model, run.training, steps=len(dataset))
     state, iterator = trainer.start(model), reading(dataset)
-    with Checkpoints(out / "checkpoints", run.to_json(), run.keep, data) as kept:
-        _check_data(kept, data, before, entries, run, out, watch)
+    then = where.keep if isinstance(where, Bucket) else None
+    with Checkpoints(out / CHECKPOINTS, run.to_json(), run.keep, data, then) as kept:
+        _check_data(kept, data, before, entries, run, where.named(""), watch)
         found = kept.last(state)
         if is_first():
-            write_bytes(out / _DATA, to_csv(entries))
+            write_bytes(out / DATA, to_csv(entries))
         if found is None:
             _say_absent(validation, metric_name(run.training.loss), watch)
             _warn(model, run, dataset[0], watch)
@@ -194,20 +191,23 @@ def _train(
             )
             state = session.until_stopped(state)
         if int(state.step) == len(dataset):
-            _finish(trainer.model(kept.best(state)), run, validation, out, watch)
+            _finish(trainer.model(kept.best(state)), run, validation, where, watch)
     meet("flaxvgg: a run has ended")
     rows = log.rows if log else []
     return Trained(int(state.step), len(dataset), rows, metric_name(run.training.loss))
 
 
-def _finish(best: VGG, run: Run, validation: LabelledImages, out: Path, watch: Watcher) -> None:
+def _finish(
+    best: VGG, run: Run, validation: LabelledImages, where: Folder | Bucket, watch: Watcher
+) -> None:
     """Write the best model, and what it takes for what."""
-    save(best, out / "model")
-    watch.say(f"written: {out / 'model'}")
+    save(best, where.folder / MODEL)
+    where.keep()
+    watch.say(f"written: {where.named(MODEL)}")
     if has_one_class_each(validation):
         scores = scores_of(best, validation, run.data.size, watch)
         if is_first():
-            write_bytes(out / "confusion.csv", confusion_csv(scores, validation))
+            write_bytes(where.folder / CONFUSION, confusion_csv(scores, validation))
             watch.say(f"the best: accuracy {accuracy(scores, validation.labels):.3f}")
 
 
@@ -217,7 +217,7 @@ def _check_data(
     before: Sequence[Entry],
     entries: Sequence[Entry],
     run: Run,
-    out: Path,
+    out: str,
     watch: Watcher,
 ) -> None:
     """Raise CheckpointError where a run would go on with other images or weights."""
@@ -233,7 +233,7 @@ def _check_data(
     problems = []
     if noted.get("images") != now["images"]:
         known = before if digest(before) == noted.get("images") else ()
-        told = differences(known, entries) if known else f"which, {_DATA} does not tell any more"
+        told = differences(known, entries) if known else f"which, {DATA} does not tell any more"
         problems.append(f"the images differ: {told or 'they come in another order'}")
     if noted.get("classes") != now["classes"]:
         names = [", ".join(x) for x in (noted.get("classes") or [], now["classes"])]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from flax import nnx
 
+from flaxvgg.files.addresses import address
 from flaxvgg.files.nesting import TOO_DEEP, shallow
 from flaxvgg.heads.replacement import with_gap, with_score_map
 from flaxvgg.network.config import SMALLEST_IMAGE, LastActivation
@@ -162,6 +163,11 @@ def _hint(where: list[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"choose from {', '.join(options[here])}"
 
 
+def _from(here: Path, path: Path) -> Path:
+    """A path as seen from a folder; an address is the same from everywhere."""
+    return path if address(path) else here / path
+
+
 def read_run(path: Path) -> Run:
     """The run that a TOML file describes; its paths are relative to it.
 
@@ -195,8 +201,8 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path}: " + "; ".join(told)) from None
     here = path.absolute().parent
     chosen_by = run.data.validation
-    validation = None if chosen_by is None else here / chosen_by
-    data = dataclasses.replace(run.data, train=here / run.data.train, validation=validation)
+    validation = None if chosen_by is None else _from(here, chosen_by)
+    data = dataclasses.replace(run.data, train=_from(here, run.data.train), validation=validation)
     weights = here / run.model.weights
     model = run.model
     if weights.exists():  # else it is the name of published weights, or an error

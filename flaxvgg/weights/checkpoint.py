@@ -1,9 +1,9 @@
 """Checkpoints: an Orbax directory, or one .safetensors file that PyTorch reads too.
 
 Both record the architecture, the provenance, the dtypes, and a CRC-32 of all that: of the header,
-and of every 16 MiB of every parameter, with its dtype and shape. A damaged one is refused, wherever
-the damage is. (Checkpoints of format 1 have no checksums.) A save either replaces what was at the
-path or leaves it alone, and who reads meanwhile gets the old one or the new one.
+and of every 16 MiB of every parameter, with its dtype and shape. A damaged one is refused. (Those
+of format 1 have no checksums.) A save either replaces what was there or leaves it alone, and who
+reads meanwhile gets the old one or the new one.
 """
 
 import json
@@ -19,8 +19,10 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from flaxvgg.files.addresses import address
 from flaxvgg.files.nesting import parse_json, shallow
 from flaxvgg.files.records import first_line, os_error
+from flaxvgg.files.remote_folders import brought, check_place_at, save_at
 from flaxvgg.files.replacing import (
     WriteError,
     check_place,
@@ -60,20 +62,25 @@ def save(model: VGG, path: str | os.PathLike[str]) -> None:
     """Write the model to an Orbax directory, or to one file where the path ends in .safetensors.
 
     The .safetensors file has torchvision's names and layouts, so that PyTorch's `load_state_dict`
-    takes it as it is. A symbolic link is followed. An interrupted save leaves what was there; a
-    killed one also what it wrote beside it, which the next save there removes. Of several processes
-    all have to call it, and the first one writes, however the model is sharded. Raises
-    CheckpointError where the path holds something that is no checkpoint, or cannot be written.
+    takes it as it is. The path may be an address (s3://, gs://); a symbolic link is followed. An
+    interrupted save leaves what was there; a killed one also what it wrote beside it, which the
+    next save there removes. Of several processes all have to call it, and the first one writes,
+    however the model is sharded. Raises CheckpointError where the path holds something that is no
+    checkpoint, or cannot be written; for an address also LockedError and RemoteError.
 
     >>> flaxvgg.save(model, "model.safetensors")
     >>> flaxvgg.load("model.safetensors").config.arch
     'vgg11'
     """
+    if url := address(path):
+        if jax.process_count() > 1:
+            raise CheckpointError(f"{url}: several processes save into a folder: copy it there")
+        check_target(Path(path))
+        return save_at(url, lambda here: save(model, here))
     path = Path(path).absolute()
     if model.prepared_for:
-        raise CheckpointError(
-            "a prepared model is not saved: save the model that flaxvgg.prepare was given"
-        )
+        what = "a prepared model is not saved: save the model that flaxvgg.prepare was given"
+        raise CheckpointError(what)
     model = whole(model)
     header = _header(model)
     write = _safetensors_save if path.suffix == ".safetensors" else _orbax_save
@@ -105,14 +112,16 @@ def load(
 ) -> VGG:
     """The model that `save` wrote; `dtype` (default: as saved) and `precision` as in `vgg16`.
 
-    Raises CheckpointError where the path holds no checkpoint of flaxvgg, or a damaged one.
+    The path may be an address. Raises CheckpointError where it holds no checkpoint of flaxvgg, or a
+    damaged one; for an address also GoneError and RemoteError.
 
     >>> flaxvgg.save(model, "checkpoint")
     >>> flaxvgg.load("checkpoint").config.num_classes
     3
     """
-    path = Path(path).absolute()
-    return read_whole(path, lambda: _load(path, dtype, precision), CheckpointError)
+    with brought(path) as here:
+        found = Path(here).absolute()
+        return read_whole(found, lambda: _load(found, dtype, precision), CheckpointError)
 
 
 def _load(path: Path, dtype: DTypeLike | None, precision: jax.lax.PrecisionLike) -> VGG:
@@ -152,11 +161,13 @@ def check_target(path: Path) -> None:
     That is in a directory that does not exist; over a directory that is no checkpoint, or that
     holds other files too, which would be lost; and over a file where it is to be a directory.
     """
+    is_file = path.suffix in _FILES
     try:
+        if url := address(path):
+            return check_place_at(url, is_file)
         kind = check_place(path)
     except WriteError as error:
         raise CheckpointError(str(error)) from None
-    is_file = path.suffix in _FILES
     if kind == "file" and not is_file:
         raise CheckpointError(f"{path} is a file: choose another name for the checkpoint directory")
     if kind == "directory" and (is_file or not is_checkpoint(path)):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from flaxvgg.files.remote_folders import brought
 from flaxvgg.network.config import ARCHITECTURES, VGGConfig
 from flaxvgg.network.model import VGG
 from flaxvgg.weights.checkpoint import CheckpointError, is_checkpoint, load
@@ -60,15 +61,16 @@ def _architecture(arch: str) -> Architecture:
         rngs: nnx.Rngs | None = None,
     ) -> VGG:
         if weights is not None:
-            return _pretrained(
-                arch,
-                weights,
-                num_classes=num_classes,
-                dropout=dropout,
-                dtype=dtype,
-                param_dtype=param_dtype,
-                precision=precision,
-            )
+            with brought(weights) as here:
+                return _pretrained(
+                    arch,
+                    here,
+                    num_classes=num_classes,
+                    dropout=dropout,
+                    dtype=dtype,
+                    param_dtype=param_dtype,
+                    precision=precision,
+                )
         return VGG(
             VGGConfig.classifier(
                 arch,
@@ -94,7 +96,7 @@ def _architecture(arch: str) -> Architecture:
     enum member for them or the address of its file; or a path: a checkpoint of
     `flaxvgg.save`, a file of PyTorch's or safetensors, under any name, with the names of
     torchvision or timm, wrapped or not (see `from_torch`), or one of Keras or ONNX, as `flaxvgg
-    convert` reads them.
+    convert` reads them; each also at s3:// or gs://.
 
     `num_classes` (1000), `dropout` (0.5), `dtype` (float32, what is computed in) and `param_dtype`
     (float32, what parameters are stored in) default to what the weights were saved with.
