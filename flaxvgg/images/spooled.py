@@ -25,6 +25,9 @@ class Spooled:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  (closed when this is gone)
         weakref.finalize(self, self._file.close)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._images,)
+
     def __len__(self) -> int:
         return len(self._images)
 
