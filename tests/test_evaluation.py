@@ -5,6 +5,7 @@ import inspect
 import math
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from sklearn.metrics import accuracy_score, average_precision_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 import flaxvgg
+from flaxvgg.evaluation import outlines
 from flaxvgg.evaluation.faithfulness import blurred
-from flaxvgg.evaluation.localisation import _all_outlines, _largest_outline, _overlaps
+from flaxvgg.evaluation.localisation import box_hits
 from flaxvgg.network.config import Layer
 from flaxvgg.network.model import VGG
 from helpers import TINY_CLASSIFIER, TINY_GAP, TinyConfig, random_images, random_model, torch_twin
@@ -136,51 +138,76 @@ def test_a_zero_map_has_no_box():
     assert flaxvgg.max_box_acc_v2(maps, boxes((0, 0, 1, 1))) == 0
 
 
+def found_outlines(image: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes of the largest outline and of all, of an image that fits into 32x32."""
+    framed = np.pad(image.astype(np.uint8), [(0, 32 - side) for side in image.shape])
+    found = jax.tree.map(lambda x: np.asarray(x)[0], outlines.outlines(framed[None], 256))
+    assert found.peaks <= 256
+    every = found.all[..., level].T
+    return found.largest[:, level], every[every[:, 2] > every[:, 0]]
+
+
 def test_outlines_equal_opencvs():
     rng = np.random.default_rng(0)
     unique = 0
-    for density in np.linspace(0.1, 0.9, 60):
-        mask = rng.random((12, 15)) < density
+    for density in np.linspace(0.1, 0.9, 20):
+        image = rng.choice([0, 7, 100, 254], (12, 15), p=[1 - density, *[density / 3] * 3])
+        level = int(rng.choice([0, 6, 7, 99, 100, 253]))
         contours, _ = cv2.findContours(
-            mask.astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE
+            (image > level).astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE
         )
         expected = np.array([cv2.boundingRect(contour) for contour in contours])
         expected[:, 2:] += expected[:, :2]
-        found = _all_outlines(mask)
+        chosen, found = found_outlines(image, level)
         assert sorted(map(tuple, found)) == sorted(map(tuple, expected))
         areas = np.array([cv2.contourArea(contour) for contour in contours])
         largest = np.unique(expected[areas == areas.max()], axis=0)
-        assert _largest_outline(mask)[0].tolist() in largest.tolist()
+        assert chosen.tolist() in largest.tolist()
         unique += len(largest) == 1
-    assert unique > 30
+    assert unique > 10
     # Of equals, the lowest: a diagonal, which encloses nothing, and two pixels, the last one left.
-    assert _largest_outline(np.eye(3, 9, dtype=bool)).tolist() == [[0, 0, 3, 3]]
-    assert _largest_outline(np.array([[1, 0, 0], [0, 0, 0], [1, 0, 1]]) > 0).tolist() == [
-        [2, 2, 3, 3]
-    ]
+    diagonal, two = np.eye(3, 9), np.array([[1, 0, 0], [0, 0, 0], [1, 0, 1]])
+    assert found_outlines(diagonal, 0)[0].tolist() == [0, 0, 3, 3]
+    assert found_outlines(two, 0)[0].tolist() == [2, 2, 3, 3]
 
 
-@pytest.mark.parametrize("every", [False, True])
-def test_overlaps_equal_those_of_opencvs_boxes(every: bool):
-    heatmap = scipy.ndimage.zoom(np.random.default_rng(3).random((5, 6)), 6, order=1)
-    given = np.array([[3, 4, 20, 19], [22, 2, 36, 12]])
-    image = (heatmap * 255).astype(np.uint8)
-    expected = []
-    for threshold in np.arange(0, 1, 0.001):
-        cut = int(threshold * image.max())
-        _, mask = cv2.threshold(image, cut, 255, cv2.THRESH_BINARY)
-        outlines, _ = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
-        chosen = outlines if every else [max(outlines, key=cv2.contourArea)]
-        expected.append(max(best_iou(cv2.boundingRect(outline), given) for outline in chosen))
-    found = _overlaps(heatmap[None], [given], _all_outlines if every else _largest_outline)
-    assert found[0] == pytest.approx(expected, abs=1e-12)
-    assert len(set(expected)) > 20
+def smooth_map(seed: int) -> np.ndarray:
+    return scipy.ndimage.zoom(np.random.default_rng(seed).random((5, 6)), 5, order=1)
+
+
+def test_hits_equal_those_of_opencvs_boxes():
+    given = [np.array([[3, 4, 17, 16], [18, 2, 30, 10]]), np.array([[2, 2, 28, 24]])]
+    maps = np.stack([smooth_map(3), smooth_map(5)])
+    expected = np.zeros((2, 4, 1000), bool)
+    for row, heatmap, boxes_given in zip(expected, maps, given, strict=True):
+        image = (heatmap * 255).astype(np.uint8)
+        for i, threshold in enumerate(np.arange(0, 1, 0.001)):
+            cut = int(threshold * image.max())
+            _, mask = cv2.threshold(image, cut, 255, cv2.THRESH_BINARY)
+            contours, _ = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
+            largest = max(contours, key=cv2.contourArea)
+            best = max(best_iou(cv2.boundingRect(x), boxes_given) for x in contours)
+            own = best_iou(cv2.boundingRect(largest), boxes_given)
+            row[:, i] = own >= 0.5, best >= 0.3, best >= 0.5, best >= 0.7
+    assert len(np.unique(expected.sum(0), axis=1).T) >= 6
+    np.testing.assert_array_equal(box_hits(maps, given), expected.sum(0))
+
+
+def test_a_map_of_many_peaks_gets_the_room_that_it_needs(monkeypatch):
+    rng = np.random.default_rng(0)
+    maps = np.stack([rng.random((25, 30)), smooth_map(3), rng.random((25, 30))])
+    given = [np.array([[3, 4, 17, 16], [18, 2, 30, 10]])] * 3
+    expected = box_hits(maps, given)
+    monkeypatch.setattr(outlines, "_PEAKS", 64)
+    np.testing.assert_array_equal(box_hits(maps, given), expected)
+    images = (maps * 255).astype(np.uint8)
+    assert (outlines.outlines(images, 64).peaks > 64).tolist() == [True, False, True]
 
 
 def best_iou(rectangle: tuple[int, int, int, int], given: np.ndarray) -> float:
-    """The best IoU in a map of 30x36, by counting pixels; the rectangle is one larger."""
+    """The best IoU in a map of 25x30, by counting pixels; the rectangle is one larger."""
     x, y, w, h = rectangle
-    own = np.zeros((30, 36), bool)
+    own = np.zeros((25, 30), bool)
     own[y : y + h + 1, x : x + w + 1] = True
     found = []
     for left, top, right, bottom in given:

@@ -73,6 +73,7 @@ def cam(
     ] = False,
     batch: options.Batch = None,
     distributed: options.Distributed = False,
+    decoders: options.Decoders = None,
     as_json: options.Json = False,
 ) -> None:
     """Show where in photos the evidence for a class is: class activation maps.
@@ -87,13 +88,13 @@ def cam(
         methods = parse_methods(method)
         Convention.named(convention)
         layers = tuple(layer.split(",")) if layer is not None else None
-        if is_store(out, batch, distributed, localise):
+        if is_store(out, batch, distributed, decoders, localise):
             from flaxvgg.commands.streaming import Setting, end, into_store, show_localisation
             from flaxvgg.streaming.jobs import localisation_job, maps_job
 
             if html:
                 raise ValueError("--html needs a folder for the page: flaxvgg view shows a store")
-            setting = Setting(out, batch, distributed)
+            setting = Setting(out, batch, distributed, decoders)
 
             def job(model: "VGG", source: "Source", hw: tuple[int, int] | None) -> "Job":
                 at = hw or (224, 224)

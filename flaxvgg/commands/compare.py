@@ -53,6 +53,7 @@ def compare(
     ] = None,
     batch: options.Batch = None,
     distributed: options.Distributed = False,
+    decoders: options.Decoders = None,
     html: Annotated[
         bool,
         typer.Option(
@@ -91,7 +92,7 @@ def compare(
             if is_table
             else [(reference, photo) for photo in find_images(photos or [])]
         )
-        if is_store(out, batch, distributed) and out is not None:
+        if is_store(out, batch, distributed, decoders) and out is not None:
             from flaxvgg.commands.streaming import Setting, end, into_store, show_distances
             from flaxvgg.streaming.jobs import compare_job
             from flaxvgg.streaming.pairs import pairs_source
@@ -99,7 +100,7 @@ def compare(
             root = folder_of(reference) if is_table else Path.cwd()
             streamed = into_store(
                 lambda model, *_: compare_job(model, metrics),
-                *(pairs, weights, "vgg16", size, Setting(out, batch, distributed)),
+                *(pairs, weights, "vgg16", size, Setting(out, batch, distributed, decoders)),
                 find=lambda pairs: pairs_source(pairs, root),
             )
             end(streamed, as_json, show_distances(streamed.store))

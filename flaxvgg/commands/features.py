@@ -31,6 +31,7 @@ def features(
     ] = Path("features.npz"),
     batch: options.Batch = None,
     distributed: options.Distributed = False,
+    decoders: options.Decoders = None,
     as_json: options.Json = False,
 ) -> None:
     """Write the features of photos: one array a layer, and the GAP vectors.
@@ -39,11 +40,11 @@ def features(
     some could not be read.
     """
     with clear_errors(f"{named(out)} is as it was"):
-        if is_store(out, batch, distributed):
+        if is_store(out, batch, distributed, decoders):
             from flaxvgg.commands.streaming import Setting, end, into_store
             from flaxvgg.streaming.jobs import features_job
 
-            setting = Setting(out, batch, distributed)
+            setting = Setting(out, batch, distributed, decoders)
             end(
                 into_store(
                     lambda model, *_: features_job(model, layers.split(",")),

@@ -57,6 +57,14 @@ Photos = Annotated[
 Batch = Annotated[
     int | None, typer.Option(help="For a .zarr store: images at once on each device.")
 ]
+Decoders = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Processes that decode images, where threads of one are too few for the devices; for "
+        "data sets in a .zarr store, and for training.",
+    ),
+]
 Distributed = Annotated[
     bool,
     typer.Option(
@@ -81,7 +89,11 @@ def one_of(option: str, value: str, known: Sequence[str]) -> Any:
 
 
 def is_store(
-    out: Path | None, batch: int | None, distributed: bool, localise: bool = False
+    out: Path | None,
+    batch: int | None,
+    distributed: bool,
+    decoders: int | None,
+    localise: bool = False,
 ) -> bool:
     """Whether the results go into a store.
 
@@ -91,7 +103,12 @@ def is_store(
         return True
     if out is not None and (url := address(out)):
         raise ValueError(f"--out {url}: behind an address goes a store alone: add .zarr")
-    given = {"--batch": batch is not None, "--distributed": distributed, "--localise": localise}
+    given = {
+        "--batch": batch is not None,
+        "--distributed": distributed,
+        "--decoders": decoders is not None,
+        "--localise": localise,
+    }
     for name, is_given in given.items():
         if is_given:
             raise ValueError(f"{name} is for a store: add --out NAME.zarr")

@@ -45,6 +45,7 @@ def sparsity(
     ] = False,
     batch: options.Batch = None,
     distributed: options.Distributed = False,
+    decoders: options.Decoders = None,
     as_json: options.Json = False,
 ) -> None:
     """Count what is zero in photos, layer by layer, and show where and why.
@@ -54,11 +55,11 @@ def sparsity(
     """
     with clear_errors(f"{named(out)} is as it was" if out else "nothing was written"):
         names = layers.split(",") if layers is not None else None
-        if is_store(out, batch, distributed):
+        if is_store(out, batch, distributed, decoders):
             from flaxvgg.commands.streaming import Setting, end, into_store, show_zeros
             from flaxvgg.streaming.jobs import sparsity_job
 
-            setting = Setting(out, batch, distributed)
+            setting = Setting(out, batch, distributed, decoders)
             if html:
                 raise ValueError("--html needs a folder for the page, and not a .zarr store")
             streamed = into_store(

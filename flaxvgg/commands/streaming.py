@@ -39,11 +39,12 @@ _SHOWN = 10  # broken images that are named
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Where a store is, how many images a device takes at once, and whether there are others."""
+    """Where a store is, how many images a device takes at once, and which processes there are."""
 
     out: Path
     batch: int | None
     distributed: bool
+    decoders: int | None
 
 
 def stream_shown(
@@ -81,6 +82,7 @@ def stream_shown(
             setting.out,
             size=size,
             batch=setting.batch,
+            decoders=setting.decoders or 0,
             stop=stop,
             advance=advance,
             note=lambda line: errors.print(line, style="yellow"),

@@ -26,6 +26,7 @@ def train(
         ),
     ] = Path("run"),
     distributed: options.Distributed = False,
+    decoders: options.Decoders = None,
 ) -> None:
     """Train a global average pooling head, and the convolutions if wanted, on your own images.
 
@@ -54,7 +55,7 @@ def train(
             )
 
         with stoppable() as stop:
-            trained = train_run(load, run, out, stop.is_set, watch=Shown())
+            trained = train_run(load, run, out, stop.is_set, watch=Shown(), decoders=decoders or 0)
         if is_first():
             write_bytes(out / "curves.png", png(curves_figure(trained.rows, trained.metric)))
             say_where(out / "curves.png")

@@ -3,21 +3,21 @@
 Boxes are (left, top, right, bottom) in whole pixels; right and bottom are the first ones outside.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import ndimage
 
+from flaxvgg.evaluation.outlines import right_levels
 from flaxvgg.network.model import AnyArray
 
 Boxes = Sequence[Int[AnyArray, "_ 4"]] | Int[AnyArray, "n _ 4"]
 """One array (G, 4) for each image, of its G boxes; an array (N, G, 4) where all have as many."""
 
 _THRESHOLDS = np.arange(0, 1, 0.001)  # of the published evaluation
-_IOUS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
-_EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
+# By the largest value of a map in 8 bits: many thresholds make one level.
+_LEVELS = (_THRESHOLDS * np.arange(256)[:, None]).astype(int)
 
 
 def pointing_game(
@@ -61,16 +61,16 @@ def max_box_acc(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> float:
     its pixels, encloses most, holes included, and of equals the lowest; the box takes in one more
     column on the right and one more row below, inside the image. There maps and boxes come at
     224x224. Unlike there, a zero map has no box, and not that of the top left pixel.
+    The boxes of all thresholds are found at once, on the device.
 
     Raises ValueError for other shapes, no maps, values outside [0, 1] or NaN, an image without a
     box, and a box that is empty or not inside the image.
 
-    >>> heat = np.pad(np.ones((1, 40, 40)), [(0, 0), (12, 12), (12, 12)])
-    >>> flaxvgg.max_box_acc(heat, [np.array([[12, 12, 52, 52]])])
+    >>> heat = np.pad(np.ones((1, 20, 20)), [(0, 0), (6, 6), (6, 6)])
+    >>> flaxvgg.max_box_acc(heat, [np.array([[6, 6, 26, 26]])])
     1.0
     """
-    overlaps = _overlaps(heatmaps, boxes, _largest_outline)
-    return _best_accuracy(overlaps, 0.5)
+    return box_accuracies(box_hits(heatmaps, boxes), len(heatmaps))[0]
 
 
 def max_box_acc_v2(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> float:
@@ -80,12 +80,11 @@ def max_box_acc_v2(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> float:
     and the mean of that for an IoU of at least 0.3, 0.5 and 0.7, each at its own best threshold.
     Raises ValueError where `max_box_acc` does.
 
-    >>> heat = np.pad(np.ones((1, 40, 40)), [(0, 0), (12, 12), (12, 12)])
-    >>> round(flaxvgg.max_box_acc_v2(heat, [np.array([[12, 12, 52, 52]])]), 3)
+    >>> heat = np.pad(np.ones((1, 20, 20)), [(0, 0), (6, 6), (6, 6)])
+    >>> round(flaxvgg.max_box_acc_v2(heat, [np.array([[6, 6, 26, 26]])]), 3)
     1.0
     """
-    overlaps = _overlaps(heatmaps, boxes, _all_outlines)
-    return float(np.mean([_best_accuracy(overlaps, iou) for iou in _IOUS]))
+    return box_accuracies(box_hits(heatmaps, boxes), len(heatmaps))[1]
 
 
 def box_hits(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> Int[np.ndarray, "4 thresholds"]:
@@ -95,9 +94,12 @@ def box_hits(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> Int[np.ndarray
     Those of the parts of a data set, added up, are what `box_accuracies` takes. Raises ValueError
     as they do.
     """
-    largest, best = (_overlaps(heatmaps, boxes, x) for x in (_largest_outline, _all_outlines))
-    rows = [(largest, 0.5), *((best, iou) for iou in _IOUS)]
-    return np.stack([(overlaps >= iou).sum(axis=0) for overlaps, iou in rows])
+    maps = _heatmaps(heatmaps)
+    given = _boxes(boxes, maps.shape)
+    images = np.stack([(x.astype(np.float64) * 255).astype(np.uint8) for x in maps])
+    levels = _LEVELS[images.max(axis=(1, 2))]
+    right = right_levels(images, given)
+    return np.take_along_axis(right, levels[:, None], axis=2).sum(axis=0)
 
 
 def box_accuracies(hits: Int[np.ndarray, "4 thresholds"], maps: int) -> tuple[float, float]:
@@ -210,102 +212,6 @@ def _hits(heatmap: np.ndarray, mask: Bool[np.ndarray, "h w"], tolerance: int | f
     peak = np.unravel_index(heatmap.argmax(), heatmap.shape)
     distances = np.linalg.norm(np.argwhere(mask) - peak, axis=1)
     return bool(distances.min() <= tolerance)
-
-
-def _best_accuracy(overlaps: Float[np.ndarray, "n thresholds"], iou: float) -> float:
-    return float((overlaps >= iou).mean(axis=0).max())
-
-
-def _overlaps(
-    heatmaps: AnyArray, boxes: Any, outlines: Callable[[np.ndarray], np.ndarray]
-) -> Float[np.ndarray, "n thresholds"]:
-    """The best IoU of each map's boxes with one of the image's, at each threshold."""
-    maps = _heatmaps(heatmaps)
-    pairs = zip(maps, _boxes(boxes, maps.shape), strict=True)
-    return np.stack([_overlaps_of_one(heatmap, given, outlines) for heatmap, given in pairs])
-
-
-def _overlaps_of_one(
-    heatmap: np.ndarray,
-    given: Int[np.ndarray, "g 4"],
-    outlines: Callable[[np.ndarray], np.ndarray],
-) -> Float[np.ndarray, " thresholds"]:
-    image = (heatmap.astype(np.float64) * 255).astype(np.uint8)
-    # Many thresholds make one level of 8 bits.
-    levels, level_of = np.unique((_THRESHOLDS * image.max()).astype(int), return_inverse=True)
-    height, width = image.shape
-    highest = image.max(axis=1), image.max(axis=0)
-    best = []
-    for level in levels:
-        # Outlines are looked for where anything is in: mostly a small part of the image.
-        rows, columns = (np.flatnonzero(values > level) for values in highest)
-        if len(rows):
-            top, left = rows[0], columns[0]
-            part = image[top : rows[-1] + 1, left : columns[-1] + 1]
-            found = outlines(part > level) + np.array([left, top, left, top])
-            found[:, 2:] = np.minimum(found[:, 2:] + 1, [width, height])
-            best.append(_ious(found, given).max(initial=0))
-        else:
-            best.append(0.0)
-    return np.array(best, np.float64)[level_of]
-
-
-def _all_outlines(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "g 4"]:
-    """The boxes of all outlines in the mask: around components, and around their holes."""
-    components = _labelled(mask, _EIGHT_NEIGHBOURS)
-    found = [_box(place) for place in ndimage.find_objects(components)]
-    # Pixels that are out touch along edges only. The first region is that around everything.
-    regions = _labelled(_framed(~mask, True))
-    for place in ndimage.find_objects(regions)[1:]:
-        left, top, right, bottom = _box(place)
-        # The outline of a hole runs over the pixels around it; and the frame is taken off.
-        found.append((left - 2, top - 2, right, bottom))
-    return np.array(found, int).reshape(-1, 4)
-
-
-def _largest_outline(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "g 4"]:
-    """The box of the component whose outline encloses most; none of an empty mask."""
-    filled = _labelled(_framed(~mask, True)) != 1
-    components = _labelled(filled, _EIGHT_NEIGHBOURS)
-    count = components.max()
-    if not count:
-        return np.zeros((0, 4), int)
-    # Of the square between four pixels' centres, an outline encloses all if the four are in, half
-    # if three are, and nothing if fewer are. Of three, one is the first or the last.
-    pixels = filled.astype(np.int8)
-    inside = pixels[:-1, :-1] + pixels[:-1, 1:] + pixels[1:, :-1] + pixels[1:, 1:] - 2
-    owner = np.maximum(components[:-1, :-1], components[1:, 1:])
-    areas = np.bincount(owner[inside > 0], inside[inside > 0], count + 1)[1:]
-    largest = count - 1 - areas[::-1].argmax()
-    box = _box(ndimage.find_objects(components)[largest])
-    return np.array([box]) - 1  # the frame
-
-
-def _labelled(
-    mask: Bool[np.ndarray, "h w"], neighbours: np.ndarray | None = None
-) -> Int[np.ndarray, "h w"]:
-    """The connected regions of a mask, numbered from 1 in reading order."""
-    labels = np.empty(mask.shape, np.int32)
-    ndimage.label(mask, neighbours, output=labels)
-    return labels
-
-
-def _framed(mask: np.ndarray, value: bool) -> np.ndarray:
-    return np.pad(mask, 1, constant_values=value)
-
-
-def _box(place: tuple[slice, slice]) -> tuple[int, int, int, int]:
-    rows, columns = place
-    return columns.start, rows.start, columns.stop, rows.stop
-
-
-def _ious(found: Int[np.ndarray, "f 4"], given: Int[np.ndarray, "g 4"]) -> Float[np.ndarray, "f g"]:
-    """Intersection over union of each box found with each one given."""
-    found = found[:, None]
-    low, high = np.maximum(found, given)[..., :2], np.minimum(found, given)[..., 2:]
-    shared = np.maximum(high - low, 0).prod(axis=-1)
-    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(axis=-1) for boxes in (found, given)]
-    return shared / (areas[0] + areas[1] - shared)
 
 
 def _maps(heatmaps: AnyArray) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Objects in buckets and behind URLs: the one place through which all remote access goes.
 
-obstore finds credentials as the tools of each provider do (AWS_ACCESS_KEY_ID,
-AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, ...), and repeats requests that fail for a moment.
-A request that fails for good is one `RemoteError`.
+obstore finds credentials as each provider's tools do (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) and
+repeats requests that fail for a moment. One that fails for good is one `RemoteError`.
 """
 
 import contextlib
@@ -49,6 +48,9 @@ class RemoteError(Exception):
     def __init__(self, address: str, reason: str, advice: str):
         self.address, self.reason, self.advice = address, reason, advice
         super().__init__(f"{address}: {reason}: {advice}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.address, self.reason, self.advice)
 
 
 class GoneError(ValueError):

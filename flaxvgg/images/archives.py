@@ -52,6 +52,7 @@ class Archives:
     """
 
     def __init__(self, paths: Sequence[Path]):
+        self._paths = paths
         if any(map(address, paths)):
             self._archives = list(in_threads(_open, paths, THREADS))
         else:
@@ -83,6 +84,12 @@ class Archives:
         numbers, names = by_folder([x.split("/", 1)[-1] if several else x for x in self.names])
         return None if numbers is None else [(x,) for x in numbers], names
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self._paths, self.names, self._versions())
+
+    def _versions(self) -> list[Any]:
+        return [archive.remote and archive.remote.version for archive in self._archives]
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -105,6 +112,14 @@ class Archives:
         if archive.remote is None:
             return {"image": read()}
         return {"image": Deferred(archive.remote, member.name, read)}
+
+
+def _again(paths: Sequence[Path], names: list[str], versions: list[Any]) -> Archives:
+    """Archives in another process. Raises GoneError where they are others by now."""
+    found = Archives(paths)
+    if found.names != names or found._versions() != versions:
+        raise GoneError(f"{paths[0]}: it has changed since the run began: run it again")
+    return found
 
 
 def _open(path: Path) -> "_Zip | _Tar":

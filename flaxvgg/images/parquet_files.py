@@ -64,6 +64,9 @@ class ImagesInside:
         self._kept: dict[int, Any] = {}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.groups, self.names)
+
     def __len__(self) -> int:
         return len(self.names)
 

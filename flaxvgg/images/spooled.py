@@ -52,6 +52,9 @@ class Spooled:
     def __init__(self, images: ImagesInside):
         self._images, self._spool, self._lock = images, _Spool(), threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:  # another process has a temporary file of its own
+        return type(self), (self._images,)
+
     def __len__(self) -> int:
         return len(self._images)
 
@@ -69,6 +72,9 @@ class Fetched:
 
     def __init__(self, images: Any):
         self._images, self._spool = images, _Spool()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # another process has a temporary file of its own
+        return type(self), (self._images,)
 
     def __len__(self) -> int:
         return len(self._images)

@@ -26,12 +26,15 @@ class DatasetError(ValueError):
     """A data set that cannot be used as it is; `problems` has one line for each."""
 
     def __init__(self, source: AnyPath, problems: Sequence[str]):
-        self.problems = list(problems)
+        self.source, self.problems = source, list(problems)
         shown = self.problems[:10]
         if len(self.problems) > len(shown):
             shown.append(f"and {len(self.problems) - len(shown)} more")
         many = f"{len(self.problems)} problems\n  " + "\n  ".join(shown)
         super().__init__(f"{named(source)}: {shown[0] if len(self.problems) == 1 else many}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.source, self.problems)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,7 +77,7 @@ def _alike(pixels: list[Float[Array, "n h w c"]]) -> list[Float[Array, "n h w c"
     *apart, largest = lax.reduce(  # all at once: a CPU would read the map for each of them
         sizes, [none] * len(sizes), lambda *of: [*map(jnp.maximum, *of)], (3,)
     )
-    rounding = 32 * min(jnp.finfo(jnp.float32).eps, jnp.finfo(none.dtype).eps) * largest
+    rounding = 32 * float(min(jnp.finfo(t).eps for t in (np.float32, none.dtype))) * largest
     found = pixels[:1]
     for i in range(1, 4):
         pixel = pixels[i]

@@ -190,11 +190,13 @@ def localisation_job(model: VGG, source: Source, plan: Plan, size: tuple[int, in
                     pairs.append((i, k, boxes))
         for method, heat in rows.items():
             hits = found[f"{method}_hit"] = np.full(shape, -1, np.int8)
-            counts = np.zeros((4, 1000), np.int64)
             for i, k, boxes in pairs:
                 hits[i, k] = pointing_game(heat[i, k][None], [boxes], _TOLERANCE)
-                if np.isfinite(heat[i, k]).all():
-                    counts += box_hits(heat[i, k][None], [boxes])
+            finite = [pair for pair in pairs if np.isfinite(heat[pair[:2]]).all()]
+            counts = np.zeros((4, 1000), np.int64)
+            if finite:
+                maps = np.stack([heat[i, k] for i, k, _ in finite])
+                counts += box_hits(maps, [boxes for *_, boxes in finite])
             sums[f"{method}_boxes"] = counts
         return found, sums
 

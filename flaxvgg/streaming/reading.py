@@ -1,11 +1,29 @@
-"""Images on their way in: decoded ahead in threads, and cut into batches of one size."""
+"""Images on their way in: decoded ahead, and cut into batches of one size."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from flaxvgg.images.ahead import ahead
 from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.streaming.source import Item, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """An image by its number among all rows: what other processes are given."""
+
+    source: Source
+    rows: Sequence[Sequence[int]]
+    starts: np.ndarray
+    size: tuple[int, int] | None
+    recipe: Preprocessing
+
+    def __call__(self, number: int) -> Item:
+        part = int(np.searchsorted(self.starts, number, side="right")) - 1
+        row = self.rows[part][number - int(self.starts[part])]
+        return self.source.read(row, self.size, self.recipe)
 
 
 def read_ahead(
@@ -13,20 +31,13 @@ def read_ahead(
     rows: Sequence[Sequence[int]],
     size: tuple[int, int] | None,
     recipe: Preprocessing,
-    ahead: int,
-) -> Iterator[Item]:
-    """The images of these rows, decoded in threads."""
-    import grain
-
-    starts = np.cumsum([0, *map(len, rows)])
-
-    def read(i: int) -> Item:
-        part = int(np.searchsorted(starts, i, side="right")) - 1
-        return source.read(rows[part][i - int(starts[part])], size, recipe)
-
-    threads = min(ahead, source.threads)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    return iter(grain.MapDataset.range(int(starts[-1])).map(read).to_iter_dataset(options))
+    buffer: int,
+    decoders: int,
+) -> Generator[Item, None, None]:
+    """The images of these rows, decoded in threads, or in so many processes besides."""
+    read = _Read(source, rows, np.cumsum([0, *map(len, rows)]), size, recipe)
+    count, threads = int(read.starts[-1]), min(buffer, source.threads)
+    return ahead(read, count, threads=threads, buffer=buffer, decoders=decoders)
 
 
 def steps(items: Iterable[Item], batch: int, devices: int) -> Iterator[list[list[Item]]]:

@@ -96,6 +96,7 @@ def stream(
     *,
     size: tuple[int, int] | None = (224, 224),
     batch: int | None = None,
+    decoders: int = 0,
     stop: Callable[[], bool] = lambda: False,
     advance: Callable[[int, int], None] = lambda done, broken: None,
     note: Callable[[str], None] = warnings.warn,
@@ -106,18 +107,19 @@ def stream(
     that can be read by now, or have been replaced, are done again. In several processes of
     `jax.distributed`, which see the same files, each takes its share of the units. `size` None
     leaves images at their own sizes. `batch` is the number of images that a device takes at once:
-    by default 8, on a GPU 64. `stop` is asked after each step, and what is done by then is kept, as
-    it is every second for a run that is killed (every ten for a store in a bucket); `advance` is
-    told how many images are done, and how many of them broken: first those that were, then the
-    others by batches; `note` what cannot be checked.
+    by default 8, on a GPU 64. Images are decoded in threads, or in `decoders` processes besides, to
+    the same result. `stop` is asked after each step, and what is done by then is kept, as it is
+    every second for a run that is killed (every ten for a store in a bucket); `advance` is told how
+    many images are done, and how many of them broken: first those that were, then the others by
+    batches; `note` what cannot be checked.
     Raises StoreError for a store of another job or of other images, and where there is no room,
     LockedError while another run writes it, RemoteError for addresses that cannot be reached.
     """
     devices = jax.local_devices()
     if batch is None:
         batch = 8 if devices[0].platform == "cpu" else 64
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, not {batch}")
+    if batch < 1 or decoders < 0:
+        raise ValueError(f"batch must be at least 1, decoders 0, not {batch} and {decoders}")
     settings = _settings(job, source, size, batch)
     with contextlib.ExitStack() as held:
         unit_size = _unit(job, size, batch)
@@ -139,7 +141,7 @@ def stream(
         program = _Program(job, batch, devices, size)
         with _Writer(store, job.axes) as writer:
             save = writer.save, store.place.save_every
-            for unit in _finished_units(program, units, size, stop, told, *save):
+            for unit in _finished_units(program, units, size, decoders, stop, told, *save):
                 writer.put(unit)
         seconds = time.perf_counter() - start
         meet("flaxvgg: all units are written")
@@ -249,6 +251,7 @@ def _finished_units(
     program: _Program,
     units: _Units,
     size: tuple[int, int] | None,
+    decoders: int,
     stop: Callable[[], bool],
     advance: Callable[[int, int], None],
     save: Callable[[Unit], None],
@@ -274,24 +277,25 @@ def _finished_units(
 
     ahead = 2 * program.batch * program.devices
     rows = units.rows()
-    items = read_ahead(units.source, rows, size, program.recipe, ahead)
+    reading = read_ahead(units.source, rows, size, program.recipe, ahead, decoders)
     saved = time.perf_counter()
-    for unit, todo in zip(units, rows, strict=True):
-        open_units.append(unit)
-        taken = _taken(items, unit, len(todo), advance)
-        for batches in steps(taken, program.batch, program.devices):
-            if stop():
-                yield from settle_until(0)
-                for begun in open_units:
-                    save(begun)
-                return
-            running.append((program(batches), unit, batches))
-            yield from settle_until(_STEPS_AHEAD)
-            if time.perf_counter() - saved >= save_every:
-                for begun in open_units:
-                    save(begun)
-                saved = time.perf_counter()
-    yield from settle_until(0)
+    with contextlib.closing(reading) as items:
+        for unit, todo in zip(units, rows, strict=True):
+            open_units.append(unit)
+            taken = _taken(items, unit, len(todo), advance)
+            for batches in steps(taken, program.batch, program.devices):
+                if stop():
+                    yield from settle_until(0)
+                    for begun in open_units:
+                        save(begun)
+                    return
+                running.append((program(batches), unit, batches))
+                yield from settle_until(_STEPS_AHEAD)
+                if time.perf_counter() - saved >= save_every:
+                    for begun in open_units:
+                        save(begun)
+                    saved = time.perf_counter()
+        yield from settle_until(0)
 
 
 def _taken(

@@ -1,6 +1,8 @@
 """The batches of a run through Grain: the same ones in the same order, from any step on."""
 
+import dataclasses
 import os
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from flaxvgg.images.ahead import ahead
 from flaxvgg.images.datasets import LabelledImages
 from flaxvgg.images.inside import Inside
 from flaxvgg.images.loading import ImageError, fit_image, open_image
@@ -46,28 +49,78 @@ def batches(
             f"{len(images)} images to train on, fewer than a batch: lower batch = {data.batch}"
         )
 
-    def load(index: int, random: np.random.Generator) -> dict[str, Any]:
-        pixels = _read(images.paths[index], data, recipe, random)
-        return {"pixels": pixels, "labels": images.labels[index]}
-
     source = grain.MapDataset.range(len(images)).seed(seed).shuffle()
     # Batches within an epoch, so that each has the same number of them.
     whole = len(images) // data.batch * data.batch
-    seen = source.slice(slice(whole)).repeat(epochs).random_map(load)
-    own = data.batch // parts
-
-    def of_part(index: int) -> dict[str, Any]:
-        batch, place = divmod(index, own)
-        return seen[batch * data.batch + part * own + place]
-
-    return grain.MapDataset.range(len(seen) // parts).map(of_part).batch(own)
+    seen = source.slice(slice(whole)).repeat(epochs).random_map(_Load(images, data, recipe))
+    of_part = _OfPart(seen, data.batch, part, data.batch // parts)
+    return grain.MapDataset.range(len(seen) // parts).map(of_part).batch(of_part.own)
 
 
-def reading(dataset: grain.MapDataset) -> grain.DatasetIterator:
-    """Read batches in threads; the iterator's state is the number of the next one."""
-    threads = os.cpu_count() or 1
-    options = grain.ReadOptions(threads, prefetch_buffer_size=max(_AHEAD, threads))
-    return iter(dataset.to_iter_dataset(options))
+# Not functions within `batches`: these could not be given to other processes.
+@dataclasses.dataclass(frozen=True)
+class _Load:
+    images: LabelledImages
+    data: Data
+    recipe: Preprocessing
+
+    def __call__(self, index: int, random: np.random.Generator) -> dict[str, Any]:
+        pixels = _read(self.images.paths[index], self.data, self.recipe, random)
+        return {"pixels": pixels, "labels": self.images.labels[index]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfPart:
+    seen: grain.MapDataset
+    batch: int
+    part: int
+    own: int
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        batch, place = divmod(index, self.own)
+        return self.seen[batch * self.batch + self.part * self.own + place]
+
+
+class reading(Iterator[Mapping[str, Any]]):
+    """Batches, read in threads, or in so many processes besides (`decoders`), to the same bits.
+
+    The state is the number of the next one; a run may go on with another number of processes.
+    """
+
+    def __init__(self, dataset: grain.MapDataset, decoders: int = 0):
+        self._dataset, self._decoders, self._next = dataset, decoders, 0
+        self._items: Generator[Mapping[str, Any], None, None] | None = None
+
+    def __next__(self) -> Mapping[str, Any]:
+        if self._items is None:
+            rest = self._dataset[self._next :]
+            threads = os.cpu_count() or 1
+            buffer = max(_AHEAD, threads)
+            self._items = ahead(
+                rest.__getitem__,
+                len(rest),
+                threads=threads,
+                buffer=buffer,
+                decoders=self._decoders,
+            )
+        item = next(self._items)
+        self._next += 1
+        return item
+
+    def get_state(self) -> dict[str, int]:
+        """Where it is, as Grain says it."""
+        return {"next_index": self._next}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Go there."""
+        self.close()
+        self._next = state["next_index"]
+
+    def close(self) -> None:
+        """End what reads."""
+        if self._items is not None:
+            self._items.close()
+        self._items = None
 
 
 def check_photo(path: Path | Inside, data: Data, recipe: Preprocessing) -> None:

@@ -99,6 +99,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     devices: Sequence[Device] | None = None,
     watch: Watcher = Watcher(),
+    decoders: int = 0,
 ) -> Trained:
     """Train a new head on the model that `load` gives, and write what comes of it into `out`.
 
@@ -112,11 +113,12 @@ def train(
     it began with, and one at a time in `out`. The metric is the mean average precision, with
     "softmax" the accuracy. `stop` is asked after each step. Batches are shared by `devices`, by
     default all, or by as many of them as divide a batch; a run may go on on another number, to the
-    same within rounding. Several processes of `jax.distributed`, which
-    see the same files, all call this: each decodes its part of every batch and of the validation
-    images, and writes its part of a checkpoint; the first alone writes everything else, is told
-    what happens, and gets the rows; `stop` of any of them stops all. Raises TrainingError where
-    training cannot go on, with the reason and the cure; DatasetError with all broken images;
+    same within rounding. Batches are read in threads, or in `decoders` processes besides, to the
+    same bits. Several processes of `jax.distributed`, which see the same files, all call this: each
+    decodes its part of every batch and of the validation images, and writes its part of a
+    checkpoint; the first alone writes everything else, is told what happens, and gets the rows;
+    `stop` of any of them stops all. Raises TrainingError where training cannot go on, with the
+    reason and the cure; DatasetError with all broken images;
     CheckpointError where something else was trained in `out`; LockedError while another run writes
     there; ValueError for what does not fit; RemoteError for an address that cannot be reached.
     """
@@ -130,7 +132,7 @@ def train(
         images, validation = read_images(run)
         if is_first():
             held.enter_context(where.alone(watch))
-        return _train(load, run, where, stop, mesh, images, validation, watch)
+        return _train(load, run, where, stop, mesh, images, validation, watch, decoders)
 
 
 def _train(
@@ -142,6 +144,7 @@ def _train(
     images: LabelledImages,
     validation: LabelledImages,
     watch: Watcher,
+    decoders: int,
 ) -> Trained:
     loaded = load()
     model = run.model.with_head(loaded, len(images.classes), run.training.seed)
@@ -170,9 +173,12 @@ def _train(
         "preprocessing": dataclasses.asdict(model.preprocessing),
     }
     trainer = Trainer.of(model, run.training, steps=len(dataset))
-    state, iterator = trainer.start(model), reading(dataset)
+    state, iterator = trainer.start(model), reading(dataset, decoders)
     then = where.keep if isinstance(where, Bucket) else None
-    with Checkpoints(out / CHECKPOINTS, run.to_json(), run.keep, data, then) as kept:
+    with (
+        contextlib.closing(iterator),
+        Checkpoints(out / CHECKPOINTS, run.to_json(), run.keep, data, then) as kept,
+    ):
         _check_data(kept, data, before, entries, run, where.named(""), watch)
         found = kept.last(state)
         if is_first():
