@@ -13,6 +13,7 @@ from flaxvgg.images.datasets import LabelledImages
 from flaxvgg.images.inside import Inside
 from flaxvgg.images.loading import ImageError, fit_image, open_image
 from flaxvgg.network.provenance import Preprocessing
+from flaxvgg.training.feature_files import FeatureFiles
 from flaxvgg.training.settings import Data
 
 _RATIO = 3 / 4  # the narrowest crop, as in torchvision's RandomResizedCrop
@@ -28,10 +29,12 @@ def batches(
     seed: int,
     part: int = 0,
     parts: int = 1,
+    features: FeatureFiles | None = None,
 ) -> grain.MapDataset:
     """All batches of a run, by number: {"pixels": (N, H, W, 3) in 8 bits, "labels": (N, K)}.
 
-    Each epoch is shuffled anew; a last batch that is not full is left out. With `parts`, the number
+    Where the `features` of the images are kept, these (N, ...) take the place of the pixels. Each
+    epoch is shuffled anew; a last batch that is not full is left out. With `parts`, the number
     of processes, `part` is the one whose images are wanted: only these are read, the same as in one
     process, and the parts of a batch one behind the other are the batch. Raises ValueError for
     fewer images than a batch, and for a batch that cannot be divided so.
@@ -47,8 +50,10 @@ def batches(
         )
 
     def load(index: int, random: np.random.Generator) -> dict[str, Any]:
-        pixels = _read(images.paths[index], data, recipe, random)
-        return {"pixels": pixels, "labels": images.labels[index]}
+        labels = images.labels[index]
+        if features is not None:
+            return {"features": features[index], "labels": labels}
+        return {"pixels": _read(images.paths[index], data, recipe, random), "labels": labels}
 
     source = grain.MapDataset.range(len(images)).seed(seed).shuffle()
     # Batches within an epoch, so that each has the same number of them.

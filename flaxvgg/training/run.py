@@ -5,12 +5,15 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from flaxvgg.evaluation.classification import accuracy
 from flaxvgg.files.folders import check_folder, write_bytes
@@ -25,6 +28,7 @@ from flaxvgg.network.sharding import Device, batch_mesh, place, shard_batch, who
 from flaxvgg.training.checkpoints import Checkpoints
 from flaxvgg.training.collapse import cannot_be_negative, diagnose
 from flaxvgg.training.data import batches, reading
+from flaxvgg.training.frozen import Features, compute_features, last_frozen
 from flaxvgg.training.inventory import (
     Entry,
     differences,
@@ -111,7 +115,8 @@ def train(
     metrics.csv, tensorboard/, and, at the end, model/: the best by the validation metric, for
     `flaxvgg.load`, and for images of one class each confusion.csv. A run with more epochs than
     before goes on, unless its schedule is "cosine", to what it would have been with them at once.
-    All images are decoded once before the first step. A run goes on only with the
+    All images are decoded once before the first step. Frozen convolutions run once for an image
+    that is the same in every epoch: what the head gets of it is kept in features/. A run goes on only with the
     images, labels and weights that it began with, and one at a time in `out`. The metric is the
     mean average precision, with "softmax" the accuracy. `stop` is asked after each step. Batches
     are shared by `devices`, by default all, or by as many of them as divide a batch; a run may go
@@ -156,7 +161,8 @@ def _train(
         sha256="",
         classes=images.classes,
     )
-    dataset = batches(
+    batches_of = partial(
+        batches,
         images,
         run.data,
         model.preprocessing,
@@ -165,6 +171,7 @@ def _train(
         part=jax.process_index(),
         parts=jax.process_count(),
     )
+    photos = batches_of()
     before = read_csv(out / _DATA)
     entries = take_inventory(run, images, validation, model.preprocessing, before, watch)
     data = {
@@ -173,8 +180,10 @@ def _train(
         "weights": model_digest(loaded, ["conv_stack"]),
         "preprocessing": dataclasses.asdict(model.preprocessing),
     }
-    trainer = Trainer.of(model, run.training, steps=len(dataset))
-    state, iterator = trainer.start(model), reading(dataset)
+    frozen = not run.training.stack_rate
+    after = last_frozen(model.config) if frozen else None
+    trainer = Trainer.of(model, run.training, steps=len(photos), after=after)
+    state, position = trainer.start(model), None
     with Checkpoints(out / "checkpoints", run.to_json(), run.keep, data) as kept:
         _check_data(kept, data, before, entries, run, out, watch)
         found = kept.last(state)
@@ -182,30 +191,40 @@ def _train(
             write_bytes(out / _DATA, to_csv(entries))
         if found is None:
             _say_absent(validation, metric_name(run.training.loss), watch)
-            _warn(model, run, dataset[0], watch)
+            _warn(model, run, photos[0], watch)
         else:
             state, position = found
+            watch.say(f"resuming after step {int(state.step)} of {len(photos)}")
+        features = Features()
+        if frozen and int(state.step) < len(photos):
+            of_run = run, images, validation, data, out, mesh, stop, watch
+            computed = compute_features(model, *of_run)
+            features, stop = (computed, stop) if computed else (features, lambda: True)
+        iterator = reading(batches_of(features=features.train))
+        if position is not None:
             iterator.set_state(position)
-            watch.say(f"resuming after step {int(state.step)} of {len(dataset)}")
         state = place(state, mesh)
         with Log(out, int(state.step)) if is_first() else contextlib.nullcontext() as log:
             session = _Session(
-                run, trainer, mesh, validation, iterator, kept, log, len(dataset), stop, watch
+                run, trainer, mesh, validation, photos, features, iterator, kept, log, stop, watch
             )
             state = session.until_stopped(state)
-        if int(state.step) == len(dataset):
-            _finish(trainer.model(kept.best(state)), run, validation, out, watch)
+        if int(state.step) == len(photos):
+            best = trainer.model(kept.best(state))
+            _finish(best, run, validation, features, out, watch)
     meet("flaxvgg: a run has ended")
     rows = log.rows if log else []
-    return Trained(int(state.step), len(dataset), rows, metric_name(run.training.loss))
+    return Trained(int(state.step), len(photos), rows, metric_name(run.training.loss))
 
 
-def _finish(best: VGG, run: Run, validation: LabelledImages, out: Path, watch: Watcher) -> None:
+def _finish(
+    best: VGG, run: Run, validation: LabelledImages, features: Features, out: Path, watch: Watcher
+) -> None:
     """Write the best model, and what it takes for what."""
     save(best, out / "model")
     watch.say(f"written: {out / 'model'}")
     if has_one_class_each(validation):
-        scores = scores_of(best, validation, run.data.size, watch)
+        scores = scores_of(best, validation, run.data.size, watch, features.validation)
         if is_first():
             write_bytes(out / "confusion.csv", confusion_csv(scores, validation))
             watch.say(f"the best: accuracy {accuracy(scores, validation.labels):.3f}")
@@ -278,17 +297,19 @@ class _Session:
     trainer: Trainer
     mesh: Mesh
     validation: LabelledImages
+    photos: grain.MapDataset  # all batches of the run, as pixels
+    features: Features
     batches: Iterator[Mapping[str, np.ndarray]]
     checkpoints: Checkpoints
     log: Log | None  # of the first process
-    steps: int
     stop: Callable[[], bool]
     watch: Watcher
 
     def until_stopped(self, state: TrainState) -> TrainState:
         """The state at the end, or where `stop` said so; it is on disk then."""
-        an_epoch = self.steps // self.run.epochs
-        while int(state.step) < self.steps and not self._is_to_stop():
+        steps = len(self.photos)
+        an_epoch = steps // self.run.epochs
+        while int(state.step) < steps and not self._is_to_stop():
             epoch, done = divmod(int(state.step), an_epoch)
             row: dict[str, float | int] = {}
             with self.watch.bar(f"epoch {epoch + 1} of {self.run.epochs}", an_epoch, done) as bar:
@@ -312,11 +333,9 @@ class _Session:
 
     def _step(self, state: TrainState, epoch: int) -> tuple[TrainState, dict[str, float | int]]:
         options, trainer = self.run.training, self.trainer
-        own = next(self.batches)
-        batch = shard_batch(own, self.mesh)
-        images, labels = normalise(batch["pixels"], trainer.preprocessing), batch["labels"]
+        batch = shard_batch(next(self.batches), self.mesh)
         rate = trainer.learning_rate(int(state.step))
-        state, metrics = trainer.step(state, images, labels)
+        state, metrics = trainer.step(state, self._given(batch), batch["labels"])
         values = {name: float(value) for name, value in metrics.items()}
         where = f"step {int(state.step)}, whose state is not kept"
         if not all(map(math.isfinite, values.values())):
@@ -326,16 +345,26 @@ class _Session:
             )
         if not values["gradient_norm"] and not values["largest_score"]:
             model = whole(trainer.model(state, average=False))
+            own: Any = self.photos[int(state.step) - 1]
             images = normalise(own["pixels"], trainer.preprocessing)
             raise TrainingError(f"{where}: {diagnose(model, images, own['labels'], options.loss)}")
         at = {"step": int(state.step), "epoch": epoch + 1}
         return state, {**at, **values, "learning_rate": rate}
 
+    def _given(self, batch: Mapping[str, Array]) -> Array:
+        """What the trainer takes: images, or where the convolutions are frozen their features."""
+        if "features" in batch:
+            return batch["features"]
+        if self.features.backbone is not None:
+            return self.features.backbone(batch["pixels"])
+        return normalise(batch["pixels"], self.trainer.preprocessing)
+
     def _validated(self, state: TrainState) -> dict[str, float]:
         """Loss, metric and accuracy on the validation images."""
         # One device of a process: photos are decoded one after the other, which takes longer.
         model = whole(self.trainer.model(state))
-        scores = scores_of(model, self.validation, self.run.data.size, self.watch)
+        size, features = self.run.data.size, self.features.validation
+        scores = scores_of(model, self.validation, size, self.watch, features)
         found = measures(scores, self.validation, self.run.training.loss)
         if not math.isfinite(found["validation_loss"]):
             raise TrainingError(

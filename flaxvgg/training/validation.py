@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from flaxvgg.evaluation.classification import (
     accuracy,
@@ -16,20 +16,34 @@ from flaxvgg.evaluation.classification import (
 )
 from flaxvgg.images.batches import map_photos
 from flaxvgg.images.datasets import LabelledImages
-from flaxvgg.network.model import VGG
+from flaxvgg.network.model import VGG, run_layers
 from flaxvgg.network.processes import gathered, own_part
+from flaxvgg.training.feature_files import FeatureFiles
+from flaxvgg.training.frozen import last_frozen
 from flaxvgg.training.losses import LOSSES
 from flaxvgg.watching import Watcher
 
+_BATCH = 8  # as photos are validated on
+
 
 def scores_of(
-    model: VGG, images: LabelledImages, size: tuple[int, int], watch: Watcher
+    model: VGG,
+    images: LabelledImages,
+    size: tuple[int, int],
+    watch: Watcher,
+    features: FeatureFiles | None = None,
 ) -> Float[np.ndarray, "n k"]:
-    """The scores of all images, in float32; of several processes each computes its part."""
+    """The scores of all images, in float32; of several processes each computes its part.
+
+    Where their `features` are kept, the head's alone are computed.
+    """
     scores = np.zeros((0, images.labels.shape[1]), np.float32)
-    own = [images.paths[row] for row in own_part(len(images))]
-    if own:
-        scores = map_photos(_scores, model, own, size, "validating", watch)
+    own = own_part(len(images))
+    if own and features is None:
+        photos = [images.paths[row] for row in own]
+        scores = map_photos(_scores, model, photos, size, "validating", watch)
+    elif own:
+        scores = _scores_of_features(model, features, own)
     parts = [np.frombuffer(x, np.float32) for x in gathered(scores.tobytes())]
     return np.concatenate(parts).reshape(-1, scores.shape[1])
 
@@ -86,6 +100,25 @@ def confusion_csv(scores: Float[np.ndarray, "n k"], images: LabelledImages) -> b
         recall = f"{row[images.classes.index(name)] / total:.4f}" if total else ""
         writer.writerow([name, *row.tolist(), recall])
     return text.getvalue().encode()
+
+
+def _scores_of_features(
+    model: VGG, features: FeatureFiles, rows: range
+) -> Float[np.ndarray, "n k"]:
+    found = []
+    for start in range(rows.start, rows.stop, _BATCH):
+        some = [features[row] for row in range(start, min(start + _BATCH, rows.stop))]
+        # The last batch is filled up, so that one compiled program serves all.
+        filled = np.stack(some + some[-1:] * (_BATCH - len(some)))
+        found.append(np.asarray(_of_head(model, filled))[: len(some)])
+    return np.concatenate(found)
+
+
+@jax.jit
+def _of_head(model: VGG, features: Shaped[Array, "n ..."]) -> Float[Array, "n k"]:
+    output, layer = model.config.head_output.name, last_frozen(model.config)
+    stacks = model.conv_stack, model.head
+    return run_layers(stacks, features, {output}, after=layer)[output].astype(jnp.float32)
 
 
 @jax.jit
