@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flaxvgg.files.replacing import write_atomically
 
 _IMAGES = 512  # of a file, at most: what a run that is killed computes again
 _BYTES = 64 * 2**20  # of a file, about, at most: what is in memory while it is made
-_ROWS = "rows"
+_ROWS, _TOLD = "rows", "flaxvgg"  # the array, and what is told of it
 
 
 class FeatureFiles:
@@ -68,7 +69,7 @@ class FeatureFiles:
             raise ValueError(f"{self.path(number)} is not for features {features.shape}")
         flat = features.astype(self._dtype, copy=False).reshape(len(features), -1)
         rows = np.ascontiguousarray(flat).view(np.uint8)
-        told = {"key": self._key, "digest": self._digest(rows)}
+        told = {_TOLD: json.dumps({"key": self._key, "digest": self._digest(rows)})}
         make_folder(self._folder)
         write_atomically(
             self.path(number).absolute(), lambda target: save_file({_ROWS: rows}, target, told)
@@ -80,8 +81,9 @@ class FeatureFiles:
             return "missing"
         try:
             with safe_open(path, "numpy") as file:
-                told, rows = file.metadata() or {}, file.get_tensor(_ROWS)
-        except (OSError, SafetensorError):
+                told = json.loads((file.metadata() or {}).get(_TOLD, "{}"))
+                rows = file.get_tensor(_ROWS)
+        except (OSError, SafetensorError, ValueError):
             return "damaged"
         if told.get("digest") != self._digest(rows):
             return "damaged"

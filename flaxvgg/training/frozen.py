@@ -5,7 +5,8 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Shaped, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from flaxvgg.files.replacing import sweep
 from flaxvgg.images.datasets import LabelledImages
+from flaxvgg.images.inside import Inside
 from flaxvgg.images.loading import load_pixels, normalise
 from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG, run_layers
@@ -30,8 +32,11 @@ from flaxvgg.training.settings import Run
 from flaxvgg.watching import Watcher
 
 _FOLDER = "features"
-_PURPOSE = {"train": "training", "validation": "validation"}
+_ASKED = 8  # images after which somebody is asked whether to stop
 _PART_OF_FREE = 0.5  # of the free bytes on the disk: what features may take
+
+# The features of images, one by one, by their numbers.
+FeaturesOf = Callable[[range], Iterator[np.ndarray]]
 
 
 def last_frozen(config: VGGConfig) -> str:
@@ -46,42 +51,56 @@ def last_frozen(config: VGGConfig) -> str:
 
 
 class Backbone:
-    """Frozen convolutions on a mesh: from pixels to the outputs of `last_frozen`.
+    """Frozen convolutions on a mesh: from images to the outputs of `last_frozen`.
 
-    Every device runs the program of one, and on a CPU an image's features do not depend on the
-    batch that it is in.
+    Every device runs the program of one. On a CPU an image's features do not depend on what else is
+    in its batch.
     """
 
     def __init__(self, model: VGG, size: tuple[int, int], mesh: Mesh):
-        self.mesh, self.recipe = mesh, model.preprocessing
+        self._recipe, self._size, self._mesh = model.preprocessing, size, mesh
         self._model = place(prepare(model, size), mesh)
         split = PartitionSpec(mesh.axis_names)
-        specs = (PartitionSpec(), split)
-        program = jax.shard_map(
-            _features, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False
-        )
-        self._run = jax.jit(program)
+        specs = {"in_specs": (PartitionSpec(), split), "out_specs": split}
+        self._run = jax.jit(jax.shard_map(_features, mesh=mesh, **specs, check_vma=False))
 
     def __call__(self, pixels: UInt8[Array, "n h w 3"]) -> Shaped[Array, "n ..."]:
         """The features of a batch that lies across the mesh (`flaxvgg.shard_batch`)."""
-        return self._run(self._model, normalise(pixels, self.recipe))
+        return self._run(self._model, normalise(pixels, self._recipe))
+
+    def of_photos(self, photos: Sequence[Path | Inside], batch: int) -> Iterator[np.ndarray]:
+        """The features of each photo, computed so many at once, on devices of this process."""
+        # The last batch is filled up, so that one compiled program serves all.
+        filled = [*photos, *list(photos[-1:]) * (-len(photos) % batch)]
+
+        def load(i: int) -> UInt8[np.ndarray, "h w 3"]:
+            return load_pixels(filled[i], self._size, self._recipe)
+
+        dataset = grain.MapDataset.range(len(filled)).map(load).batch(batch)
+        rows = (
+            row
+            for pixels in (reading(dataset) if filled else ())
+            for row in np.asarray(self(shard_batch(pixels, self._mesh)))
+        )
+        return itertools.islice(rows, len(photos))
 
 
-def _features(model: VGG, images: Array) -> Array:
+def _features(model: VGG, images: Float[Array, "n h w 3"]) -> Float[Array, "n ..."]:
     layer = last_frozen(model.config)
     return run_layers((model.conv_stack, model.head), images, {layer})[layer]
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Where a run has the features of its images: in files, or of each batch by `backbone`.
+    """Where a run has the features of its images; all are None where convolutions are trained.
 
-    All are None where the convolutions are trained.
+    `train` are files; without them `backbone` makes the features of each batch. `validation` gives
+    those of images, one by one.
     """
 
     train: FeatureFiles | None = None
-    validation: FeatureFiles | None = None
-    backbone: Backbone | None = None  # of batches of pixels, where `train` is None
+    validation: FeaturesOf | None = None
+    backbone: Backbone | None = None
 
 
 def compute_features(
@@ -107,32 +126,33 @@ def compute_features(
     made = {**data, "config": model.config.to_json(), "size": run.data.size, "in": arithmetic}
     key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
     row = _row(model, run.data.size)
-    wanted = {} if random else {"train": images}
+    wanted = {} if random else {"training": images}
     wanted["validation"] = validation
     kept = {name: FeatureFiles(folder, name, key, len(x), row) for name, x in wanted.items()}
     todo = _todo(kept, folder, out, watch)
-    size = sum(len(files) * files.image_bytes for files in kept.values())
+    of_process = Backbone(model, run.data.size, data_mesh(mesh.local_devices))
+    of_photos = partial(of_process.of_photos, batch=run.data.batch // jax.process_count())
+    every_batch = Backbone(model, run.data.size, mesh) if random or todo is None else None
+    size = _told(sum(len(files) * files.image_bytes for files in kept.values()))
     if todo is None:
         watch.say(
-            f"the frozen convolutions run in every epoch: their features would take {_told(size)}, "
-            f"more than half of what is free where {out} is"
+            f"the frozen convolutions run in every epoch: their features would take {size}, more "
+            f"than half of what is free where {out} is"
         )
-        return Features(backbone=Backbone(model, run.data.size, mesh))
-    counts = " and ".join(f"{len(files)} for {_PURPOSE[name]}" for name, files in kept.items())
+        paths = validation.paths
+        return Features(None, lambda own: of_photos([paths[i] for i in own]), every_batch)
     if random:
         watch.say(
             "the frozen convolutions run in every epoch on the images to train on, which "
             f"{' and '.join(random)} changes each time (flip = false and crop = 1: once)"
         )
-    watch.say(f"features of images are kept in {folder}: {counts}, {_told(size)}")
-    backbone = Backbone(model, run.data.size, data_mesh(mesh.local_devices))
-    batch = run.data.batch // jax.process_count()
+    counts = " and ".join(f"{len(files)} for {name}" for name, files in kept.items())
+    watch.say(f"features of images are kept in {folder}: {counts}, {size}")
     for name, files in kept.items():
-        if not _compute(files, todo[name], wanted[name], backbone, batch, run, stop, watch):
+        if not _compute(files, todo[name], wanted[name].paths, of_photos, stop, watch):
             return None
     meet("flaxvgg: features are kept")
-    every_batch = Backbone(model, run.data.size, mesh) if random else None
-    return Features(**kept, backbone=every_batch)
+    return Features(kept.get("training"), partial(map, kept["validation"].__getitem__), every_batch)
 
 
 def _row(model: VGG, size: tuple[int, int]) -> jax.ShapeDtypeStruct:
@@ -167,43 +187,29 @@ def _todo(
 def _compute(
     files: FeatureFiles,
     todo: list[int],
-    images: LabelledImages,
-    backbone: Backbone,
-    batch: int,
-    run: Run,
+    photos: Sequence[Path | Inside],
+    of_photos: Callable[[Sequence[Path | Inside]], Iterator[np.ndarray]],
     stop: Callable[[], bool],
     watch: Watcher,
 ) -> bool:
     """Make files, of several processes one each at a time; False where `stop` said so."""
-    parts, recipe = jax.process_count(), backbone.recipe
-    mine = todo[jax.process_index() :: parts]
-
-    def rows(number: int) -> list[int]:
-        """A file's images, the last ones repeated, so that they are whole batches."""
-        found = list(files.rows(number))
-        return found + found[-1:] * (-len(found) % batch)
-
-    order = [image for number in mine for image in rows(number)]
-
-    def load(i: int) -> np.ndarray:
-        return load_pixels(images.paths[order[i]], run.data.size, recipe)
-
-    dataset = grain.MapDataset.range(len(order)).map(load).batch(batch)
-    batches: Iterator[np.ndarray] = reading(dataset) if order else iter(())
+    process, parts = jax.process_index(), jax.process_count()
+    order = [image for number in todo[process::parts] for image in files.rows(number)]
+    features = of_photos([photos[image] for image in order])
     with watch.bar("features", len(order)) as bar:
         for first in range(0, len(todo), parts):
             together = todo[first : first + parts]
-            own = together[jax.process_index() :][:1]
-            found = []
-            for step in range(max(len(rows(number)) // batch for number in together)):
+            own = together[process : process + 1]
+            found: list[np.ndarray] = []
+            for _ in range(0, max(len(files.rows(number)) for number in together), _ASKED):
                 if total(stop()):
                     return False
-                if own and step < len(rows(own[0])) // batch:
-                    pixels = shard_batch(next(batches), backbone.mesh)
-                    found.append(np.asarray(backbone(pixels)))
-                    bar.advance(batch)
+                left = sum(len(files.rows(number)) for number in own) - len(found)
+                some = list(itertools.islice(features, min(_ASKED, left)))
+                found += some
+                bar.advance(len(some))
             for number in own:
-                files.write(number, np.concatenate(found)[: len(files.rows(number))])
+                files.write(number, np.stack(found))
     return True
 
 

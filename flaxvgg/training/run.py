@@ -116,16 +116,17 @@ def train(
     `flaxvgg.load`, and for images of one class each confusion.csv. A run with more epochs than
     before goes on, unless its schedule is "cosine", to what it would have been with them at once.
     All images are decoded once before the first step. Frozen convolutions run once for an image
-    that is the same in every epoch: what the head gets of it is kept in features/. A run goes on only with the
-    images, labels and weights that it began with, and one at a time in `out`. The metric is the
-    mean average precision, with "softmax" the accuracy. `stop` is asked after each step. Batches
-    are shared by `devices`, by default all, or by as many of them as divide a batch; a run may go
-    on on another number, to the same within rounding. Several processes of `jax.distributed`, which
-    see the same files, all call this: each decodes its part of every batch and of the validation
-    images, and writes its part of a checkpoint; the first alone writes everything else, is told
-    what happens, and gets the rows; `stop` of any of them stops all. Raises TrainingError where
-    training cannot go on, with the reason and the cure; DatasetError with all broken images;
-    CheckpointError where something else was trained in `out`; LockedError while another run writes
+    that is the same in every epoch: what the head gets of it is kept in features/. A run goes on
+    only with the images, labels and weights that it began with, and one at a time in `out`. The
+    metric is the mean average precision, with "softmax" the accuracy. `stop` is asked after each
+    step. Batches are shared by `devices`, by default all, or by as many of them as divide a batch;
+    a run may go on on another number, to the same within rounding. Several processes of
+    `jax.distributed`, which see the same files, all call this: each decodes its part of every batch
+    and of the validation images, and writes its part of a checkpoint and of the features; the first
+    alone writes everything else, is told what happens, and gets the rows; `stop` of any of them
+    stops all. Raises TrainingError where training cannot go on, with the reason and the cure;
+    DatasetError with all broken images; CheckpointError where something else was trained in `out`;
+    LockedError while another run writes
     there; ValueError for what does not fit.
     """
     if not is_first():

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,11 @@ from flaxvgg.images.batches import map_photos
 from flaxvgg.images.datasets import LabelledImages
 from flaxvgg.network.model import VGG, run_layers
 from flaxvgg.network.processes import gathered, own_part
-from flaxvgg.training.feature_files import FeatureFiles
-from flaxvgg.training.frozen import last_frozen
+from flaxvgg.training.frozen import FeaturesOf, last_frozen
 from flaxvgg.training.losses import LOSSES
 from flaxvgg.watching import Watcher
 
-_BATCH = 8  # as photos are validated on
+_BATCH = 8
 
 
 def scores_of(
@@ -31,19 +31,19 @@ def scores_of(
     images: LabelledImages,
     size: tuple[int, int],
     watch: Watcher,
-    features: FeatureFiles | None = None,
+    features: FeaturesOf | None = None,
 ) -> Float[np.ndarray, "n k"]:
     """The scores of all images, in float32; of several processes each computes its part.
 
-    Where their `features` are kept, the head's alone are computed.
+    Where there are `features` of the images, by their numbers, the head's alone are computed.
     """
     scores = np.zeros((0, images.labels.shape[1]), np.float32)
     own = own_part(len(images))
-    if own and features is None:
+    if own and features is not None:
+        scores = _scores_by_features(model, features(own), own, watch)
+    elif own:
         photos = [images.paths[row] for row in own]
         scores = map_photos(_scores, model, photos, size, "validating", watch)
-    elif own:
-        scores = _scores_of_features(model, features, own)
     parts = [np.frombuffer(x, np.float32) for x in gathered(scores.tobytes())]
     return np.concatenate(parts).reshape(-1, scores.shape[1])
 
@@ -102,12 +102,12 @@ def confusion_csv(scores: Float[np.ndarray, "n k"], images: LabelledImages) -> b
     return text.getvalue().encode()
 
 
-def _scores_of_features(
-    model: VGG, features: FeatureFiles, rows: range
+def _scores_by_features(
+    model: VGG, features: Iterator[np.ndarray], own: range, watch: Watcher
 ) -> Float[np.ndarray, "n k"]:
     found = []
-    for start in range(rows.start, rows.stop, _BATCH):
-        some = [features[row] for row in range(start, min(start + _BATCH, rows.stop))]
+    rows = watch.each(features, "validating", len(own))
+    while some := list(itertools.islice(rows, _BATCH)):
         # The last batch is filled up, so that one compiled program serves all.
         filled = np.stack(some + some[-1:] * (_BATCH - len(some)))
         found.append(np.asarray(_of_head(model, filled))[: len(some)])
