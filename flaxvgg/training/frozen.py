@@ -42,8 +42,8 @@ FeaturesOf = Callable[[range], Iterator[np.ndarray]]
 def last_frozen(config: VGGConfig) -> str:
     """The layer whose outputs a head is trained on: its mean over space, where it begins with one.
 
-    >>> config = flaxvgg.VGGConfig.gap("vgg16", num_classes=20)
-    >>> flaxvgg.training.frozen.last_frozen(config)
+    >>> from flaxvgg.training.frozen import last_frozen
+    >>> last_frozen(flaxvgg.VGGConfig.gap("vgg16", num_classes=20))
     'flatten'
     """
     fixed = itertools.takewhile(lambda x: x.kind in ("global_avg_pool", "flatten"), config.head)
