@@ -98,6 +98,15 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(tmp_path):
 
 
 @pytest.mark.slow
+def test_features_are_computed_by_several_processes_to_the_same_bits(tmp_path):
+    """Each has some of the files; a killed run is gone on with by another number of processes."""
+    found = trial("kept", tmp_path)
+    for name in "1x2", "killed", "without":
+        assert found[name] == found["2x1"], name
+    assert len(found["2x1"]["features"]) == 4 + 1  # of 8 images each, 28 or so and 7
+
+
+@pytest.mark.slow
 def test_the_loss_of_a_process_ends_all_with_a_line(tmp_path):
     found = trial("lost", tmp_path)
     said = "error: another process of this run has ended: see what it said, and start all of them"

@@ -7,6 +7,7 @@ JAX's devices, which do not survive a fork, the first process never touches.
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from flax import nnx
 import flaxvgg
 import flaxvgg.commands.train
 import flaxvgg.plotting.training
+import flaxvgg.training.feature_files
 import flaxvgg.training.run
 from flaxvgg.commands.cli import app
 from flaxvgg.commands.processes import join_processes
@@ -205,6 +207,35 @@ def resumed(folder: Path) -> dict[str, Any]:
     return found
 
 
+def kept(folder: Path) -> dict[str, Any]:
+    """Frozen convolutions, whose features are kept: by two processes, and by one with two devices.
+
+    Two processes that are killed are gone on with by one, with their features and without.
+    """
+
+    def kill(step: int, process: int) -> None:
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    prepare(folder, _BY_SGD, epochs=2)
+    toml = folder / "run.toml"
+    toml.write_text(toml.read_text().replace("crop = 0.5", "flip = false"))
+    flaxvgg.training.feature_files._IMAGES = 8  # so that both processes have files to make
+    _whole(*train(folder, "2x1", 2, 1), *train(folder, "1x2", 1, 2))
+    for name in "killed", "without":
+        ended = train(folder, name, 2, 1, kill)
+        assert any(x.code == -signal.SIGKILL for x in ended), ended
+        if name == "without":
+            shutil.rmtree(folder / name / "features")
+        _whole(*train(folder, name, 1, 2))
+    runs = "2x1", "1x2", "killed", "without"
+    features = {
+        name: {x.name: x.read_bytes().hex() for x in (folder / name / "features").iterdir()}
+        for name in runs
+    }
+    return {name: _digests(folder, name) | {"features": features[name]} for name in runs}
+
+
 def lost(folder: Path) -> dict[str, Any]:
     """One of two processes is killed, the second or the first."""
     prepare(folder)
@@ -282,7 +313,7 @@ def sharded(folder: Path) -> dict[str, Any]:
     return {}
 
 
-TRIALS = {trial.__name__: trial for trial in (same, close, resumed, lost, stopped, sharded)}
+TRIALS = {trial.__name__: trial for trial in (same, close, resumed, kept, lost, stopped, sharded)}
 
 if __name__ == "__main__":
     trial, place = sys.argv[1:]

@@ -16,6 +16,7 @@ from flaxvgg.images.datasets import LabelledImages
 from flaxvgg.images.inside import Inside
 from flaxvgg.images.loading import ImageError, fit_image, open_image
 from flaxvgg.network.provenance import Preprocessing
+from flaxvgg.training.feature_files import FeatureFiles
 from flaxvgg.training.settings import Data
 
 _RATIO = 3 / 4  # the narrowest crop, as in torchvision's RandomResizedCrop
@@ -31,10 +32,12 @@ def batches(
     seed: int,
     part: int = 0,
     parts: int = 1,
+    features: FeatureFiles | None = None,
 ) -> grain.MapDataset:
     """All batches of a run, by number: {"pixels": (N, H, W, 3) in 8 bits, "labels": (N, K)}.
 
-    Each epoch is shuffled anew; a last batch that is not full is left out. With `parts`, the number
+    Where the `features` of the images are kept, these (N, ...) take the place of the pixels. Each
+    epoch is shuffled anew; a last batch that is not full is left out. With `parts`, the number
     of processes, `part` is the one whose images are wanted: only these are read, the same as in one
     process, and the parts of a batch one behind the other are the batch. Raises ValueError for
     fewer images than a batch, and for a batch that cannot be divided so.
@@ -52,7 +55,9 @@ def batches(
     source = grain.MapDataset.range(len(images)).seed(seed).shuffle()
     # Batches within an epoch, so that each has the same number of them.
     whole = len(images) // data.batch * data.batch
-    seen = source.slice(slice(whole)).repeat(epochs).random_map(_Load(images, data, recipe))
+    seen = (
+        source.slice(slice(whole)).repeat(epochs).random_map(_Load(images, data, recipe, features))
+    )
     of_part = _OfPart(seen, data.batch, part, data.batch // parts)
     return grain.MapDataset.range(len(seen) // parts).map(of_part).batch(of_part.own)
 
@@ -63,10 +68,14 @@ class _Load:
     images: LabelledImages
     data: Data
     recipe: Preprocessing
+    features: FeatureFiles | None
 
     def __call__(self, index: int, random: np.random.Generator) -> dict[str, Any]:
+        labels = self.images.labels[index]
+        if self.features is not None:
+            return {"features": self.features[index], "labels": labels}
         pixels = _read(self.images.paths[index], self.data, self.recipe, random)
-        return {"pixels": pixels, "labels": self.images.labels[index]}
+        return {"pixels": pixels, "labels": labels}
 
 
 @dataclasses.dataclass(frozen=True)

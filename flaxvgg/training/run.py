@@ -5,11 +5,14 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from flaxvgg.evaluation.classification import accuracy
 from flaxvgg.files.folders import write_bytes
@@ -24,6 +27,7 @@ from flaxvgg.network.sharding import Device, batch_mesh, place, shard_batch, who
 from flaxvgg.training.checkpoints import Checkpoints
 from flaxvgg.training.collapse import cannot_be_negative, diagnose
 from flaxvgg.training.data import batches, reading
+from flaxvgg.training.frozen import Features, compute_features, last_frozen
 from flaxvgg.training.inventory import (
     Entry,
     differences,
@@ -50,6 +54,7 @@ from flaxvgg.training.validation import (
     line,
     measures,
     metric_name,
+    say_absent,
     scores_of,
 )
 from flaxvgg.watching import Watcher
@@ -110,17 +115,18 @@ def train(
     and for images of one class each confusion.csv. A run with more epochs than before goes on,
     unless its schedule is "cosine", to what it would have been with them at once. All images are
     decoded once before the first step. A run goes on only with the images, labels and weights that
-    it began with, and one at a time in `out`. The metric is the mean average precision, with
-    "softmax" the accuracy. `stop` is asked after each step. Batches are shared by `devices`, by
-    default all, or by as many of them as divide a batch; a run may go on on another number, to the
-    same within rounding. Batches are read in threads, or in `decoders` processes besides, to the
-    same bits. Several processes of `jax.distributed`, which see the same files, all call this: each
-    decodes its part of every batch and of the validation images, and writes its part of a
-    checkpoint; the first alone writes everything else, is told what happens, and gets the rows;
-    `stop` of any of them stops all. Raises TrainingError where training cannot go on, with the
-    reason and the cure; DatasetError with all broken images;
-    CheckpointError where something else was trained in `out`; LockedError while another run writes
-    there; ValueError for what does not fit; RemoteError for an address that cannot be reached.
+    it began with, and one at a time in `out`. Frozen convolutions run once for an image that is the
+    same in every epoch: what the head gets of it is kept in features/. The metric is the mean
+    average precision, with "softmax" the accuracy. `stop` is asked after each step. Batches are
+    shared by `devices`, by default all, or by as many of them as divide a batch; a run may go on on
+    another number, to the same within rounding. Batches are read in threads, or in `decoders`
+    processes besides, to the same bits. Several processes of `jax.distributed`, which see the same
+    files, all call this: each decodes its part of every batch and of the validation images, and
+    writes its part of a checkpoint; the first alone writes everything else, is told what happens,
+    and gets the rows; `stop` of any of them stops all. Raises TrainingError where training cannot
+    go on, with the reason and the cure; DatasetError with all broken images; CheckpointError where
+    something else was trained in `out`; LockedError while another run writes there; ValueError for
+    what does not fit; RemoteError for an address that cannot be reached.
     """
     if not is_first():
         watch = Watcher()
@@ -154,7 +160,8 @@ def _train(
         sha256="",
         classes=images.classes,
     )
-    dataset = batches(
+    batches_of = partial(
+        batches,
         images,
         run.data,
         model.preprocessing,
@@ -163,6 +170,7 @@ def _train(
         part=jax.process_index(),
         parts=jax.process_count(),
     )
+    photos = batches_of()
     out = where.folder
     before = read_csv(out / DATA)
     entries = take_inventory(run, images, validation, model.preprocessing, before, watch)
@@ -172,46 +180,62 @@ def _train(
         "weights": model_digest(loaded, ["conv_stack"]),
         "preprocessing": dataclasses.asdict(model.preprocessing),
     }
-    trainer = Trainer.of(model, run.training, steps=len(dataset))
-    state, iterator = trainer.start(model), reading(dataset, decoders)
+    frozen = not run.training.stack_rate
+    after = last_frozen(model.config) if frozen else None
+    trainer = Trainer.of(model, run.training, steps=len(photos), after=after)
+    state, position = trainer.start(model), None
     then = where.keep if isinstance(where, Bucket) else None
-    with (
-        contextlib.closing(iterator),
-        Checkpoints(out / CHECKPOINTS, run.to_json(), run.keep, data, then) as kept,
-    ):
+    with Checkpoints(out / CHECKPOINTS, run.to_json(), run.keep, data, then) as kept:
         _check_data(kept, data, before, entries, run, where.named(""), watch)
         found = kept.last(state)
         if is_first():
             write_bytes(out / DATA, to_csv(entries))
         if found is None:
-            _say_absent(validation, metric_name(run.training.loss), watch)
-            _warn(model, run, dataset[0], watch)
+            say_absent(validation, metric_name(run.training.loss), watch)
+            _warn(model, run, photos[0], watch)
         else:
             state, position = found
+            watch.say(f"resuming after step {int(state.step)} of {len(photos)}")
+        features = Features()
+        if frozen and int(state.step) < len(photos):
+            rest = validation, data, out, mesh, decoders, stop, watch
+            computed = compute_features(model, run, images, *rest)
+            features, stop = (computed, stop) if computed else (features, lambda: True)
+        # Features that are kept need no decoding.
+        iterator = reading(batches_of(features=features.train), 0 if features.train else decoders)
+        if position is not None:
             iterator.set_state(position)
-            watch.say(f"resuming after step {int(state.step)} of {len(dataset)}")
         state = place(state, mesh)
-        with Log(out, int(state.step)) if is_first() else contextlib.nullcontext() as log:
+        with (
+            contextlib.closing(iterator),
+            Log(out, int(state.step)) if is_first() else contextlib.nullcontext() as log,
+        ):
             session = _Session(
-                run, trainer, mesh, validation, iterator, kept, log, len(dataset), stop, watch
+                run, trainer, mesh, validation, photos, features, iterator, kept, log, stop, watch
             )
             state = session.until_stopped(state)
-        if int(state.step) == len(dataset):
-            _finish(trainer.model(kept.best(state)), run, validation, where, watch)
+        if int(state.step) == len(photos):
+            best = trainer.model(kept.best(state))
+            _finish(best, run, validation, features, where, watch)
     meet("flaxvgg: a run has ended")
     rows = log.rows if log else []
-    return Trained(int(state.step), len(dataset), rows, metric_name(run.training.loss))
+    return Trained(int(state.step), len(photos), rows, metric_name(run.training.loss))
 
 
 def _finish(
-    best: VGG, run: Run, validation: LabelledImages, where: Folder | Bucket, watch: Watcher
+    best: VGG,
+    run: Run,
+    validation: LabelledImages,
+    features: Features,
+    where: Folder | Bucket,
+    watch: Watcher,
 ) -> None:
     """Write the best model, and what it takes for what."""
     save(best, where.folder / MODEL)
     where.keep()
     watch.say(f"written: {where.named(MODEL)}")
     if has_one_class_each(validation):
-        scores = scores_of(best, validation, run.data.size, watch)
+        scores = scores_of(best, validation, run.data.size, watch, features.validation)
         if is_first():
             write_bytes(where.folder / CONFUSION, confusion_csv(scores, validation))
             watch.say(f"the best: accuracy {accuracy(scores, validation.labels):.3f}")
@@ -254,17 +278,6 @@ def _check_data(
     )
 
 
-def _say_absent(validation: LabelledImages, metric: str, watch: Watcher) -> None:
-    """Say which classes no validation image has."""
-    counts = zip(validation.classes, validation.labels.sum(0), strict=True)
-    names = [name for name, count in counts if not count]
-    if names:
-        watch.warn(
-            f"no validation image is of class {', '.join(names)}: the {metric} does not tell how "
-            "well it is found; add images of it"
-        )
-
-
 def _mesh(devices: Sequence[Device], batch: int, watch: Watcher) -> Mesh:
     """The devices that share a batch: as many as divide it."""
     mesh = batch_mesh(devices, batch)
@@ -284,17 +297,19 @@ class _Session:
     trainer: Trainer
     mesh: Mesh
     validation: LabelledImages
+    photos: grain.MapDataset  # all batches of the run, as pixels
+    features: Features
     batches: Iterator[Mapping[str, np.ndarray]]
     checkpoints: Checkpoints
     log: Log | None  # of the first process
-    steps: int
     stop: Callable[[], bool]
     watch: Watcher
 
     def until_stopped(self, state: TrainState) -> TrainState:
         """The state at the end, or where `stop` said so; it is on disk then."""
-        an_epoch = self.steps // self.run.epochs
-        while int(state.step) < self.steps and not self._is_to_stop():
+        steps = len(self.photos)
+        an_epoch = steps // self.run.epochs
+        while int(state.step) < steps and not self._is_to_stop():
             epoch, done = divmod(int(state.step), an_epoch)
             row: dict[str, float | int] = {}
             with self.watch.bar(f"epoch {epoch + 1} of {self.run.epochs}", an_epoch, done) as bar:
@@ -318,11 +333,9 @@ class _Session:
 
     def _step(self, state: TrainState, epoch: int) -> tuple[TrainState, dict[str, float | int]]:
         options, trainer = self.run.training, self.trainer
-        own = next(self.batches)
-        batch = shard_batch(own, self.mesh)
-        images, labels = normalise(batch["pixels"], trainer.preprocessing), batch["labels"]
+        batch = shard_batch(next(self.batches), self.mesh)
         rate = trainer.learning_rate(int(state.step))
-        state, metrics = trainer.step(state, images, labels)
+        state, metrics = trainer.step(state, self._given(batch), batch["labels"])
         values = {name: float(value) for name, value in metrics.items()}
         where = f"step {int(state.step)}, whose state is not kept"
         if not all(map(math.isfinite, values.values())):
@@ -332,16 +345,26 @@ class _Session:
             )
         if not values["gradient_norm"] and not values["largest_score"]:
             model = whole(trainer.model(state, average=False))
+            own: Any = self.photos[int(state.step) - 1]
             images = normalise(own["pixels"], trainer.preprocessing)
             raise TrainingError(f"{where}: {diagnose(model, images, own['labels'], options.loss)}")
         at = {"step": int(state.step), "epoch": epoch + 1}
         return state, {**at, **values, "learning_rate": rate}
 
+    def _given(self, batch: Mapping[str, Array]) -> Array:
+        """What the trainer takes: images, or where the convolutions are frozen their features."""
+        if "features" in batch:
+            return batch["features"]
+        if self.features.backbone is not None:
+            return self.features.backbone(batch["pixels"])
+        return normalise(batch["pixels"], self.trainer.preprocessing)
+
     def _validated(self, state: TrainState) -> dict[str, float]:
         """Loss, metric and accuracy on the validation images."""
         # One device of a process: photos are decoded one after the other, which takes longer.
         model = whole(self.trainer.model(state))
-        scores = scores_of(model, self.validation, self.run.data.size, self.watch)
+        size, features = self.run.data.size, self.features.validation
+        scores = scores_of(model, self.validation, size, self.watch, features)
         found = measures(scores, self.validation, self.run.training.loss)
         if not math.isfinite(found["validation_loss"]):
             raise TrainingError(

@@ -2,12 +2,13 @@
 
 import csv
 import io
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from flaxvgg.evaluation.classification import (
     accuracy,
@@ -16,20 +17,33 @@ from flaxvgg.evaluation.classification import (
 )
 from flaxvgg.images.batches import map_photos
 from flaxvgg.images.datasets import LabelledImages
-from flaxvgg.network.model import VGG
+from flaxvgg.network.model import VGG, run_layers
 from flaxvgg.network.processes import gathered, own_part
+from flaxvgg.training.frozen import FeaturesOf, last_frozen
 from flaxvgg.training.losses import LOSSES
 from flaxvgg.watching import Watcher
 
+_BATCH = 8
+
 
 def scores_of(
-    model: VGG, images: LabelledImages, size: tuple[int, int], watch: Watcher
+    model: VGG,
+    images: LabelledImages,
+    size: tuple[int, int],
+    watch: Watcher,
+    features: FeaturesOf | None = None,
 ) -> Float[np.ndarray, "n k"]:
-    """The scores of all images, in float32; of several processes each computes its part."""
+    """The scores of all images, in float32; of several processes each computes its part.
+
+    Where there are `features` of the images, by their numbers, the head's alone are computed.
+    """
     scores = np.zeros((0, images.labels.shape[1]), np.float32)
-    own = [images.paths[row] for row in own_part(len(images))]
-    if own:
-        scores = map_photos(_scores, model, own, size, "validating", watch)
+    own = own_part(len(images))
+    if own and features is not None:
+        scores = _scores_by_features(model, features(own), own, watch)
+    elif own:
+        photos = [images.paths[row] for row in own]
+        scores = map_photos(_scores, model, photos, size, "validating", watch)
     parts = [np.frombuffer(x, np.float32) for x in gathered(scores.tobytes())]
     return np.concatenate(parts).reshape(-1, scores.shape[1])
 
@@ -75,6 +89,17 @@ def line(row: Mapping[str, float | int], epochs: int, loss: str) -> str:
     return told
 
 
+def say_absent(validation: LabelledImages, metric: str, watch: Watcher) -> None:
+    """Say which classes no validation image has."""
+    counts = zip(validation.classes, validation.labels.sum(0), strict=True)
+    names = [name for name, count in counts if not count]
+    if names:
+        watch.warn(
+            f"no validation image is of class {', '.join(names)}: the {metric} does not tell how "
+            "well it is found; add images of it"
+        )
+
+
 def confusion_csv(scores: Float[np.ndarray, "n k"], images: LabelledImages) -> bytes:
     """A table with a row for each class and a column for each that its images were taken for."""
     counts = confusion_matrix(scores, images.labels)
@@ -86,6 +111,25 @@ def confusion_csv(scores: Float[np.ndarray, "n k"], images: LabelledImages) -> b
         recall = f"{row[images.classes.index(name)] / total:.4f}" if total else ""
         writer.writerow([name, *row.tolist(), recall])
     return text.getvalue().encode()
+
+
+def _scores_by_features(
+    model: VGG, features: Iterator[np.ndarray], own: range, watch: Watcher
+) -> Float[np.ndarray, "n k"]:
+    found = []
+    rows = watch.each(features, "validating", len(own))
+    while some := list(itertools.islice(rows, _BATCH)):
+        # The last batch is filled up, so that one compiled program serves all.
+        filled = np.stack(some + some[-1:] * (_BATCH - len(some)))
+        found.append(np.asarray(_of_head(model, filled))[: len(some)])
+    return np.concatenate(found)
+
+
+@jax.jit
+def _of_head(model: VGG, features: Shaped[Array, "n ..."]) -> Float[Array, "n k"]:
+    output, layer = model.config.head_output.name, last_frozen(model.config)
+    stacks = model.conv_stack, model.head
+    return run_layers(stacks, features, {output}, after=layer)[output].astype(jnp.float32)
 
 
 @jax.jit
