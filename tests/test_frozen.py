@@ -126,19 +126,21 @@ def test_without_room_they_see_every_image_in_every_epoch(run_of, convolved, tmp
     assert convolved() == 2 * 28 + 3 * 8  # those for validation once more for the confusion
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"crop": 0.5, "flip": True}, "crop and flip"),
-        pytest.param({"flip": True}, "flip", marks=pytest.mark.slow),
-    ],
-)
-def test_images_that_change_are_not_kept(run_of, convolved, tmp_path, options, said):
-    _, lines = run_of(tmp_path, epochs=2, **options)
-    line = "run in every epoch on the images to train on, which " + said
+def test_images_of_which_parts_are_seen_are_not_kept(run_of, convolved, tmp_path):
+    _, lines = run_of(tmp_path, epochs=2, crop=0.5, flip=True)
+    line = "run in every epoch on the images to train on, of which each time another part is seen"
     assert sum(line in x for x in lines) == 1
     assert {x.name for x in (tmp_path / "features").iterdir()} == {"validation-000000.safetensors"}
     assert convolved() == 2 * 28 + 8
+
+
+def test_mirrored_images_are_kept_besides(run_of, convolved, tmp_path, monkeypatch):
+    kept, said = run_of(tmp_path / "kept", flip=True)
+    assert any("60 for training, as they are and mirrored, and 6 for validation" in x for x in said)
+    assert convolved() == 60 + 8
+    monkeypatch.setattr(frozen, "_PART_OF_FREE", 0)
+    every, _ = run_of(tmp_path / "every", flip=True)
+    assert_same((kept, tmp_path / "kept"), (every, tmp_path / "every"))
 
 
 @pytest.mark.slow

@@ -36,11 +36,12 @@ def batches(
 ) -> grain.MapDataset:
     """All batches of a run, by number: {"pixels": (N, H, W, 3) in 8 bits, "labels": (N, K)}.
 
-    Where the `features` of the images are kept, these (N, ...) take the place of the pixels. Each
-    epoch is shuffled anew; a last batch that is not full is left out. With `parts`, the number
-    of processes, `part` is the one whose images are wanted: only these are read, the same as in one
-    process, and the parts of a batch one behind the other are the batch. Raises ValueError for
-    fewer images than a batch, and for a batch that cannot be divided so.
+    Where the `features` of the images are kept, with `flip` those of the mirrored ones behind them,
+    these (N, ...) take the place of the pixels. Each epoch is shuffled anew; a last batch that is
+    not full is left out. With `parts`, the number of processes, `part` is the one whose images are
+    wanted: only these are read, the same as in one process, and the parts of a batch one behind the
+    other are the batch. Raises ValueError for fewer images than a batch, and for a batch that
+    cannot be divided so.
     """
     if not 0 <= part < parts or data.batch % parts:
         raise ValueError(
@@ -73,7 +74,8 @@ class _Load:
     def __call__(self, index: int, random: np.random.Generator) -> dict[str, Any]:
         labels = self.images.labels[index]
         if self.features is not None:
-            return {"features": self.features[index], "labels": labels}
+            row = index + len(self.images) * _is_mirrored(self.data, random)
+            return {"features": self.features[row], "labels": labels}
         pixels = _read(self.images.paths[index], self.data, self.recipe, random)
         return {"pixels": pixels, "labels": labels}
 
@@ -90,7 +92,7 @@ class _OfPart:
         return self.seen[batch * self.batch + self.part * self.own + place]
 
 
-class reading(Iterator[Mapping[str, Any]]):
+class reading(Iterator[Any]):
     """Batches, read in threads, or in so many processes besides (`decoders`), to the same bits.
 
     The state is the number of the next one; a run may go on with another number of processes.
@@ -98,9 +100,9 @@ class reading(Iterator[Mapping[str, Any]]):
 
     def __init__(self, dataset: grain.MapDataset, decoders: int = 0):
         self._dataset, self._decoders, self._next = dataset, decoders, 0
-        self._items: Generator[Mapping[str, Any], None, None] | None = None
+        self._items: Generator[Any, None, None] | None = None
 
-    def __next__(self) -> Mapping[str, Any]:
+    def __next__(self) -> Any:
         if self._items is None:
             rest = self._dataset[self._next :]
             threads = os.cpu_count() or 1
@@ -156,7 +158,11 @@ def _seen(
         pixels = np.asarray(image.resize(data.size[::-1], Image.Resampling.BILINEAR, part))
     else:
         pixels = fit_image(image, data.size, recipe)
-    return pixels[:, ::-1].copy() if data.flip and random.random() < 0.5 else pixels
+    return pixels[:, ::-1].copy() if _is_mirrored(data, random) else pixels
+
+
+def _is_mirrored(data: Data, random: np.random.Generator) -> bool:
+    return data.flip and random.random() < 0.5
 
 
 def _crop(

@@ -25,6 +25,7 @@ from flaxvgg.network.config import VGGConfig
 from flaxvgg.network.model import VGG, run_layers
 from flaxvgg.network.prepared import prepare
 from flaxvgg.network.processes import is_first, meet, told_by_first, total
+from flaxvgg.network.provenance import Preprocessing
 from flaxvgg.network.sharding import data_mesh, place, shard_batch
 from flaxvgg.training.data import reading
 from flaxvgg.training.feature_files import FeatureFiles
@@ -35,6 +36,7 @@ _FOLDER = "features"
 _ASKED = 8  # images after which somebody is asked whether to stop
 _PART_OF_FREE = 0.5  # of the free bytes on the disk: what features may take
 
+Photo = tuple[Path | Inside, bool]  # and whether it is mirrored
 # The features of images, one by one, by their numbers.
 FeaturesOf = Callable[[range], Iterator[np.ndarray]]
 
@@ -48,6 +50,14 @@ def last_frozen(config: VGGConfig) -> str:
     """
     fixed = itertools.takewhile(lambda x: x.kind in ("global_avg_pool", "flatten"), config.head)
     return (*config.conv_stack, *fixed)[-1].name
+
+
+def _pixels(
+    photo: Photo, size: tuple[int, int], recipe: Preprocessing
+) -> UInt8[np.ndarray, "h w 3"]:
+    path, is_mirrored = photo
+    pixels = load_pixels(path, size, recipe)
+    return pixels[:, ::-1].copy() if is_mirrored else pixels
 
 
 class Backbone:
@@ -68,13 +78,11 @@ class Backbone:
         """The features of a batch that lies across the mesh (`flaxvgg.shard_batch`)."""
         return self._run(self._model, normalise(pixels, self._recipe))
 
-    def of_photos(
-        self, photos: Sequence[Path | Inside], batch: int, decoders: int
-    ) -> Iterator[np.ndarray]:
+    def of_photos(self, photos: Sequence[Photo], batch: int, decoders: int) -> Iterator[np.ndarray]:
         """The features of each photo, computed so many at once, on devices of this process."""
         # The last batch is filled up, so that one compiled program serves all.
         filled = [*photos, *list(photos[-1:]) * (-len(photos) % batch)]
-        load = partial(load_pixels, size=self._size, preprocessing=self._recipe)
+        load = partial(_pixels, size=self._size, recipe=self._recipe)
         dataset = grain.MapDataset.source(filled).map(load).batch(batch)
         rows = (
             row
@@ -117,40 +125,45 @@ def compute_features(
     """The features of a run's images, in `out`/features; None where `stop` said so before the end.
 
     What is there already is taken, what is not is computed. Of several processes each computes some
-    of the files, and reads all of them. Images that crops and mirrors change are left out, and all
-    of them where the features would take more than half of what is free on the disk. `data` says
-    what they are made of. Raises WriteError where a file cannot be written.
+    of the files, and reads all of them. With `flip`, images to train on are followed by all of them
+    mirrored. Where crops are random these are left out, and everything where the features would
+    take more than half of what is free on the disk. `data` says what they are made of. Raises
+    WriteError where a file cannot be written.
     """
-    folder, random = out / _FOLDER, run.data.random
+    folder, crops, flips = out / _FOLDER, run.data.crop < 1, run.data.flip
     arithmetic = [run.model.dtype, run.model.precision]
     made = {**data, "config": model.config.to_json(), "size": run.data.size, "in": arithmetic}
     key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
     row = _row(model, run.data.size)
-    wanted = {} if random else {"training": images}
-    wanted["validation"] = validation
+    seen = [
+        (path, is_mirrored) for is_mirrored in (False, True)[: 1 + flips] for path in images.paths
+    ]
+    wanted: dict[str, list[Photo]] = {} if crops else {"training": seen}
+    wanted["validation"] = [(path, False) for path in validation.paths]
     kept = {name: FeatureFiles(folder, name, key, len(x), row) for name, x in wanted.items()}
     todo = _todo(kept, folder, out, watch)
     of_process = Backbone(model, run.data.size, data_mesh(mesh.local_devices))
     batch = run.data.batch // jax.process_count()
     of_photos = partial(of_process.of_photos, batch=batch, decoders=decoders)
-    every_batch = Backbone(model, run.data.size, mesh) if random or todo is None else None
+    every_batch = Backbone(model, run.data.size, mesh) if crops or todo is None else None
     size = _told(sum(len(files) * files.image_bytes for files in kept.values()))
     if todo is None:
         watch.say(
             f"the frozen convolutions run in every epoch: their features would take {size}, more "
             f"than half of what is free where {out} is"
         )
-        paths = validation.paths
-        return Features(None, lambda own: of_photos([paths[i] for i in own]), every_batch)
-    if random:
+        photos = wanted["validation"]
+        return Features(None, lambda own: of_photos([photos[i] for i in own]), every_batch)
+    if crops:
         watch.say(
-            "the frozen convolutions run in every epoch on the images to train on, which "
-            f"{' and '.join(random)} changes each time (flip = false and crop = 1: once)"
+            "the frozen convolutions run in every epoch on the images to train on, of which each "
+            "time another part is seen (crop = 1: once)"
         )
-    counts = " and ".join(f"{len(files)} for {name}" for name, files in kept.items())
+    counts = " and ".join(f"{len(files)} for {name}" for name, files in sorted(kept.items()))
+    counts = counts.replace("training", "training, as they are and mirrored,") if flips else counts
     watch.say(f"features of images are kept in {folder}: {counts}, {size}")
     for name, files in kept.items():
-        if not _compute(files, todo[name], wanted[name].paths, of_photos, stop, watch):
+        if not _compute(files, todo[name], wanted[name], of_photos, stop, watch):
             return None
     meet("flaxvgg: features are kept")
     return Features(kept.get("training"), partial(map, kept["validation"].__getitem__), every_batch)
@@ -188,8 +201,8 @@ def _todo(
 def _compute(
     files: FeatureFiles,
     todo: list[int],
-    photos: Sequence[Path | Inside],
-    of_photos: Callable[[Sequence[Path | Inside]], Iterator[np.ndarray]],
+    photos: Sequence[Photo],
+    of_photos: Callable[[Sequence[Photo]], Iterator[np.ndarray]],
     stop: Callable[[], bool],
     watch: Watcher,
 ) -> bool:

@@ -44,11 +44,6 @@ class Data:
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop must be above 0 and at most 1, not {self.crop}")
 
-    @property
-    def random(self) -> tuple[str, ...]:
-        """The options by which an image to train on is another one each time."""
-        return ("crop",) * (self.crop < 1) + ("flip",) * self.flip
-
 
 @dataclasses.dataclass(frozen=True)
 class Model:
