@@ -26,7 +26,7 @@ from experiments.composed import scenes
 from experiments.composed.fitting import features_of
 from experiments.composed.objects import OBJECTS
 from experiments.composed.scenes import Scenes
-from experiments.timing import Case, measure
+from experiments.timing import Case, machine, measure
 from flaxvgg.evaluation.randomisation import Randomisation
 from flaxvgg.network.model import VGG
 
@@ -142,6 +142,7 @@ def run(
         "chance": round(float(np.mean(areas)), 3),
         "randomised": list(tested.layers),
         "quantus": max(quantus),
+        "apart_on": machine()["processor"],
         "methods": rows,
     }
     return results, shown, (tested, found.pixels[: effort.randomised])
