@@ -98,8 +98,8 @@ fitted to parts of the same things on other backgrounds, as in
   this order, on {randomised} images, of which the picture shows one). A method whose maps stay
   alike does not show what the network has learned. Above 0.5 at the end: {insensitive}.
 - **Apart by**: the largest difference from that package's map of the same image and class, of its
-  largest magnitude, on {apart_on}. Both are float32: a unit that is zero but for rounding may be open
-  in one alone, and then single pixels of a gradient go another way.
+  largest magnitude, on {apart_on}. Both are float32: a unit that is zero but for rounding may be
+  open in one alone, and then single pixels of a gradient go another way.
 - **Passes** are each tool's own forward passes of the same network on the same image, in {rounds}
   rounds: median, least and most. RISE has {samples} masks, occlusion windows of {window} pixels and
   half of that as stride, integrated gradients 25 steps, SmoothGrad 25 samples. Many images at once
