@@ -125,8 +125,3 @@ def test_a_pattern_without_files_and_a_tar_without_classes(packed, tmp_path):
     tar(tmp_path / "flat.tar", {"0.png": read_labelled(packed["tar"]).paths[0].read()})
     with pytest.raises(DatasetError, match="no column `labels` in it"):
         read_labelled(tmp_path / "flat.tar")
-
-
-def test_addresses_are_refused_in_a_line():
-    with pytest.raises(DatasetError, match=r"^s3://bucket/photos: training reads images"):
-        read_labelled("s3://bucket/photos")

@@ -70,7 +70,7 @@ def max_box_acc(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> float:
     >>> flaxvgg.max_box_acc(heat, [np.array([[6, 6, 26, 26]])])
     1.0
     """
-    return box_accuracies(box_hits(heatmaps, boxes), len(heatmaps))[0]
+    return box_accuracies(_box_hits(heatmaps, boxes), len(heatmaps))[0]
 
 
 def max_box_acc_v2(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> float:
@@ -84,7 +84,7 @@ def max_box_acc_v2(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> float:
     >>> round(flaxvgg.max_box_acc_v2(heat, [np.array([[6, 6, 26, 26]])]), 3)
     1.0
     """
-    return box_accuracies(box_hits(heatmaps, boxes), len(heatmaps))[1]
+    return box_accuracies(_box_hits(heatmaps, boxes), len(heatmaps))[1]
 
 
 def box_hits(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> Int[np.ndarray, "4 thresholds"]:
@@ -94,6 +94,10 @@ def box_hits(heatmaps: Float[AnyArray, "n h w"], boxes: Boxes) -> Int[np.ndarray
     Those of the parts of a data set, added up, are what `box_accuracies` takes. Raises ValueError
     as they do.
     """
+    return _box_hits(heatmaps, boxes)
+
+
+def _box_hits(heatmaps: Any, boxes: Any) -> Int[np.ndarray, "4 thresholds"]:
     maps = _heatmaps(heatmaps)
     given = _boxes(boxes, maps.shape)
     images = np.stack([(x.astype(np.float64) * 255).astype(np.uint8) for x in maps])

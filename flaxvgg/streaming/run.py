@@ -118,8 +118,9 @@ def stream(
     devices = jax.local_devices()
     if batch is None:
         batch = 8 if devices[0].platform == "cpu" else 64
-    if batch < 1 or decoders < 0:
-        raise ValueError(f"batch must be at least 1, decoders 0, not {batch} and {decoders}")
+    for name, least, given in (("batch", 1, batch), ("decoders", 0, decoders)):
+        if given < least:
+            raise ValueError(f"{name} must be at least {least}, not {given}")
     settings = _settings(job, source, size, batch)
     with contextlib.ExitStack() as held:
         unit_size = _unit(job, size, batch)
