@@ -30,6 +30,7 @@ enum {
   LEAST_ROWS = 4 * ROWS,  // room for so many rows; otherwise the products of all panels go to the
   FAR_ROWS = 18 * ROWS,   // farther one, and so many rows, the most, are worth the kernel's reading
   NEAR_ROWS = 9 * ROWS,   // whose sums the nearest has room for
+  FEW_PANELS = 1 << 20,   // floats of panels that a worker packs for itself at a time
   LEAST_TILES = 72,       // of 2x4 in an image, for F(2x4)
   TURNS = 4,              // for each worker, so that all are done at about the same time
   AHEAD = 2,              // tiles before its turn, the place of a tile's outputs is fetched
@@ -75,7 +76,11 @@ static void plan(Loops *loops, int64_t workers) {
   conv->span = is_small ? 1 : panels;
   conv->by_panels = conv->packed ? pieces(conv->tiles.count, block) < turns && workers > 1
                                  : conv->tiles.count * tile < panels * kernel;
-  if (conv->by_panels) conv->span = conv->packed && panels > turns ? panels / turns : 1;
+  if (conv->by_panels) {  // the inputs are read again for each span
+    int64_t most = conv->packed ? panels : FEW_PANELS / (kernel > 0 ? kernel : 1);
+    conv->span = least(panels / turns, most);
+    if (conv->span < 1) conv->span = least(panels, 1);
+  }
   conv->spans = conv->span ? pieces(panels, conv->span) : 0;
   int64_t splits = conv->by_panels && conv->spans ? pieces(turns, conv->spans) : turns;
   block = least(block, pieces(conv->tiles.count, splits));  // every worker finds some to do
@@ -92,7 +97,7 @@ static void plan(Loops *loops, int64_t workers) {
     loops->first_turns = conv->blocks;
     loops->second_turns = conv->spans * conv->splits;
     loops->shared_floats = conv->blocks * input;
-    loops->worker_floats += conv->packed ? 0 : kernel;
+    loops->worker_floats += conv->packed ? 0 : conv->span * kernel;
   } else {
     loops->first_turns = conv->packed ? 0 : panels;
     loops->second_turns = conv->blocks;
@@ -318,8 +323,9 @@ static void second_turn(const Loops *loops, int64_t turn, float *room) {
   if (conv->packed) {
     packed += first * packing->chunk;
   } else {
-    pack_panel(conv, first, own, packing->chunk);
-    packed = own, apart = packing->chunk;
+    packed = own, apart = panels * packing->chunk;
+    for (int64_t i = 0; i < panels; i++)
+      pack_panel(conv, first + i, own + i * packing->chunk, apart);
   }
   for (int64_t block = split * conv->blocks / conv->splits;
        block < (split + 1) * conv->blocks / conv->splits; block++)
