@@ -73,7 +73,7 @@ def test_a_server_that_fails_is_asked_again(stack, proxy, name):
     for _ in range(3):
         flaxvgg.save(stack, url)
         assert same(flaxvgg.load(url), stack)
-    assert proxy.faults > 3
+    assert proxy.faults > 0
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_a_run_goes_on_on_another_machine(photos, tiny, proxy, machine, tmp_path
     run, url, home = a_run(photos), f"{PLACE}/on", machine()
     whole = train(tiny, run, tmp_path / "whole")
     first = train(tiny, run, url, stopped_after(4))
-    assert first.steps == 4
+    assert 0 < first.steps < first.of
     assert not [x for x in home.rglob("*") if x.is_file()]  # the bucket has it all
     machine()
     again = train(tiny, run, url)
