@@ -18,9 +18,8 @@ def test_the_committed_report_is_that_of_the_committed_results(tmp_path: Path):
     assert (FOLDER / "README.md").read_text("utf-8") == page(report.readme, results)
     figure.draw(results).savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
-    # In areas of one colour rounding chooses what max pooling takes: the page says so.
-    found = [line for line in missed(results) if "times" not in line]
-    assert found == ["gradients within 2e-5 (median)"]
+    assert not [line for line in missed(results) if "times" not in line]
+    assert results["gradients"]["errors"]["flaxvgg"][2] > results["gradients"]["pairs"] / 2
 
 
 def test_stronger_distortions_are_further_away():
