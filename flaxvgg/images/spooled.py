@@ -46,27 +46,6 @@ class _Spool:
             return {"image": self._file.read(place[1])}
 
 
-class Spooled:
-    """Images of Parquet files. A group of rows is read as a whole: not once for each image."""
-
-    def __init__(self, images: ImagesInside):
-        self._images, self._spool, self._lock = images, _Spool(), threading.Lock()
-
-    def __reduce__(self) -> tuple[Any, ...]:  # another process has a temporary file of its own
-        return type(self), (self._images,)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        if row not in self._spool.places:
-            with self._lock:  # one thread reads a group, and the others wait for it
-                if row not in self._spool.places:
-                    for number in self._images.group_of(row):
-                        self._spool.put(number, _image(self._images[number]))
-        return self._spool.get(row)
-
-
 class Fetched:
     """Images behind addresses: objects, or members of archives. Many may be waited for at once."""
 
@@ -81,8 +60,25 @@ class Fetched:
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         if row not in self._spool.places:
-            self._spool.put(row, _image(self._images[row]))
+            self._take(row)
         return self._spool.get(row)
+
+    def _take(self, row: int) -> None:
+        self._spool.put(row, _image(self._images[row]))
+
+
+class Spooled(Fetched):
+    """Images of Parquet files. A group of rows is read as a whole: not once for each image."""
+
+    def __init__(self, images: ImagesInside):
+        super().__init__(images)
+        self._lock = threading.Lock()
+
+    def _take(self, row: int) -> None:
+        with self._lock:  # one thread reads a group, and the others wait for it
+            if row not in self._spool.places:
+                for number in self._images.group_of(row):
+                    super()._take(number)
 
 
 def _image(element: dict[str, Any]) -> Any:
