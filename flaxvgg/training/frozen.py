@@ -159,8 +159,8 @@ def compute_features(
             "the frozen convolutions run in every epoch on the images to train on, of which each "
             "time another part is seen (crop = 1: once)"
         )
-    counts = " and ".join(f"{len(files)} for {name}" for name, files in sorted(kept.items()))
-    counts = counts.replace("training", "training, as they are and mirrored,") if flips else counts
+    what = {"training": "training, as they are and mirrored,"} if flips else {}
+    counts = " and ".join(f"{len(kept[name])} for {what.get(name, name)}" for name in sorted(kept))
     watch.say(f"features of images are kept in {folder}: {counts}, {size}")
     for name, files in kept.items():
         if not _compute(files, todo[name], wanted[name], of_photos, stop, watch):
