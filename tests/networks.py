@@ -1,6 +1,7 @@
 """Random networks, a tiny one, and photos to train on; without PyTorch, which takes seconds."""
 
 import math
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -91,6 +92,20 @@ def coloured_photos(folder: Path) -> Path:
             pixels = np.array(colour) + random.normal(0, 40, (40, 50, 3))
             image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
             image.save(folder / name / f"{i}.png")
+    return folder
+
+
+def noise_photos(
+    folder: Path, counts: dict[str, int], size: Callable[[int], tuple[int, int]], broken: str
+) -> Path:
+    """So many images of noise in a folder for each class, of size (H, W) by number; one is cut."""
+    random = np.random.default_rng(0)
+    for name, count in counts.items():
+        (folder / name).mkdir()
+        for i in range(count):
+            pixels = random.integers(0, 256, (*size(i), 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:02}.png")
+    (folder / broken).write_bytes((folder / broken).read_bytes()[:60])
     return folder
 
 

@@ -4,6 +4,7 @@ with Server(folder) as server, Proxy(server.port) as proxy: ...
 """
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -202,6 +203,17 @@ def some(seed: int, part: float, *faults: str) -> Callable[[str, str], str | Non
     def fault(method: str, path: str) -> str | None:
         with lock:
             return draw.choice(faults) if draw.random() < part else None
+
+    return fault
+
+
+def full_after(most: int) -> Callable[[str, str], str | None]:
+    """Nothing more fits after so many writes, locks aside."""
+    writes = itertools.count()
+
+    def fault(method: str, path: str) -> str | None:
+        is_more = method == "PUT" and ".lock" not in path and next(writes) >= most
+        return "507 QuotaExceeded" if is_more else None
 
     return fault
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pytest
-from PIL import Image
 from pyarrow import parquet
 from records import write_records
 from streaming_jobs import means_job, on_device
@@ -28,6 +27,7 @@ from flaxvgg.network.provenance import PREPROCESSING
 from flaxvgg.streaming import find_source, stream
 from flaxvgg.training.data import batches, reading
 from flaxvgg.training.settings import Data
+from networks import noise_photos
 
 RECIPE = PREPROCESSING["torchvision"]
 BROKEN = "cats/01.png"
@@ -37,14 +37,7 @@ BROKEN = "cats/01.png"
 def folder(tmp_path_factory):
     """Images of two classes, one of them broken."""
     root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for name, count in ("cats", 7), ("dogs", 6):
-        (root / name).mkdir()
-        for i in range(count):
-            pixels = rng.integers(0, 256, (36, 40 + i, 3), np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i:02}.png")
-    (root / BROKEN).write_bytes((root / BROKEN).read_bytes()[:60])
-    return root
+    return noise_photos(root, {"cats": 7, "dogs": 6}, lambda i: (36, 40 + i), BROKEN)
 
 
 def packed(kind: str, folder: Path, out: Path) -> Path:

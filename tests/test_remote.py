@@ -1,7 +1,6 @@
 """Data sets and stores in buckets, on a real S3 server of this machine: the same as in folders."""
 
 import doctest
-import itertools
 import re
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow
 import pytest
 import zarr
-from object_store import BUCKET, at, some
+from object_store import BUCKET, at, full_after, some
 from pyarrow import parquet
 from streaming_jobs import means_job, on_device
 from test_archives import image, tar
@@ -385,13 +384,7 @@ def test_servers_that_fail_and_come_back(folder, proxy, server, monkeypatch):
     remote._made.cache_clear()
     for name, job in jobs.items():
         for most in range(12, 200, 12):
-            writes = itertools.count()
-
-            def fill(method: str, path: str, writes=writes, most=most) -> str | None:
-                is_more = method == "PUT" and ".lock" not in path and next(writes) >= most
-                return "507 QuotaExceeded" if is_more else None
-
-            proxy.fault = fill
+            proxy.fault = full_after(most)
             try:
                 run(job, find_source(f"{BUCKET_URL}/photos"), f"{place}/full/{name}.zarr")
                 break

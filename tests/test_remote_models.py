@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from object_store import BUCKET, at, some
+from object_store import BUCKET, at, full_after, some
 
 import flaxvgg
 from flaxvgg.files import remote, remote_folders
@@ -84,13 +84,7 @@ def test_what_is_there_stays_until_the_other_is_whole(models, tiny, proxy, monke
     before = names(url)
     # No room after so many writes, whichever they are.
     for most in itertools.count(3):  # the lock is the first one
-        writes = itertools.count()
-
-        def fill(method: str, path: str, writes=writes, most=most) -> str | None:
-            is_more = method == "PUT" and ".lock" not in path and next(writes) >= most
-            return "507 QuotaExceeded" if is_more else None
-
-        proxy.fault = fill
+        proxy.fault = full_after(most)
         try:
             with pytest.raises(RemoteError, match=r"no room .*: make room") as error:
                 flaxvgg.save(models[1], url)

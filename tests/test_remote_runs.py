@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from object_store import BUCKET, some
+from object_store import BUCKET, full_after, some
 
 import flaxvgg
 from flaxvgg.files import remote
@@ -174,13 +174,7 @@ def test_servers_that_fail_and_come_back(photos, tiny, proxy, server, machine, m
     remote._made.cache_clear()
     said, home, url = [], machine(), f"{PLACE}/spoilt/full"
     for most in range(2, 400, 12):
-        writes = itertools.count()
-
-        def fill(method: str, path: str, writes=writes, most=most) -> str | None:
-            is_more = method == "PUT" and ".lock" not in path and next(writes) >= most
-            return "507 QuotaExceeded" if is_more else None
-
-        proxy.fault = fill
+        proxy.fault = full_after(most)
         try:
             assert train(tiny, run, url).rows == whole.rows
             break

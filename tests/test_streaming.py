@@ -43,6 +43,7 @@ from flaxvgg.streaming import (
     zeros_by_photo,
 )
 from helpers import TINY_GAP, tiny_vgg
+from networks import noise_photos
 
 HERE = Path(__file__).parent
 SIZES = [(40, 48), (33, 64)]  # height, width
@@ -58,14 +59,7 @@ def model():
 def folder(tmp_path_factory):
     """Two classes of 12 and 9 images of two sizes, one of them broken."""
     root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for name, count in ("cats", 12), ("dogs", 9):
-        (root / name).mkdir()
-        for i in range(count):
-            pixels = rng.integers(0, 256, (*SIZES[i % 2], 3), np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i:02}.png")
-    (root / BROKEN).write_bytes((root / BROKEN).read_bytes()[:60])
-    return root
+    return noise_photos(root, {"cats": 12, "dogs": 9}, lambda i: SIZES[i % 2], BROKEN)
 
 
 @pytest.fixture(scope="module")
