@@ -9,14 +9,8 @@ import numpy as np
 import pytest
 
 from flaxvgg.files.locking import LockedError, alone
-from flaxvgg.images.fingerprint import (
-    UNKNOWN,
-    Known,
-    content_of,
-    content_of_file,
-    in_threads,
-    what_differs,
-)
+from flaxvgg.files.threads import in_threads
+from flaxvgg.images.fingerprint import UNKNOWN, Known, content_of, content_of_file, what_differs
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 128 * 1024])

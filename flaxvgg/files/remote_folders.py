@@ -15,8 +15,7 @@ import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -26,6 +25,7 @@ from flaxvgg.files.nesting import parse_json
 from flaxvgg.files.remote import GoneError, Object, objects_below, remove, replace, write
 from flaxvgg.files.remote_locking import alone_at
 from flaxvgg.files.replacing import WriteError
+from flaxvgg.files.threads import in_threads
 
 T = TypeVar("T")
 
@@ -224,7 +224,6 @@ def _remove_all(url: str, names: list[str]) -> None:
     _all(lambda name: remove(f"{url}/{name}"), names)
 
 
-def _all(work: Callable[[str], object], names: object) -> None:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(work, names):  # pyright: ignore
-            pass
+def _all(work: Callable[[str], object], names: Iterable[str]) -> None:
+    for _ in in_threads(work, names, _THREADS):
+        pass

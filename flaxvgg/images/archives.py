@@ -22,8 +22,8 @@ from typing import IO, Any, NamedTuple
 
 from flaxvgg.files.addresses import address
 from flaxvgg.files.remote import THREADS, GoneError, Ranges, open_file
+from flaxvgg.files.threads import in_threads
 from flaxvgg.images.finding import SUFFIXES, ImageError, by_folder, is_hidden
-from flaxvgg.images.fingerprint import in_threads
 from flaxvgg.images.objects import Deferred
 from flaxvgg.images.table_files import DatasetError
 

@@ -12,8 +12,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -94,25 +93,6 @@ def model_digest(model: VGG, rooms: Collection[str] = ("conv_stack", "head")) ->
         if path[0] in rooms:
             digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def in_threads(
-    function: Callable[[T], R], items: Iterable[T], threads: int | None = None
-) -> Iterator[R]:
-    """`map`, by default on all processors; what is read ahead is bounded."""
-    threads = threads or os.cpu_count() or 1
-    running: collections.deque[Future[R]] = collections.deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                running.append(pool.submit(function, item))
-                if len(running) > 16 * threads:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            for future in running:
-                future.cancel()
 
 
 def what_differs(before: Mapping[str, Known], now: Mapping[str, Known]) -> str:

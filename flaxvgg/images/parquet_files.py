@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from flaxvgg.files.addresses import address, below, folder_of
 from flaxvgg.files.nesting import parse_json
 from flaxvgg.files.remote import THREADS, Object, Ranges
+from flaxvgg.files.threads import in_threads
 from flaxvgg.images.detections import OBJECTS, objects_column, told_of_classes
 from flaxvgg.images.finding import ImageError
-from flaxvgg.images.fingerprint import in_threads
 from flaxvgg.images.objects import Deferred
 from flaxvgg.images.table_files import COLUMNS, DatasetError, TableFile
 

@@ -17,7 +17,8 @@ from flaxvgg.files.foreign import AnyPath, shown
 from flaxvgg.files.locking import LockedError
 from flaxvgg.files.records import difference
 from flaxvgg.files.remote import RemoteError
-from flaxvgg.images.fingerprint import UNKNOWN, Known, in_threads, what_differs
+from flaxvgg.files.threads import in_threads
+from flaxvgg.images.fingerprint import UNKNOWN, Known, what_differs
 from flaxvgg.network.processes import total
 from flaxvgg.streaming.places import place_of
 from flaxvgg.streaming.source import Source

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from flaxvgg.files.foreign import AnyPath
-from flaxvgg.images.fingerprint import UNKNOWN, in_threads
+from flaxvgg.files.threads import in_threads
+from flaxvgg.images.fingerprint import UNKNOWN
 from flaxvgg.streaming.places import box_of
 from flaxvgg.streaming.source import Item, Source
 

@@ -12,15 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flaxvgg.files.remote import THREADS
+from flaxvgg.files.threads import in_threads
 from flaxvgg.images.datasets import DatasetError, LabelledImages
-from flaxvgg.images.fingerprint import (
-    UNKNOWN,
-    Known,
-    content_of_photo,
-    in_threads,
-    relative_name,
-    what_differs,
-)
+from flaxvgg.images.fingerprint import UNKNOWN, Known, content_of_photo, relative_name, what_differs
 from flaxvgg.images.inside import Inside
 from flaxvgg.images.loading import ImageError, load_pixels
 from flaxvgg.images.spooled import Fetched
