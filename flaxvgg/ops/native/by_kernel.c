@@ -150,7 +150,7 @@ static int64_t transform_block(const ByKernel *call, const Part *part, int64_t b
 static void add_product(const float *inputs, int64_t step, const float *outputs, int64_t depth,
                         int is_first, double *sums) {
   Vector product[ROWS][2];
-  multiply(inputs, 1, step, outputs, depth, NULL, product);
+  multiply(inputs, 1, step, outputs, depth, 0, product);
   for (int r = 0; r < ROWS; r++)
     for (int v = 0; v < 2; v++) {
       double *to = sums + r * PANEL + v * LANES;

@@ -19,7 +19,8 @@
 //
 // A block of tiles is transformed and multiplied while it is in the cache, and a group of the depth
 // goes through all of its rows before the next one does, so that its part of the kernel is read from
-// the nearest cache.
+// the nearest cache. The next group's part, and the inputs of the rows that come next, are fetched
+// meanwhile: the rows lie too far apart for the processor to foresee it.
 //
 // This file is compiled once for each instruction set; LEVEL is the name that its functions get.
 
@@ -27,7 +28,7 @@
 
 enum {
   CACHE = 128 * 1024,     // floats of a block's transformed inputs, where the nearer cache has
-  LEAST_ROWS = 4 * ROWS,  // room for so many rows; otherwise the products of all panels go to the
+  LEAST_ROWS = 24,        // room for so many rows; otherwise the products of all panels go to the
   FAR_ROWS = 18 * ROWS,   // farther one, and so many rows, the most, are worth the kernel's reading
   NEAR_ROWS = 9 * ROWS,   // whose sums the nearest has room for
   FEW_PANELS = 1 << 20,   // floats of panels that a worker packs for itself at a time
@@ -130,17 +131,19 @@ static void transform_inputs(const Conv3x3 *conv, int64_t block, float *to) {
 }
 
 // to (rows, PANEL) = inputs (rows, depth) times a chunk of the kernel; `lost` (rows, PANEL) has what
-// the sums so far have rounded off.
+// the sums so far have rounded off, from the second group on. `nth` is the group's number, or 2.
 
-INLINE void add_group(const float *inputs, int64_t row, const float *kernel, int64_t depth,
-                      const float *seed, int is_first, int is_last, float *to, float *lost) {
+INLINE void add_group(const float *inputs, int64_t row, const float *kernel, int64_t depth, int nth,
+                      int is_last, float *to, float *lost) {
   Vector sum[ROWS][2];
-  multiply(inputs, row, 1, kernel, depth, seed, sum);
+  for (int r = 0; nth == 2 && r < ROWS; r++)
+    for (int v = 0; v < 2; v++) sum[r][v] = load(lost + r * PANEL + v * LANES);
+  multiply(inputs, row, 1, kernel, depth, nth == 2, sum);
   for (int r = 0; r < ROWS; r++)
     for (int v = 0; v < 2; v++) {
       int64_t at = r * PANEL + v * LANES;
       Vector after = sum[r][v];
-      if (!is_first) {
+      if (nth > 0) {
         Vector before = load(to + at);
         after = before + sum[r][v];
         if (!is_last) store(lost + at, sum[r][v] - (after - before));
@@ -182,16 +185,19 @@ static void multiply_rows(const Conv3x3 *conv, int64_t rows, const float *inputs
     for (int64_t row = 0; row < rows; row += ROWS) {
       const float *left = inputs + row * stride + group, *right = kernel + group * PANEL;
       float *sums = to + row * PANEL, *rest = lost + row * PANEL;
-      int is_last = depth - group <= GROUP;
+      int nth = least(group / GROUP, 2), is_last = depth - group <= GROUP;
+      for (int64_t r = 0; r < ROWS; r++) {
+        for (int64_t i = 0; i < GROUP; i += LINE) __builtin_prefetch(left + (ROWS + r) * stride + i);
+        __builtin_prefetch(right + GROUP * PANEL + (row + r) * LINE);
+      }
       if (depth - group < GROUP)
-        add_group(left, stride, right, depth - group, group > GROUP ? rest : 0, group == 0, 1, sums,
-                  rest);
-      else if (group == 0)
-        add_group(left, stride, right, GROUP, 0, 1, is_last, sums, rest);
-      else if (group == GROUP)
-        add_group(left, stride, right, GROUP, 0, 0, is_last, sums, rest);
+        add_group(left, stride, right, depth - group, nth, 1, sums, rest);
+      else if (nth == 0)
+        add_group(left, stride, right, GROUP, 0, is_last, sums, rest);
+      else if (nth == 1)
+        add_group(left, stride, right, GROUP, 1, is_last, sums, rest);
       else
-        add_group(left, stride, right, GROUP, rest, 0, is_last, sums, rest);
+        add_group(left, stride, right, GROUP, 2, is_last, sums, rest);
     }
 }
 

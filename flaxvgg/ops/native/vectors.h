@@ -16,15 +16,24 @@
 #define LANES 4
 #endif
 
+// Of the sums that a matrix product holds in registers. AVX-512 and ARM have twice as many of these.
+// With six rows of AVX2, chains would end in a burst of 12 stores, for which the multiplications wait.
 #ifndef ROWS
-#define ROWS (LANES == 16 ? 7 : 6)  // AVX-512 has twice as many registers
+#if LANES == 16
+#define ROWS 7
+#elif defined(__aarch64__)
+#define ROWS 6
+#else
+#define ROWS 4
+#endif
 #endif
 
 enum {
   PANEL = 2 * LANES,  // columns, of which ROWS rows of sums are held in registers
   CHAIN = 8,          // products added one after another
   GROUP = 4 * CHAIN,  // products whose chains are added before they join the rest
-  APART = 16,         // floats between matrices, lest they fall on the same lines of the cache
+  LINE = 16,          // floats in a line of the cache
+  APART = LINE,       // floats between matrices, lest they fall on the same lines of the cache
 };
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -106,35 +115,36 @@ INLINE void transpose(Vector rows[LANES]) {
 #undef UPPER
 
 // sum (ROWS, PANEL) = left (ROWS, depth) times right (depth, PANEL), chain by chain; `row` and `step`
-// are the floats from one row of the left matrix to the next, and from one column to the next.
-// `seed` (ROWS, PANEL), where there is one, is added to the first chain. Without any depth the sum
-// is zero.
-INLINE void multiply(const float *left, int64_t row, int64_t step, const float *right,
-                     int64_t depth, const float *seed, Vector sum[ROWS][2]) {
-  for (int r = 0; depth == 0 && r < ROWS; r++) sum[r][0] = sum[r][1] = (Vector){0};
-  for (int64_t chain = 0; chain < depth; chain += CHAIN) {
-    Vector part[ROWS][2];
-    if (seed && chain == 0)
-      for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < 2; v++) part[r][v] = load(seed + r * PANEL + v * LANES);
+// are the floats from one row of the left matrix to the next, and from one column to the next. Where
+// it is `begun`, the first chain is added to what `sum` has. Without any depth the sum is zero.
+
+INLINE void multiply_chain(const float *left, int64_t row, int64_t step, const float *right,
+                           int begun, Vector sum[ROWS][2]) {
 #pragma GCC unroll 8
-    for (int i = 0; i < CHAIN; i++) {
-      const float *k = right + (chain + i) * PANEL;
-      Vector first = load(k), second = load(k + LANES);
-      int begins = i == 0 && !(seed && chain == 0);
+  for (int i = 0; i < CHAIN; i++) {
+    Vector first = load(right + i * PANEL), second = load(right + i * PANEL + LANES);
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; r++) {
-        float d = left[r * row + (chain + i) * step];
-        part[r][0] = begins ? d * first : part[r][0] + d * first;
-        part[r][1] = begins ? d * second : part[r][1] + d * second;
-      }
+    for (int r = 0; r < ROWS; r++) {
+      float d = left[r * row + i * step];
+      sum[r][0] = i || begun ? sum[r][0] + d * first : d * first;
+      sum[r][1] = i || begun ? sum[r][1] + d * second : d * second;
     }
+  }
+}
+
+INLINE void multiply(const float *left, int64_t row, int64_t step, const float *right,
+                     int64_t depth, int begun, Vector sum[ROWS][2]) {
+  if (depth == 0) {
+    for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = (Vector){0};
+    return;
+  }
+  multiply_chain(left, row, step, right, begun, sum);
+#pragma GCC unroll 1
+  for (int64_t chain = CHAIN; chain < depth; chain += CHAIN) {
+    Vector part[ROWS][2];
+    multiply_chain(left + chain * step, row, step, right + chain * PANEL, 0, part);
     for (int r = 0; r < ROWS; r++)
-      for (int v = 0; v < 2; v++)
-        if (chain == 0)
-          sum[r][v] = part[r][v];
-        else
-          sum[r][v] += part[r][v];
+      for (int v = 0; v < 2; v++) sum[r][v] += part[r][v];
   }
 }
 
