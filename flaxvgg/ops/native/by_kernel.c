@@ -11,16 +11,19 @@
 // This file is compiled once for each instruction set; LEVEL is the name that its functions get.
 
 #define FLOAT32_TRANSFORMS
-#define ROWS 6
+#ifdef __AVX512F__
+#define ROWS 6  // 22 times that are 128, but for 4
+#endif
 
 #include "tiles.h"
 
 enum {
-  MOST_DEPTH = 64,        // of a block's products, and
-  MOST_ROWS = 22 * ROWS,  // and
-  MOST_COLUMNS = 128,     // of the result, for which it is transformed
-  LEAST_BLOCKS = 4,       // of a span: fewer are not worth sums of their own
-  MOST_SUMS = 1 << 24,    // of all spans, 128 MB: with many threads, spans are longer
+  MOST_DEPTH = 64,                             // of a block's products, and
+  MOST_ROWS = (128 + ROWS - 1) / ROWS * ROWS,  // and
+  MOST_COLUMNS = 128,                          // of the result, for which it is transformed
+  LEAST_BLOCKS = 4,                            // of a span: fewer are not worth sums of their own
+  MOST_SUMS = 1 << 24,                         // of all spans, 128 MB: with many threads, spans
+                                               // are longer
 };
 
 INLINE Doubles load_sums(const double *from) { return *(const Doubles *)from; }

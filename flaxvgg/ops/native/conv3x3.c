@@ -113,10 +113,22 @@ INLINE int64_t tiles_of(const Conv3x3 *conv, int64_t block) {
   return least(conv->block, conv->tiles.count - block * conv->block);
 }
 
+// The pixels of a tile that the one before it has not begin to be fetched.
+static void prefetch_inputs(const Conv3x3 *conv, int64_t i) {
+  if (i >= conv->tiles.count) return;
+  Tile tile = tile_at(&conv->tiles, i);
+  for (int64_t j = -1; j <= conv->tiles.height; j++)
+    for (int64_t k = 1; k <= conv->tiles.width; k++) {
+      const float *p = pixel(&conv->x, tile, j, k);
+      for (int64_t c = 0; p && c < conv->x.channels; c += LINE) __builtin_prefetch(p + c);
+    }
+}
+
 static void transform_inputs(const Conv3x3 *conv, int64_t block, float *to) {
   int64_t count = tiles_of(conv, block), size = conv->rows * conv->row_stride;
   for (int64_t i = 0; i < count; i++) {
     Tile tile = tile_at(&conv->tiles, block * conv->block + i);
+    prefetch_inputs(conv, block * conv->block + i + 1);
     if (conv->packing.places == 1)
       gather_tile(&conv->x, tile, conv->depth, to + i * size, conv->row_stride);
     else if (conv->tiles.width == 4)
