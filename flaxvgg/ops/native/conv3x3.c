@@ -232,31 +232,44 @@ INLINE void outputs_of(int height, int width, const Conv3x3 *conv, const float *
   for (int j = 0; j < height; j++) output_1d(width, down[j], out[j]);
 }
 
-INLINE void finish_tile(int tall, int wide, const Conv3x3 *conv, Tile tile, int64_t panel,
+// A vector of a tile's channels, from `first` on; `rows` and `columns` of the tile lie in y. Where it
+// is `whole`, all do, and all channels.
+INLINE void finish_vector(int tall, int wide, int pool, int whole, const Conv3x3 *conv,
+                          int64_t first, int64_t rows, int64_t columns, const float *from,
+                          float *to, int64_t row_apart) {
+  int64_t count = whole ? LANES : conv->outputs - first;
+  Doubles bias = widen(conv->bias ? load_some(conv->bias + first, count) : (Vector){0});
+  Doubles sums[4][4];
+  Vector out[4][4];
+  outputs_of(tall, wide, conv, from, sums);
+  for (int i = 0; i < tall; i++)
+    for (int j = 0; j < wide; j++) out[i][j] = rounded(sums[i][j] + bias);
+  const int step = pool ? 2 : 1;
+  for (int i = 0; i < tall / step; i++)
+    for (int j = 0; j < wide / step; j++) {
+      if (!whole && (i >= rows || j >= columns)) continue;
+      Vector v = out[i][j];
+      if (pool)  // ReLU is monotone: the largest stays the largest
+        v = larger(larger(out[2 * i][2 * j], out[2 * i][2 * j + 1]),
+                   larger(out[2 * i + 1][2 * j], out[2 * i + 1][2 * j + 1]));
+      store_some(to + i * row_apart + j * conv->outputs, conv->relu ? relu(v) : v, count);
+    }
+}
+
+INLINE void finish_tile(int tall, int wide, int pool, const Conv3x3 *conv, Tile tile, int64_t panel,
                         const float *from) {
-  int64_t height = conv->x.height, width = conv->x.width;
-  if (conv->pool) height /= 2, width /= 2, tile.row /= 2, tile.column /= 2;
+  const int step = pool ? 2 : 1;
+  int64_t height = conv->x.height / step, width = conv->x.width / step;
+  int64_t row = tile.row / step, column = tile.column / step;
+  int64_t rows = height - row, columns = width - column, apart = width * conv->outputs;
   for (int64_t lane = 0; lane < PANEL; lane += LANES) {
-    int64_t first = panel * PANEL + lane, count = conv->outputs - first;
-    if (count <= 0) return;
-    Doubles bias = widen(conv->bias ? load_some(conv->bias + first, count) : (Vector){0});
-    Doubles sums[4][4];
-    Vector out[4][4];
-    outputs_of(tall, wide, conv, from + lane, sums);
-    for (int i = 0; i < tall; i++)
-      for (int j = 0; j < wide; j++) out[i][j] = rounded(sums[i][j] + bias);
-    const int step = conv->pool ? 2 : 1;
-    for (int i = 0; i < tall / step; i++)
-      for (int j = 0; j < wide / step; j++) {
-        int64_t row = tile.row + i, column = tile.column + j;
-        if (row >= height || column >= width) continue;
-        Vector v = out[i][j];
-        if (conv->pool)  // ReLU is monotone: the largest stays the largest
-          v = larger(larger(out[2 * i][2 * j], out[2 * i][2 * j + 1]),
-                     larger(out[2 * i + 1][2 * j], out[2 * i + 1][2 * j + 1]));
-        float *to = conv->y + ((tile.image * height + row) * width + column) * conv->outputs + first;
-        store_some(to, conv->relu ? relu(v) : v, count);
-      }
+    int64_t first = panel * PANEL + lane;
+    if (first >= conv->outputs) return;
+    float *to = conv->y + ((tile.image * height + row) * width + column) * conv->outputs + first;
+    if (first + LANES <= conv->outputs && rows >= tall / step && columns >= wide / step)
+      finish_vector(tall, wide, pool, 1, conv, first, rows, columns, from + lane, to, apart);
+    else
+      finish_vector(tall, wide, pool, 0, conv, first, rows, columns, from + lane, to, apart);
   }
 }
 
@@ -297,10 +310,14 @@ static void multiply_block(const Conv3x3 *conv, int64_t block, int64_t first, in
     for (int64_t panel = 0; panel < panels; panel++) {
       prefetch_tile(conv, block * conv->block + i + AHEAD, first + panel);
       const float *from = products + panel * size + i * conv->rows * PANEL;
-      if (conv->tiles.width == 4)
-        finish_tile(2, 4, conv, tile, first + panel, from);
+      if (conv->tiles.width == 4 && conv->pool)
+        finish_tile(2, 4, 1, conv, tile, first + panel, from);
+      else if (conv->tiles.width == 4)
+        finish_tile(2, 4, 0, conv, tile, first + panel, from);
+      else if (conv->pool)
+        finish_tile(2, 2, 1, conv, tile, first + panel, from);
       else
-        finish_tile(2, 2, conv, tile, first + panel, from);
+        finish_tile(2, 2, 0, conv, tile, first + panel, from);
     }
   }
 }

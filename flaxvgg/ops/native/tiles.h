@@ -31,30 +31,45 @@ INLINE const float *pixel(const Images *x, Tile tile, int64_t down, int64_t acro
 }
 
 // B' d B of a tile of height x width outputs: `count` channels from `first` on, and zeros where
-// there are no more; `apart` floats lie between the (height + 2) (width + 2) places.
+// there are no more; `apart` floats lie between the (height + 2) (width + 2) places. Where it is
+// `whole`, all pixels and channels are there, and nothing has to be asked on the way.
+
+INLINE void transform_vector(int height, int width, int whole, const float *const pixels[36],
+                             int64_t c, int64_t there, int64_t count, float *to, int64_t apart) {
+  const int m = height + 2, n = width + 2;
+  Real down[6][6], d[6], out[6];
+  for (int k = 0; k < n; k++) {
+    for (int j = 0; j < m; j++) {
+      const float *p = pixels[n * j + k];
+      d[j] = whole ? real(load(p + c)) : p ? real(load_some(p + c, there - c)) : (Real){0};
+    }
+    input_1d(height, d, out);
+    for (int j = 0; j < m; j++) down[j][k] = out[j];
+  }
+  for (int j = 0; j < m; j++) {
+    input_1d(width, down[j], out);
+    for (int k = 0; k < n; k++)
+      store_some(to + (n * j + k) * apart + c, vector(out[k]), whole ? LANES : count - c);
+  }
+}
+
 INLINE void transform_tile(int height, int width, const Images *x, Tile tile, int64_t first,
                            int64_t count, float *to, int64_t apart) {
   const int m = height + 2, n = width + 2;
-  const float *from[36];
+  const float *pixels[36];
+  int64_t there = x->channels - first;
+  int whole = there >= count && count % LANES == 0;
   for (int j = 0; j < m; j++)
-    for (int k = 0; k < n; k++) from[n * j + k] = pixel(x, tile, j - 1, k - 1);
-  for (int64_t c = 0; c < count; c += LANES) {
-    int64_t there = x->channels - first - c;
-    Real down[6][6], d[6], out[6];
     for (int k = 0; k < n; k++) {
-      for (int j = 0; j < m; j++) {
-        const float *p = from[n * j + k];
-        d[j] = p ? real(load_some(p + first + c, there)) : (Real){0};
-      }
-      input_1d(height, d, out);
-      for (int j = 0; j < m; j++) down[j][k] = out[j];
+      const float *p = pixel(x, tile, j - 1, k - 1);
+      pixels[n * j + k] = p ? p + first : 0;
+      whole &= p != 0;
     }
-    for (int j = 0; j < m; j++) {
-      input_1d(width, down[j], out);
-      for (int k = 0; k < n; k++)
-        store_some(to + (n * j + k) * apart + c, vector(out[k]), count - c);
-    }
-  }
+  for (int64_t c = 0; c < count; c += LANES)
+    if (whole)
+      transform_vector(height, width, 1, pixels, c, there, count, to, apart);
+    else
+      transform_vector(height, width, 0, pixels, c, there, count, to, apart);
 }
 
 // The nine neighbours of each of the four pixels of a 2x2 tile, `count` floats with zeros behind.
