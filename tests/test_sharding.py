@@ -45,48 +45,45 @@ def expected(photos):
     return sharded.results(flaxvgg.data_mesh(jax.devices()[:1]), photos)
 
 
-@pytest.fixture(scope="module")
-def elsewhere(photos, tmp_path_factory):
-    """On 8 devices of one process, and on 2 devices of each of 2 processes."""
-    folder = tmp_path_factory.mktemp("elsewhere")
+def elsewhere(devices: int, parts: int, cases: str, photos: Path, out: Path) -> dict:
+    """What so many processes, each with so many devices, find together."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-
-    def computed(devices: int, parts: int, cases: str) -> dict[str, np.ndarray]:
-        out = folder / f"{parts}.npz"
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."}
-        command = [sys.executable, "-W", "error", sharded.__file__, out, photos, cases]
-        processes = [
-            subprocess.Popen(
-                [*command, str(part), str(parts), port],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for part in range(parts)
-        ]
-        try:
-            said = [process.communicate(timeout=150)[0] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        assert not any(process.returncode for process in processes), "\n".join(said)
-        return dict(np.load(out))
-
-    return {
-        "8 devices": computed(8, 1, ",".join(sharded.CASES)),
-        "2 processes": computed(2, 2, "classifier"),
-    }
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."}
+    command = [sys.executable, "-W", "error", sharded.__file__, out, photos, cases]
+    processes = [
+        subprocess.Popen(
+            [*command, str(part), str(parts), port],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for part in range(parts)
+    ]
+    try:
+        said = [process.communicate(timeout=150)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(process.returncode for process in processes), "\n".join(said)
+    return dict(np.load(out))
 
 
-@pytest.mark.parametrize("where", ["8 devices", "2 processes"])
-def test_results_do_not_depend_on_where_they_are_computed(expected, elsewhere, where: str):
-    found, devices = elsewhere[where], 8 if where == "8 devices" else 4
+@pytest.mark.parametrize(
+    ("devices", "processes", "cases"),
+    [(8, 1, ",".join(sharded.CASES)), (2, 2, "classifier")],
+    ids=["8 devices", "2 processes"],
+)
+def test_results_do_not_depend_on_where_they_are_computed(
+    expected, photos, tmp_path, devices: int, processes: int, cases: str
+):
+    found = elsewhere(devices, processes, cases, photos, tmp_path / "found.npz")
+    devices *= processes
     names = expected.keys()
-    if where == "2 processes":
+    if processes > 1:
         names = {name for name in names if not name.startswith(("score map", "frozen"))}
     assert found.keys() == names
     for name in names - {f"{case} bytes" for case in sharded.CASES}:
