@@ -1,6 +1,7 @@
 """Pictures: how fast every tool is, how fast and how exact, and how near to the machine's most."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -186,7 +187,7 @@ _PLACES = [
 def _labels(axes: "Axes", tools: Mapping[str, Row]) -> None:
     """A name beside every point, where no other point, line and name is; with a line to far ones.
 
-    The figure is laid out by now.
+    Where all such places are taken, that line may cross a name. The figure is laid out by now.
     """
     from matplotlib.transforms import Bbox
 
@@ -204,15 +205,15 @@ def _labels(axes: "Axes", tools: Mapping[str, Row]) -> None:
     taken += [Bbox([[frame.x0, own[1] - 1], [frame.x1, own[1] + 1]])]
     named: list[Bbox] = []
 
-    def is_free(spot: "_Spot") -> bool:
-        box, edge, at = spot
-        line = Bbox([np.minimum(at, edge), np.maximum(at, edge)])
+    def has_room(spot: "_Spot") -> bool:
+        box, _, _ = spot
         inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
-        return (
-            inside
-            and not any(box.overlaps(other) for other in taken)
-            and not any(line.overlaps(other) for other in named)
-        )
+        return inside and not any(box.overlaps(other) for other in taken)
+
+    def is_free(spot: "_Spot") -> bool:
+        _, edge, at = spot
+        line = Bbox([np.minimum(at, edge), np.maximum(at, edge)])
+        return has_room(spot) and not any(line.overlaps(other) for other in named)
 
     for tool, point in points.items():
         text = axes.annotate(
@@ -220,8 +221,8 @@ def _labels(axes: "Axes", tools: Mapping[str, Row]) -> None:
             color=_COLOURS[tool], weight="bold" if tool in (OURS, PREPARED) else "normal",
         )  # fmt: skip
         at = axes.transData.transform(point)
-        nowhere = text.get_window_extent(), at, at
-        box, edge, _ = next(filter(is_free, _spots(text, at)), nowhere)
+        spots = (filter(fits, _spots(text, at)) for fits in (is_free, has_room, bool))  # or any
+        box, edge, _ = next(chain.from_iterable(spots))
         taken.append(box)
         named.append(box)
         if np.hypot(*(edge - at)) > 18:  # pixels: beside its point it needs no line
