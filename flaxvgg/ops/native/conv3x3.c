@@ -128,10 +128,12 @@ static void transform_inputs(const Conv3x3 *conv, int64_t block, float *to) {
   int64_t count = tiles_of(conv, block), size = conv->rows * conv->row_stride;
   for (int64_t i = 0; i < count; i++) {
     Tile tile = tile_at(&conv->tiles, block * conv->block + i);
-    prefetch_inputs(conv, block * conv->block + i + 1);
-    if (conv->packing.places == 1)
+    if (conv->packing.places == 1) {
       gather_tile(&conv->x, tile, conv->depth, to + i * size, conv->row_stride);
-    else if (conv->tiles.width == 4)
+      continue;
+    }
+    prefetch_inputs(conv, block * conv->block + i + 1);
+    if (conv->tiles.width == 4)
       transform_tile(2, 4, &conv->x, tile, 0, conv->depth, to + i * size, conv->input_stride);
     else
       transform_tile(2, 2, &conv->x, tile, 0, conv->depth, to + i * size, conv->input_stride);
